@@ -1,0 +1,210 @@
+"""What holds for every network: counts, shapes, rebuilding, tracing, exporting."""
+
+import inspect
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from nncx import models
+from nncx.models import LeNet4, LeNet5, LeNet300100, NiN, ResNet
+
+SMALL = [
+    LeNet300100(1, 10, 8),
+    LeNet4(1, 10, 8, widths=(4, 8, 16)),
+    LeNet5(1, 10, 8, padding=2),
+    LeNet5(3, 7, 32),
+    NiN(1),
+    ResNet(8, 1, width=4),
+    ResNet(14, 3, num_classes=5, width=5),  # an odd number of channels to pad
+]
+
+
+def name_of(model: nn.Module) -> str:
+    return type(model).__name__ + "-".join(str(v) for v in arguments_of(model).values())
+
+
+def arguments_of(model: nn.Module) -> dict[str, object]:
+    return {name: getattr(model, name) for name in inspect.signature(type(model)).parameters}
+
+
+def images_for(model: nn.Module, count: int = 2, size: int = 8) -> torch.Tensor:
+    size = getattr(model, "image_size", size)
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, model.in_channels, size, size, generator=generator)
+
+
+every_model = pytest.mark.parametrize("model", SMALL, ids=name_of)
+
+
+@pytest.mark.parametrize(
+    "model, parameters",
+    [
+        (LeNet300100(), 266_610),
+        (LeNet5(), 431_080),
+        (LeNet4(), 3_274_634),
+        (NiN(), 966_986),
+        (NiN(1), 957_386),
+        (ResNet(20), 269_722),
+        (ResNet(20, num_classes=100), 275_572),
+        (ResNet(164), 2_602_906),
+    ],
+    ids=lambda value: name_of(value) if isinstance(value, nn.Module) else None,
+)
+def test_parameters_are_the_published_count(model, parameters):
+    assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+@pytest.mark.parametrize(
+    "model, size, macs",
+    [
+        (LeNet300100(), 28, 784 * 300 + 300 * 100 + 100 * 10),
+        (LeNet5(), 28, 24 * 24 * 20 * 25 + 8 * 8 * 50 * 20 * 25 + 800 * 500 + 500 * 10),
+        (LeNet4(), 28, 28**2 * 32 * 25 + 14**2 * 64 * 32 * 25 + 3136 * 1024 + 1024 * 10),
+        (
+            NiN(),
+            32,
+            32**2 * (75 * 192 + 192 * 160 + 160 * 96)
+            + 16**2 * (25 * 96 * 192 + 2 * 192 * 192)
+            + 8**2 * (9 * 192 * 192 + 192 * 192 + 192 * 10),
+        ),
+        (
+            ResNet(20),
+            32,
+            32**2 * 9 * (3 * 16 + 6 * 16 * 16)
+            + 16**2 * 9 * (16 * 32 + 5 * 32 * 32)
+            + 8**2 * 9 * (32 * 64 + 5 * 64 * 64)
+            + 64 * 10,
+        ),
+    ],
+    ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
+)
+def test_macs(model, size, macs):
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model.eval()(images_for(model, 1, size))
+    assert counter.get_total_flops() == 2 * macs
+
+
+def test_resnet20_has_the_published_macs():
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        ResNet(20).eval()(torch.zeros(1, 3, 32, 32))
+    assert round(counter.get_total_flops() / 2e6, 2) == 40.55
+
+
+@pytest.mark.parametrize("size", [8, 28, 32])
+@pytest.mark.parametrize("name", ["lenet300100", "lenet4", "lenet5", "nin", "resnet8", "resnet14"])
+def test_image_sizes(name, size):
+    options = {"padding": 2} if name == "lenet5" else {}
+    model = models.by_name(name, in_channels=2, num_classes=3, image_size=size, **options)
+    images = torch.randn(4, 2, size, size)
+    logits = model.train()(images)
+    logits.sum().backward()
+    assert logits.shape == (4, 3)
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in model.parameters())
+
+
+@every_model
+def test_arguments_rebuild_the_model(model):
+    rebuilt = type(model)(**arguments_of(model))
+    rebuilt.load_state_dict(model.state_dict())
+    images = images_for(model)
+    assert torch.equal(rebuilt.eval()(images), model.eval()(images))
+
+
+@every_model
+def test_no_non_linearity_is_shared_or_hidden(model):
+    calls = []
+    relus = [m for m in model.modules() if isinstance(m, nn.ReLU)]
+    hooks = [m.register_forward_hook(lambda m, *_: calls.append(m)) for m in relus]
+    graph = torch.fx.symbolic_trace(model).graph
+    model(images_for(model))
+    for hook in hooks:
+        hook.remove()
+    assert calls == list(dict.fromkeys(calls)) and len(calls) == len(relus)
+    targets = {str(node.target) for node in graph.nodes if node.op != "call_module"}
+    assert not any("relu" in target for target in targets)
+
+
+@every_model
+def test_logits_do_not_depend_on_the_rest_of_the_batch(model):
+    images = images_for(model, 5)
+    with torch.no_grad():
+        together = model.eval()(images)
+        alone = torch.cat([model(image[None]) for image in images])
+    torch.testing.assert_close(together, alone)
+
+
+@every_model
+def test_symbolic_trace(model):
+    images = images_for(model)
+    traced = torch.fx.symbolic_trace(model.eval())
+    assert torch.equal(traced(images), model(images))
+
+
+@every_model
+def test_export_with_dynamic_batch(model):
+    batch = torch.export.Dim("batch")
+    program = torch.export.export(
+        model.eval(), (images_for(model),), dynamic_shapes={"x": {0: batch}}
+    )
+    images = images_for(model, 5)
+    torch.testing.assert_close(program.module()(images), model(images))
+
+
+@every_model
+def test_same_seed_same_weights(model):
+    def weights():
+        torch.manual_seed(3)
+        return type(model)(**arguments_of(model)).state_dict()
+
+    first, second = weights(), weights()
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize(
+    "name, expected",
+    [
+        ("lenet300100", LeNet300100),
+        ("lenet4", LeNet4),
+        ("lenet5", LeNet5),
+        ("nin", NiN),
+        ("resnet20", ResNet),
+    ],
+)
+def test_by_name(name, expected):
+    model = models.by_name(name, in_channels=1, num_classes=4, image_size=20)
+    assert type(model) is expected
+    assert model.num_classes == 4 and model.in_channels == 1
+    assert getattr(model, "image_size", 20) == 20
+    assert getattr(model, "depth", 20) == 20
+
+
+@pytest.mark.parametrize("name", ["resnet", "ResNet20", "resnet20x", "alexnet", ""])
+def test_by_name_lists_the_valid_names(name):
+    with pytest.raises(ValueError, match="one of lenet300100, lenet4, lenet5, nin, resnet<depth>"):
+        models.by_name(name)
+
+
+@pytest.mark.parametrize(
+    "build, message",
+    [
+        (lambda: ResNet(21), r"depth must be 6n\+2 .* got 21"),
+        (lambda: ResNet(2), "depth must be an integer of at least 8, got 2"),
+        (lambda: ResNet(20.0), "depth must be an integer of at least 8, got 20.0"),
+        (lambda: ResNet(20, width=0), "width must be an integer of at least 1, got 0"),
+        (lambda: models.by_name("resnet21"), "depth must be"),
+        (lambda: NiN(0), "in_channels must be an integer of at least 1, got 0"),
+        (lambda: NiN(dropout=1.0), r"dropout must be a probability in \[0, 1\), got 1.0"),
+        (lambda: LeNet4(num_classes=-1), "num_classes must be"),
+        (lambda: LeNet4(image_size=3), "image_size must leave something .* got 3"),
+        (lambda: LeNet4(widths=(1, 2)), r"widths must be .* got \(1, 2\)"),
+        (lambda: LeNet4(widths=(1, 0, 2)), "second_width must be"),
+        (lambda: LeNet5(image_size=15), "got 15 with padding 0; use padding=2"),
+        (lambda: LeNet5(padding=-1), "padding must be"),
+        (lambda: LeNet300100(image_size=0), "image_size must be"),
+    ],
+)
+def test_bad_arguments(build, message):
+    with pytest.raises(ValueError, match=message):
+        build()
