@@ -1,0 +1,80 @@
+// binary_conv2d: a convolution of signs, exact in integers.
+//
+//   dot[n, o, y, x] = sum over taps (i, j) and channels c of the group of
+//                     a[n, c, y*stride_h - padding_h + i*dilation_h, x*stride_w - ...] * w[o, c, i,
+//                     j]
+//
+// with a and w in {-1, +1}, stored as bits (pack_signs.h). A product of signs is +1 where the bits
+// agree, so over `bits` valid positions   dot = bits - 2 * popcount(a xor w).
+//
+// A bit can't be 0, so padding is this op's own business. Positions outside the image contribute
+// `pad_value`, which is 0 (like torch's zero padding: those taps are left out of the sum), +1 or
+// -1.
+//
+// Input   [batch, height, width, groups, packed_bytes(channels)]
+// Weight  prepacked: an order that one path likes, made by its binary_conv2d_prepack from
+//         [groups * out_channels, kernel_h, kernel_w, packed_bytes(channels)]
+// Output  [batch, out_height, out_width, groups * out_channels]  (channels innermost)
+#pragma once
+
+#include <cstdint>
+
+#include "binary_epilogue.h"
+
+namespace nncx {
+
+struct BinaryWeightShape {
+  int64_t groups;
+  int64_t out_channels;  // of one group
+  int64_t taps;          // kernel_h * kernel_w
+  int64_t channels;      // of one group
+};
+
+// A prepacked weight, as tensor: this header, then the bytes of the path that it names.
+struct PrepackedHeader {
+  char path[24];  // zero-padded, e.g. "binary/avx2"
+  int64_t groups, out_channels, taps, channels, bytes;
+};
+static_assert(sizeof(PrepackedHeader) == 64);
+
+struct BinaryConv2dParams {
+  const uint8_t* input;
+  const uint8_t* weight;
+  BinaryWeightShape shape;
+  int64_t batch, height, width;
+  int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
+  int pad_value;  // -1, 0 or +1
+  int64_t out_height, out_width;
+  BinaryEpilogue epilogue;  // input_scale: [batch, groups, out_height, out_width]
+};
+
+// A rectangle of the work: output pixels of batch * out_height * out_width, and blocks of
+// kBinaryBlock output channels, counted over all groups.
+struct BinaryTile {
+  int64_t pixel_begin, pixel_end;
+  int64_t block_begin, block_end;
+};
+
+constexpr int64_t kBinaryBlock = 32;
+
+constexpr int64_t binary_blocks(int64_t out_channels) {
+  return (out_channels + kBinaryBlock - 1) / kBinaryBlock;
+}
+
+namespace scalar {
+int64_t binary_conv2d_prepacked_bytes(const BinaryWeightShape& shape);
+void binary_conv2d_prepack(const BinaryWeightShape& shape, const uint8_t* weight,
+                           uint8_t* prepacked);
+int64_t binary_conv2d_scratch_bytes(const BinaryWeightShape& shape);  // for each concurrent call
+void binary_conv2d(const BinaryConv2dParams& params, const BinaryTile& tile, uint8_t* scratch);
+}  // namespace scalar
+
+namespace avx2 {
+int64_t binary_conv2d_prepacked_bytes(const BinaryWeightShape& shape);
+void binary_conv2d_prepack(const BinaryWeightShape& shape, const uint8_t* weight,
+                           uint8_t* prepacked);
+int64_t binary_conv2d_scratch_bytes(const BinaryWeightShape& shape);
+void binary_conv2d(const BinaryConv2dParams& params, const BinaryTile& tile, uint8_t* scratch);
+}  // namespace avx2
+
+}  // namespace nncx

@@ -1,0 +1,63 @@
+// Number formats at the boundary of the ops, as plain bits: the arithmetic knows no framework.
+//
+// Every function is `static`, so that the copy compiled with one path's flags is never the
+// one another path calls.
+#pragma once
+
+#include <cstdint>
+#include <cstring>
+
+namespace nncx {
+
+enum class Dtype { float32, float16, bfloat16, float64 };
+
+struct Half {
+  uint16_t bits;
+};
+struct BFloat16 {
+  uint16_t bits;
+};
+
+static inline float bits_to_float(uint32_t bits) {
+  float value;
+  std::memcpy(&value, &bits, sizeof value);
+  return value;
+}
+
+static inline uint32_t float_to_bits(float value) {
+  uint32_t bits;
+  std::memcpy(&bits, &value, sizeof bits);
+  return bits;
+}
+
+// The sign of this project: 1 for x >= 0 (0 and -0 included), 0 for x < 0 and for NaN.
+static constexpr bool is_positive(float x) { return x >= 0; }
+static constexpr bool is_positive(double x) { return x >= 0; }
+static constexpr bool is_positive(Half x) { return x.bits <= 0x7C00 || x.bits == 0x8000; }
+static constexpr bool is_positive(BFloat16 x) { return x.bits <= 0x7F80 || x.bits == 0x8000; }
+
+// Round to nearest, ties to even; NaN stays NaN.
+static inline void store_float(float x, float* out) { *out = x; }
+
+static inline void store_float(float x, BFloat16* out) {
+  const uint32_t bits = float_to_bits(x);
+  const uint32_t rounded = (bits + 0x7FFF + ((bits >> 16) & 1)) >> 16;
+  out->bits = static_cast<uint16_t>(x != x ? (bits >> 16) | 0x40 : rounded);
+}
+
+static inline void store_float(float x, Half* out) {
+  const uint32_t bits = float_to_bits(x);
+  const uint32_t sign = (bits >> 16) & 0x8000;
+  const uint32_t magnitude = bits & 0x7FFFFFFF;
+  uint32_t half;
+  if (magnitude >= 0x47800000) {  // 65536 and above, infinity, NaN
+    half = magnitude > 0x7F800000 ? 0x7E00 : 0x7C00;
+  } else if (magnitude < 0x38800000) {  // subnormal: the float adder does the rounding
+    half = float_to_bits(bits_to_float(magnitude) + 0.5f) - float_to_bits(0.5f);
+  } else {
+    half = (magnitude - 0x38000000 + 0xFFF + ((magnitude >> 13) & 1)) >> 13;
+  }
+  out->bits = static_cast<uint16_t>(sign | half);
+}
+
+}  // namespace nncx

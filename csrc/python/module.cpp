@@ -1,0 +1,50 @@
+// The pybind11 module nncx._C: which path runs, and how this library was built. Loading it
+// registers the ops (csrc/torch) with torch's dispatcher.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <string>
+#include <vector>
+
+#include "binary_conv2d.h"
+#include "isa.h"
+
+namespace {
+
+template <class Holds>
+std::vector<std::string> names(Holds holds) {
+  std::vector<std::string> result;
+  for (nncx::Isa isa : nncx::kIsas) {
+    if (holds(isa)) result.emplace_back(nncx::isa_name(isa));
+  }
+  return result;
+}
+
+int64_t binary_prepacked_numel(int64_t groups, int64_t out_channels, int64_t taps,
+                               int64_t channels) {
+  const nncx::BinaryWeightShape shape = {groups, out_channels, taps, channels};
+  return static_cast<int64_t>(sizeof(nncx::PrepackedHeader)) +
+         NNCX_ON_PATH(binary_conv2d_prepacked_bytes(shape));
+}
+
+}  // namespace
+
+PYBIND11_MODULE(_C, m) {
+  nncx::choose_isa();
+  m.attr("version") = NNCX_VERSION;
+  m.attr("compiler") = __VERSION__;
+  m.def(
+      "isa", [] { return nncx::isa_name(nncx::active_isa()); },
+      "Name of the CPU path that this process uses.");
+  m.def(
+      "set_isa", &nncx::set_isa, pybind11::arg("name"),
+      "Switches the CPU path, for tests; prepacked weights of another path are then refused until "
+      "nncx.repack(model).");
+  m.def("built_isas", [] { return names(nncx::isa_built); }, "Paths that were compiled.");
+  m.def(
+      "supported_isas", [] { return names(nncx::isa_supported); },
+      "Paths that were compiled and that this CPU has.");
+  m.def("binary_prepacked_numel", &binary_prepacked_numel, pybind11::arg("groups"),
+        pybind11::arg("out_channels"), pybind11::arg("taps"), pybind11::arg("channels"),
+        "Bytes of a prepacked binary weight under the active path; sizes are those of one group.");
+}

@@ -1,0 +1,13 @@
+"""The native operations. docs/ops.md lists every schema; `torch.ops.nncx.<op>` are the same functions."""
+
+from nncx.ops.binary_conv2d import binary_conv2d, binary_conv2d_prepack
+from nncx.ops.binary_linear import binary_linear, binary_linear_prepack
+from nncx.ops.pack_signs import pack_signs
+
+__all__ = [
+    "binary_conv2d",
+    "binary_conv2d_prepack",
+    "binary_linear",
+    "binary_linear_prepack",
+    "pack_signs",
+]

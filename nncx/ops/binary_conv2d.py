@@ -1,0 +1,268 @@
+"""Convolution of packed signs on native XNOR-popcount kernels (Rastegari et al., XNOR-Net, 2016)."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.flop_counter import register_flop_formula
+
+from nncx.ops._common import (
+    check,
+    check_epilogue,
+    packed_bytes,
+    prepacked_numel,
+    refuse_gradient,
+    shape_text,
+    unpack_signs,
+)
+
+
+def binary_conv2d_prepack(weight: Tensor, in_channels: int, groups: int = 1) -> Tensor:
+    """Reorders packed weights for the CPU path of this process.
+
+    Args:
+        weight: uint8 ``[out_channels, kh, kw, 1, B]``: ``pack_signs`` of ``[O, in_channels/groups, kh, kw]``.
+        in_channels: all input channels of the convolution.
+        groups: as in ``F.conv2d``.
+
+    Returns:
+        uint8, one dimension, opaque; it names its path and shape, and `binary_conv2d` refuses it
+        under another path (``NNCX_ISA``) or for another geometry. Never stored in files.
+    """
+    return torch.ops.nncx.binary_conv2d_prepack(weight, in_channels, groups)
+
+
+def binary_conv2d(
+    input: Tensor,
+    weight: Tensor,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    pad_value: int = 0,
+    *,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    input_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """``(F.conv2d(sign(x), sign(w)) * scale) * input_scale + bias``, the convolution exact in integers.
+
+    Args:
+        input: uint8 ``[N, H, W, groups, B]`` from ``pack_signs(x, groups)``.
+        weight: from `binary_conv2d_prepack`.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as in ``nn.Conv2d``.
+        pad_value: what a padded position contributes: 0 (like torch's zero padding), 1 or -1.
+        scale: float32 ``[out_channels]``: alpha of XNOR-Net.
+        bias: float32 ``[out_channels]``.
+        input_scale: float32 ``[N, groups, H', W']``: the map K of XNOR-Net.
+        out_dtype: float32 (default), float16 or bfloat16.
+
+    Returns:
+        ``[N, out_channels, H', W']`` in channels_last strides. Multiply, multiply and add are rounded
+        to float32 one by one, so every path returns the same bits.
+
+    Raises:
+        RuntimeError: if shapes, dtypes or the path of `weight` do not fit; in backward: no gradient
+            flows through packed signs.
+    """
+    return torch.ops.nncx.binary_conv2d(
+        input,
+        weight,
+        in_channels,
+        out_channels,
+        _pair(kernel_size),
+        _pair(stride),
+        _pair(padding),
+        _pair(dilation),
+        groups,
+        pad_value,
+        scale,
+        bias,
+        input_scale,
+        out_dtype,
+    )
+
+
+def _pair(value: int | Sequence[int]) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+class _Geometry(NamedTuple):
+    in_channels: int
+    out_channels: int
+    kernel_size: Sequence[int]
+    stride: Sequence[int]
+    padding: Sequence[int]
+    dilation: Sequence[int]
+    groups: int
+    pad_value: int
+
+
+def _check_groups(op: str, in_channels: int, out_channels: int, groups: int) -> None:
+    check(
+        groups >= 1
+        and in_channels >= 0
+        and out_channels >= 0
+        and in_channels % groups == 0
+        and out_channels % groups == 0,
+        lambda: (
+            f"{op}: groups must divide in_channels and out_channels, got groups={groups}, "
+            f"in_channels={in_channels}, out_channels={out_channels}"
+        ),
+    )
+
+
+def _output_shape(input: Tensor, geometry: _Geometry) -> list[int]:
+    g = geometry
+    op = "binary_conv2d"
+    _check_groups(op, g.in_channels, g.out_channels, g.groups)
+    group_bytes = packed_bytes(g.in_channels // g.groups)
+    check(
+        input.dtype == torch.uint8
+        and input.dim() == 5
+        and input.shape[3] == g.groups
+        and input.shape[4] == group_bytes,
+        lambda: (
+            f"{op}: input must be uint8 [N, H, W, {g.groups}, {group_bytes}] from pack_signs, "
+            f"got {input.dtype} of shape {shape_text(input)}"
+        ),
+    )
+    for name, least in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
+        pair = getattr(g, name)
+        check(
+            min(pair) >= least,
+            lambda name=name, least=least, pair=pair: (
+                f"{op}: {name} must be two numbers of at least {least}, got {list(pair)}"
+            ),
+        )
+    check(
+        g.pad_value in (-1, 0, 1),
+        lambda: f"{op}: pad_value must be -1, 0 or 1, got {g.pad_value}",
+    )
+    out = []
+    for i in range(2):
+        span = input.shape[1 + i] + 2 * g.padding[i] - g.dilation[i] * (g.kernel_size[i] - 1) - 1
+        check(
+            span >= 0,
+            lambda: (
+                f"{op}: the padded input must be at least as large as the dilated kernel, got "
+                f"input {input.shape[1]} x {input.shape[2]}, kernel_size {g.kernel_size[0]} x "
+                f"{g.kernel_size[1]}, padding {g.padding[0]} x {g.padding[1]}"
+            ),
+        )
+        out.append(span // g.stride[i] + 1)
+    return [input.shape[0], g.out_channels, *out]
+
+
+@torch.library.register_fake("nncx::binary_conv2d_prepack")
+def _prepack_fake(weight: Tensor, in_channels: int, groups: int = 1) -> Tensor:
+    op = "binary_conv2d_prepack"
+    check(
+        weight.dtype == torch.uint8 and weight.dim() == 5 and weight.shape[3] == 1,
+        lambda: (
+            f"{op}: weight must be uint8 [out_channels, kernel_h, kernel_w, 1, bytes] from "
+            f"pack_signs, got {weight.dtype} of shape {shape_text(weight)}"
+        ),
+    )
+    _check_groups(op, in_channels, weight.shape[0], groups)
+    group_bytes = packed_bytes(in_channels // groups)
+    check(
+        weight.shape[4] == group_bytes,
+        lambda: (
+            f"{op}: weight must have {group_bytes} bytes for {in_channels // groups} channels "
+            f"a group, got shape {shape_text(weight)}"
+        ),
+    )
+    taps = weight.shape[1] * weight.shape[2]
+    return weight.new_empty(
+        prepacked_numel(groups, weight.shape[0] // groups, taps, in_channels // groups)
+    )
+
+
+@torch.library.register_fake("nncx::binary_conv2d")
+def _fake(
+    input: Tensor,
+    weight: Tensor,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Sequence[int],
+    stride: Sequence[int] = (1, 1),
+    padding: Sequence[int] = (0, 0),
+    dilation: Sequence[int] = (1, 1),
+    groups: int = 1,
+    pad_value: int = 0,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    input_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    geometry = _Geometry(
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups, pad_value
+    )
+    shape = _output_shape(input, geometry)
+    pixels = shape[0] * groups * shape[2] * shape[3]
+    dtype = check_epilogue(
+        "binary_conv2d", weight, out_channels, pixels, scale, bias, input_scale, out_dtype
+    )
+    return input.new_empty(shape, dtype=dtype).to(memory_format=torch.channels_last)
+
+
+refuse_gradient("binary_conv2d", "train with nncx.XNORConv2d")
+
+
+@register_flop_formula(torch.ops.nncx.binary_conv2d)
+def _flops(
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    in_channels: int,
+    out_channels: int,
+    kernel_size: Sequence[int],
+    *args: object,
+    out_shape: Sequence[int],
+    **kwargs: object,
+) -> int:
+    """2 per product of signs, as torch counts a multiply and an add."""
+    groups = input_shape[3]
+    taps = kernel_size[0] * kernel_size[1]
+    return (
+        2 * out_shape[0] * out_shape[1] * out_shape[2] * out_shape[3] * taps * in_channels // groups
+    )
+
+
+def binary_conv2d_reference(
+    input: Tensor,
+    weight: Tensor,
+    in_channels: int,
+    out_channels: int,
+    kernel_size: int | Sequence[int],
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+    pad_value: int = 0,
+    *,
+    scale: Tensor | None = None,
+    bias: Tensor | None = None,
+    input_scale: Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> Tensor:
+    """`binary_conv2d` in plain PyTorch, on weights that are packed but not prepacked."""
+    channels = in_channels // groups
+    x = unpack_signs(input, channels).flatten(3).permute(0, 3, 1, 2)
+    w = unpack_signs(weight, channels).squeeze(3).permute(0, 3, 1, 2)
+    pad_h, pad_w = _pair(padding)
+    x = F.pad(x, (pad_w, pad_w, pad_h, pad_h), value=float(pad_value))
+    y = F.conv2d(x, w, None, _pair(stride), 0, _pair(dilation), groups).float()
+    if scale is not None:
+        y = y * scale[:, None, None]
+    if input_scale is not None:
+        y = y * input_scale.repeat_interleave(out_channels // groups, 1)
+    if bias is not None:
+        y = y + bias[:, None, None]
+    return y.to(out_dtype or torch.float32)
