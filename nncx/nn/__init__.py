@@ -1,0 +1,6 @@
+"""Drop-in layers: torch's layers that train in few values and run on native kernels."""
+
+from nncx.nn.packed import PackedLayer
+from nncx.nn.xnor import XNORConv2d, XNORLinear
+
+__all__ = ["PackedLayer", "XNORConv2d", "XNORLinear"]

@@ -1,0 +1,116 @@
+"""The life of a layer that trains on float weights and is evaluated by a native kernel.
+
+    training        latent float weight, torch's kernels, pseudo-gradients
+    evaluation      the same weight, packed for the native kernel in `_prepacked`
+    frozen          no float weight: `packed_weight` (dense, saved) and `_prepacked` (never saved)
+
+The packed copy is made by everything that may change the weight from outside: `train(False)`,
+`load_state_dict`, `.to()` and its kin, unpickling, `repack()`. Never by forward, which must stay
+compilable. An optimizer step on a layer in evaluation mode is not seen until one of these runs.
+"""
+
+import functools
+import warnings
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+
+class PackedLayer(nn.Module):
+    """Mixin, to stand before the torch layer it extends, which has a `weight`.
+
+    A subclass calls `_init_packing` at the end of its constructor and implements `_pack`, which
+    fills `_prepacked` from the float weight or from `packed_weight`, and `_drop_weight`, which
+    turns the float weight into `packed_weight`.
+    """
+
+    precision: ClassVar[str]
+    packed_weight: Tensor | None
+    _prepacked: Tensor | None
+
+    def _init_packing(self) -> None:
+        self.register_buffer("packed_weight", None)
+        self.register_buffer("_prepacked", None, persistent=False)
+        self.register_load_state_dict_post_hook(_repack_after_load)
+
+    def _pack(self) -> None:
+        raise NotImplementedError
+
+    def _drop_weight(self) -> None:
+        raise NotImplementedError
+
+    @property
+    def frozen(self) -> bool:
+        """Whether the float weight is gone."""
+        return self.packed_weight is not None
+
+    def freeze(self) -> "PackedLayer":
+        """Drop the float weight: from now on the layer always runs its native kernel."""
+        if not self.frozen:
+            with torch.no_grad():
+                self._drop_weight()
+            self.register_parameter("weight", None)
+            self.requires_grad_(False)
+            self.repack()
+        return self
+
+    @torch.no_grad()
+    def repack(self) -> None:
+        """Rebuild what the native kernel reads; a layer in training has no use for it."""
+        self._prepacked = None
+        stored = self.packed_weight if self.frozen else self.weight
+        if (self.frozen or not self.training) and not stored.is_meta:
+            self._pack()
+
+    def train(self, mode: bool = True) -> "PackedLayer":
+        super().train(mode)
+        if not self.frozen:
+            self.repack()
+        return self
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLayer":
+        super()._apply(fn, recurse)
+        self.repack()
+        return self
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.repack()  # it may have been pickled on a machine with another kernel path
+
+    def _runs_native(self, input: Tensor) -> bool:
+        """Whether forward takes the native kernel, through which no gradient flows."""
+        if self.frozen:
+            if torch.is_grad_enabled() and input.requires_grad:
+                raise RuntimeError(
+                    f"{type(self).__name__} is frozen and no gradient flows through packed weights,"
+                    " got an input that requires one; run it under torch.no_grad()"
+                )
+        elif self.training:
+            return False
+        elif torch.is_grad_enabled() and (
+            input.requires_grad or any(p.requires_grad for p in self.parameters())
+        ):
+            if not torch.compiler.is_compiling():
+                _warn_of_float_path()
+            return False
+        if self._prepacked is None:
+            raise RuntimeError(
+                f"{type(self).__name__} has no packed weights; call eval() or nncx.repack(model)"
+            )
+        return True
+
+
+def _repack_after_load(layer: PackedLayer, incompatible_keys: Any) -> None:
+    layer.repack()
+
+
+@functools.cache
+def _warn_of_float_path() -> None:
+    """Once per process."""
+    warnings.warn(
+        "an nncx layer in eval mode was called with gradients enabled and runs torch's float"
+        " kernels, not its own; wrap in torch.no_grad() or nncx.freeze(model)",
+        stacklevel=4,
+    )

@@ -1,0 +1,313 @@
+"""Layers of XNOR-Net: binary weights, binary inputs, a scale per filter.
+
+In training they compute with torch's float kernels, in evaluation with `nncx.ops.binary_conv2d` and
+`binary_linear` on packed signs. Both give the same float32 bits, because both convolve signs to an
+integer first (exact in float32 up to 2**24 taps a filter, by any kernel that multiplies and adds:
+not by Winograd or FFT), and then multiply by alpha, multiply by K and add the bias in that order.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from nncx import ops
+from nncx.nn.codes import pack_codes, unpack_codes
+from nncx.nn.packed import PackedLayer
+from nncx.nn.quantizers import sign, xnor_alpha, xnor_sign
+
+SCALES = ("none", "alpha", "alpha_k")
+
+_KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
+
+class _XNORLayer(PackedLayer):
+    """What the two layers share: the scale alpha, and signs packed to one bit."""
+
+    precision = "binary"
+    scale: str
+    alpha: Tensor | None
+
+    def _init_xnor(self, scale: str) -> None:
+        if scale not in SCALES:
+            raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
+        self.scale = scale
+        self._shape = tuple(self.weight.shape)
+        self.register_buffer("alpha", None, persistent=False)
+        self._init_packing()
+
+    def extra_repr(self) -> str:
+        frozen = ", frozen=True" if self.frozen else ""
+        return f"{super().extra_repr()}, scale={self.scale}{frozen}"
+
+    def _weight_alpha(self) -> Tensor | None:
+        return None if self.scale == "none" else xnor_alpha(self.weight)
+
+    def _weight_signs(self) -> Tensor:
+        binarize = sign if self.scale == "none" else xnor_sign
+        return binarize(self.weight).float()
+
+    def _drop_weight(self) -> None:
+        alpha = self._weight_alpha()
+        self.packed_weight = pack_codes(self.weight >= 0, 1)
+        self.register_buffer("alpha", alpha, persistent=True)
+
+    def _pack(self) -> None:
+        if self.frozen:
+            count = torch.Size(self._shape).numel()
+            signs = unpack_codes(self.packed_weight, count, 1).view(self._shape).float() - 0.5
+        else:
+            signs = self.weight
+            self.alpha = self._weight_alpha()
+        self._prepacked = self._prepack(ops.pack_signs(signs))
+
+    def _prepack(self, packed: Tensor) -> Tensor:
+        raise NotImplementedError
+
+    def repack(self) -> None:
+        if not self.frozen:
+            self.alpha = None
+        super().repack()
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_XNORLayer":
+        alpha = self.alpha
+        super()._apply(fn, recurse)
+        if self.frozen and alpha is not None and self.alpha.dtype != alpha.dtype:
+            self.alpha = alpha.to(self.alpha.device)  # .half() is for what the user sees
+        return self
+
+    def _kernel_epilogue(self, input: Tensor, input_scale: Tensor | None) -> dict[str, Any]:
+        """The epilogue arguments of the binary ops."""
+        return {
+            "scale": self.alpha,
+            "bias": None if self.bias is None else self.bias.float(),
+            "input_scale": input_scale,
+            "out_dtype": input.dtype if input.dtype in _KERNEL_DTYPES else torch.float32,
+        }
+
+    def _float_epilogue(self, dots: Tensor, input_scale: Tensor | None) -> Tensor:
+        """The same in torch: `dots * alpha * K + bias`, filters in dimension 1."""
+        per_filter = (-1, *[1] * (dots.dim() - 2))
+        alpha = self._weight_alpha()
+        if alpha is not None:
+            dots = dots * alpha.view(per_filter)
+        if input_scale is not None:
+            dots = dots * input_scale
+        return dots if self.bias is None else dots + self.bias.float().view(per_filter)
+
+
+class XNORConv2d(_XNORLayer, nn.Conv2d):
+    """`nn.Conv2d` on the signs of its input and weight, scaled per filter.
+
+    Forward: `alpha[o] * (K *) conv2d(sign(x), sign(W)) + bias`, with `alpha = mean |W|` per filter,
+    `K` the mean of `|x|` over the taps and channels of the group, and `sign(0) = +1`.
+    Pseudo-gradient: of x `1[|x| < 1]`, of W the published `1/n + alpha * 1[|W| < 1]`
+    (`nncx.nn.quantizers`); K is differentiated as it stands.
+    Paper: Rastegari et al., "XNOR-Net", ECCV 2016; the released code omits K, and so does the
+    default.
+
+    Input `[N, C, H, W]` or `[C, H, W]` of any floating dtype, which is the dtype of the output,
+    also under autocast: inside, dot products and epilogue are float32.
+
+    Args:
+        scale: "none", "alpha", or "alpha_k" (alpha and K).
+        pad_value: what positions of zero padding count as: 0 contributes nothing, as in torch; +1
+            or -1 is cheaper to some other runtimes. K takes them as 0.
+
+    Raises:
+        ValueError: for another `scale` or `pad_value`, or a `pad_value` with a `padding_mode` that
+            pads with the input's own values.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | tuple[int, int],
+        stride: int | tuple[int, int] = 1,
+        padding: str | int | tuple[int, int] = 0,
+        dilation: int | tuple[int, int] = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: str = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        scale: str = "alpha",
+        pad_value: int = 0,
+    ) -> None:
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        if pad_value not in (-1, 0, 1):
+            raise ValueError(f"pad_value must be -1, 0 or 1, got {pad_value!r}")
+        if pad_value and padding_mode != "zeros":
+            raise ValueError(
+                f"pad_value={pad_value} needs padding_mode='zeros', got {padding_mode!r}; drop one"
+            )
+        self.pad_value = pad_value
+        self._init_xnor(scale)
+
+    def extra_repr(self) -> str:
+        pad_value = f", pad_value={self.pad_value}" if self.pad_value else ""
+        return super().extra_repr() + pad_value
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 3:
+            return self.forward(input.unsqueeze(0)).squeeze(0)
+        if input.dim() != 4 or input.shape[1] != self.in_channels:
+            raise RuntimeError(
+                f"XNORConv2d: input must be [N, {self.in_channels}, H, W] or"
+                f" [{self.in_channels}, H, W], got {list(input.shape)}"
+            )
+        memory_format = _memory_format(input)
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+        padding, crop = self._symmetric_padding()
+        input_scale = self._input_scale(input, padding) if self.scale == "alpha_k" else None
+        convolve = self._kernel if self._runs_native(input) else self._float
+        output = convolve(input, input_scale, padding).to(input.dtype)
+        return output[:, :, crop[0] :, crop[1] :].contiguous(memory_format=memory_format)
+
+    def _kernel(
+        self, input: Tensor, input_scale: Tensor | None, padding: tuple[int, int]
+    ) -> Tensor:
+        return ops.binary_conv2d(
+            ops.pack_signs(input, self.groups),
+            self._prepacked,
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            self.pad_value,
+            **self._kernel_epilogue(input, input_scale),
+        )
+
+    def _float(self, input: Tensor, input_scale: Tensor | None, padding: tuple[int, int]) -> Tensor:
+        signs = sign(input).float()
+        if self.pad_value:
+            signs = F.pad(signs, _both_sides(padding), value=self.pad_value)
+            padding = (0, 0)
+        # Autocast would convolve in half precision, where integers above 2**11 are not exact.
+        with torch.autocast(input.device.type, enabled=False):
+            weight = self._weight_signs()
+            dots = F.conv2d(signs, weight, None, self.stride, padding, self.dilation, self.groups)
+        if input_scale is not None:
+            input_scale = input_scale.repeat_interleave(self.out_channels // self.groups, dim=1)
+        return self._float_epilogue(dots, input_scale)
+
+    def _prepack(self, packed: Tensor) -> Tensor:
+        return ops.binary_conv2d_prepack(packed, self.in_channels, self.groups)
+
+    def _symmetric_padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
+        """Zero padding as the op takes it, and the leading rows and columns to cut off after it.
+
+        padding="same" under an even kernel needs one more on the right than on the left. The op
+        pads both sides alike, so it gets the larger; the stride is 1 there, and cutting is exact.
+        """
+        if self.padding_mode != "zeros":
+            return (0, 0), (0, 0)
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        return (bottom, right), (bottom - top, right - left)
+
+    def _input_scale(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
+        """K, float32 `[N, groups, H', W']`: mean of |x| over the group, then a box filter.
+
+        The box is two passes of sums, not a convolution: those may round to TF32 on a GPU.
+        """
+        magnitude = input.abs().unflatten(1, (self.groups, -1)).mean(2, dtype=torch.float32)
+        magnitude = F.pad(magnitude, _both_sides(padding))
+        for dim in (0, 1):
+            size = self.dilation[dim] * (self.kernel_size[dim] - 1) + 1
+            windows = magnitude.unfold(dim + 2, size, self.stride[dim])
+            magnitude = windows[..., :: self.dilation[dim]].mean(-1)
+        return magnitude.contiguous()
+
+
+class XNORLinear(_XNORLayer, nn.Linear):
+    """`nn.Linear` on the signs of its input and weight, scaled per output feature.
+
+    Forward: `alpha[o] * (K *) linear(sign(x), sign(W)) + bias`, with `alpha = mean |W|` per row of
+    W, `K = mean |x|` per row of x, and `sign(0) = +1`.
+    Pseudo-gradient, paper, dtypes: as `XNORConv2d`.
+
+    Input `[..., in_features]`, output `[..., out_features]`.
+
+    Args:
+        scale: "none", "alpha", or "alpha_k" (alpha and K).
+
+    Raises:
+        ValueError: for another `scale`.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        scale: str = "alpha",
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self._init_xnor(scale)
+
+    def forward(self, input: Tensor) -> Tensor:
+        if input.dim() == 0 or input.shape[-1] != self.in_features:
+            raise RuntimeError(
+                f"XNORLinear: input must be [..., {self.in_features}], got {list(input.shape)}"
+            )
+        rows = input.flatten(0, -2) if input.dim() > 1 else input.unsqueeze(0)
+        input_scale = None
+        if self.scale == "alpha_k":
+            input_scale = rows.abs().mean(1, dtype=torch.float32)
+        multiply = self._kernel if self._runs_native(input) else self._float
+        output = multiply(rows, input_scale).to(input.dtype)
+        return output.view(*input.shape[:-1], self.out_features)
+
+    def _kernel(self, rows: Tensor, input_scale: Tensor | None) -> Tensor:
+        return ops.binary_linear(
+            ops.pack_signs(rows),
+            self._prepacked,
+            self.in_features,
+            self.out_features,
+            **self._kernel_epilogue(rows, input_scale),
+        )
+
+    def _float(self, rows: Tensor, input_scale: Tensor | None) -> Tensor:
+        with torch.autocast(rows.device.type, enabled=False):  # as in XNORConv2d
+            dots = F.linear(sign(rows).float(), self._weight_signs())
+        return self._float_epilogue(dots, None if input_scale is None else input_scale[:, None])
+
+    def _prepack(self, packed: Tensor) -> Tensor:
+        return ops.binary_linear_prepack(packed, self.in_features)
+
+
+def _both_sides(padding: tuple[int, int]) -> list[int]:
+    """(height, width) -> what F.pad takes."""
+    height, width = padding
+    return [width, width, height, height]
+
+
+def _memory_format(input: Tensor) -> torch.memory_format:
+    """The output's memory format: torch's convolutions keep that of the input."""
+    channels_last = input.is_contiguous(memory_format=torch.channels_last)
+    if channels_last and not input.is_contiguous():
+        return torch.channels_last
+    return torch.contiguous_format
