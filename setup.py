@@ -1,6 +1,7 @@
 """Builds the native libraries: locates torch, calls CMake, nothing else.
 
-CMakeLists.txt owns sources and flags. Environment: NNCX_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST, MAX_JOBS.
+CMakeLists.txt owns sources and flags. Environment: NNCX_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST,
+MAX_JOBS.
 """
 
 import importlib.util
@@ -58,7 +59,7 @@ class CMakeBuild(build_ext):
         subprocess.run(["cmake", "--build", str(build_dir), "-j", jobs], check=True)
 
     def copy_extensions_to_source(self) -> None:
-        """Editable installs: setuptools copies the modules it knows, _cuda.so is a plain library."""
+        """Editable installs: setuptools copies the modules it knows, but _cuda.so is none."""
         super().copy_extensions_to_source()
         library = Path(self.build_lib) / "nncx" / "_cuda.so"
         if library.exists():

@@ -1,4 +1,4 @@
-"""Loads the native libraries. A library that is missing or does not fit is an error, never a slow path."""
+"""Loads the native libraries. One that is missing or does not fit is an error, never a slow path."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The native operations. docs/ops.md lists every schema; `torch.ops.nncx.<op>` are the same functions."""
+"""The native operations. docs/ops.md lists every schema; `torch.ops.nncx` holds the same ops."""
 
 from nncx.ops.binary_conv2d import binary_conv2d, binary_conv2d_prepack
 from nncx.ops.binary_linear import binary_linear, binary_linear_prepack

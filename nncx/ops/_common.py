@@ -35,7 +35,7 @@ def packed_bytes(channels: int) -> int:
 
 
 def unpack_signs(packed: Tensor, channels: int) -> Tensor:
-    """The signs behind `pack_signs`, as -1.0 and +1.0 in float64: ``[..., B] -> [..., channels]``."""
+    """The signs behind `pack_signs` as float64 -1 and +1: ``[..., B] -> [..., channels]``."""
     bits = packed.unsqueeze(-1) >> torch.arange(8, dtype=torch.uint8, device=packed.device) & 1
     return bits.flatten(-2)[..., :channels].double() * 2 - 1
 

@@ -1,5 +1,6 @@
-"""Convolution of packed signs on native XNOR-popcount kernels (Rastegari et al., XNOR-Net, 2016)."""
+"""Convolution of packed signs on XNOR-popcount kernels (Rastegari et al., XNOR-Net, 2016)."""
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -23,7 +24,7 @@ def binary_conv2d_prepack(weight: Tensor, in_channels: int, groups: int = 1) -> 
     """Reorders packed weights for the CPU path of this process.
 
     Args:
-        weight: uint8 ``[out_channels, kh, kw, 1, B]``: ``pack_signs`` of ``[O, in_channels/groups, kh, kw]``.
+        weight: uint8 ``[out_channels, kh, kw, 1, B]`` from ``pack_signs``.
         in_channels: all input channels of the convolution.
         groups: as in ``F.conv2d``.
 
@@ -51,12 +52,12 @@ def binary_conv2d(
     input_scale: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
-    """``(F.conv2d(sign(x), sign(w)) * scale) * input_scale + bias``, the convolution exact in integers.
+    """``(F.conv2d(sign(x), sign(w)) * scale) * input_scale + bias``, the sum exact in integers.
 
     Args:
         input: uint8 ``[N, H, W, groups, B]`` from ``pack_signs(x, groups)``.
         weight: from `binary_conv2d_prepack`.
-        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as in ``nn.Conv2d``.
+        in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as nn.Conv2d.
         pad_value: what a padded position contributes: 0 (like torch's zero padding), 1 or -1.
         scale: float32 ``[out_channels]``: alpha of XNOR-Net.
         bias: float32 ``[out_channels]``.
@@ -64,8 +65,8 @@ def binary_conv2d(
         out_dtype: float32 (default), float16 or bfloat16.
 
     Returns:
-        ``[N, out_channels, H', W']`` in channels_last strides. Multiply, multiply and add are rounded
-        to float32 one by one, so every path returns the same bits.
+        ``[N, out_channels, H', W']`` in channels_last strides. Multiply, multiply and add are
+        rounded to float32 one by one, so every path returns the same bits.
 
     Raises:
         RuntimeError: if shapes, dtypes or the path of `weight` do not fit; in backward: no gradient

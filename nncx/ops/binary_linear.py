@@ -1,4 +1,4 @@
-"""Linear layer on packed signs, on native XNOR-popcount kernels (Rastegari et al., XNOR-Net, 2016)."""
+"""Linear layer on packed signs, on XNOR-popcount kernels (Rastegari et al., XNOR-Net, 2016)."""
 
 from collections.abc import Sequence
 
