@@ -1,12 +1,10 @@
-"""Loads the native libraries. One that is missing or does not fit is an error, never a slow path."""
+"""Loads the native libraries: one that is missing or does not fit is an error, not a slow path."""
 
 from pathlib import Path
 
 import torch
 
-_MEND = (
-    "reinstall with `pip install --force-reinstall --no-deps --no-cache-dir .` in nncx's checkout"
-)
+_MEND = "reinstall with `pip install --force-reinstall --no-deps .` in a checkout of nncx"
 
 try:
     from nncx import _C

@@ -229,11 +229,8 @@ def _flops(
     **kwargs: object,
 ) -> int:
     """2 per product of signs, as torch counts a multiply and an add."""
-    groups = input_shape[3]
     taps = kernel_size[0] * kernel_size[1]
-    return (
-        2 * out_shape[0] * out_shape[1] * out_shape[2] * out_shape[3] * taps * in_channels // groups
-    )
+    return 2 * math.prod(out_shape) * taps * in_channels // input_shape[3]
 
 
 def binary_conv2d_reference(
