@@ -1,0 +1,362 @@
+"""The one training loop.
+
+    task = nncx.train.Supervised(model)
+    optimizer = torch.optim.SGD(task.parameters(), lr=0.1, momentum=0.9)
+    nncx.train.fit(task, loader, epochs=10, optimizer=optimizer, checkpoint="run.safetensors")
+
+A *task* is a module that maps (inputs, targets) to a dictionary of scalars, of which "loss" is
+minimised and the others are logged. What is trained, and how, is the task's: `Supervised` here,
+`nncx.distill.Distiller` there. The loop knows only tasks, batches and optimizers.
+"""
+
+import contextlib
+import inspect
+import math
+import os
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
+
+from nncx import _files
+
+
+class Supervised(nn.Module):
+    """Learning from labels: `{"loss": criterion(model(inputs), targets)}`.
+
+    Args:
+        criterion: a scalar of (logits, targets); None is cross-entropy.
+    """
+
+    def __init__(self, model: nn.Module, criterion: nn.Module | None = None) -> None:
+        super().__init__()
+        self.model = model
+        self.criterion = nn.CrossEntropyLoss() if criterion is None else criterion
+
+    def forward(self, inputs: Tensor, targets: Tensor) -> dict[str, Tensor]:
+        return {"loss": self.criterion(self.model(inputs), targets)}
+
+
+def fit(
+    task: nn.Module,
+    data: Iterable[tuple[Tensor, Tensor]],
+    *,
+    epochs: int,
+    optimizer: Optimizer | Sequence[Optimizer],
+    scheduler: LRScheduler | Sequence[LRScheduler] | None = None,
+    validate: Callable[[], float] | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    resume: bool = True,
+    progress: bool = True,
+) -> list[dict[str, float]]:
+    """Train `task` until `epochs` epochs are complete, those of a resumed checkpoint included.
+
+    Args:
+        task: a module whose `forward(inputs, targets)` returns a dictionary of scalars with a
+            "loss". A module whose forward has no `targets` is a model: `Supervised(model)`.
+        data: batches (inputs, targets), iterated once per epoch and moved to the task's device.
+        optimizer: one or several; each batch is one backward and a step of every one.
+        scheduler: one or several, stepped after each epoch, without arguments.
+        validate: called after each epoch; what it returns is logged as "validation".
+        checkpoint: a file, rewritten after each epoch, that holds all that the next epoch depends
+            on: the task, optimizers, schedulers, history, torch's random state and that of
+            `data.generator`. (Not the random state of `random` and NumPy.)
+        resume: continue from `checkpoint` if it exists. The result is, to the bit, that of a run
+            that was never interrupted.
+        progress: a line on stderr per epoch and, on a terminal, a bar within it.
+
+    Returns:
+        One dictionary per epoch: "epoch" (from 1), the mean over all samples of each scalar of the
+        task, and "validation".
+
+    Raises:
+        ValueError: for bad arguments, a task without a loss, or a checkpoint that is damaged or of
+            another task.
+        FloatingPointError: after an epoch whose loss is not finite. The checkpoint stays that of
+            the epoch before.
+        KeyboardInterrupt: as it came; its message says what the checkpoint holds.
+    """
+    if epochs < 0:
+        raise ValueError(f"epochs must be at least 0, got {epochs}")
+    if "targets" not in inspect.signature(task.forward).parameters:
+        task = Supervised(task)
+    generator = getattr(data, "generator", None)  # a DataLoader's
+    run = _Run(task, _as_list(optimizer), _as_list(scheduler), generator)
+    if checkpoint is not None:
+        _check_folder(checkpoint)
+        if resume and os.path.exists(checkpoint):
+            run.load(checkpoint)
+    saved = len(run.history)
+    try:
+        for epoch in range(saved + 1, epochs + 1):
+            start = time.monotonic()
+            title = f"epoch {epoch}/{epochs}"
+            with contextlib.closing(_with_bar(data, title, progress)) as batches:
+                record = {"epoch": epoch, **_train_epoch(run.task, batches, run.optimizers)}
+            _check_finite(record)
+            if validate is not None:
+                record["validation"] = float(validate())
+            for each in run.schedulers:
+                each.step()
+            run.history.append(record)
+            if checkpoint is not None:
+                run.save(checkpoint)
+                saved = epoch
+            if progress:
+                print(_line(title, record, time.monotonic() - start), file=sys.stderr)
+    except KeyboardInterrupt as interrupt:
+        if checkpoint is None:
+            raise
+        holds = f"{os.fspath(checkpoint)} holds {saved} of {epochs} epochs; run again to resume"
+        message = holds if saved else "no epoch was complete, so there is nothing to resume"
+        raise KeyboardInterrupt(f"training was interrupted: {message}") from interrupt
+    return run.history
+
+
+@torch.no_grad()
+def error_rate(model: nn.Module, data: Iterable[tuple[Tensor, Tensor]]) -> float:
+    """How many percent of the samples have their largest logit in the wrong place.
+
+    The model runs in eval mode and is given back in the mode of each of its modules.
+
+    Raises:
+        ValueError: if there are no samples.
+    """
+    modes = [(module, module.training) for module in model.modules()]
+    device = _device(model)
+    wrong, count = torch.zeros((), dtype=torch.int64, device=device), 0
+    model.eval()
+    try:
+        for inputs, targets in data:
+            inputs, targets = inputs.to(device), targets.to(device)
+            wrong += (model(inputs).argmax(1) != targets).sum()
+            count += len(targets)
+    finally:
+        for module, mode in modes:  # outer modules first, since train() reaches into them
+            if module.training != mode:
+                module.train(mode)
+    if count == 0:
+        raise ValueError("an error rate needs at least one sample, got none")
+    return 100 * wrong.item() / count
+
+
+# ----------------------------------------------------------------------------
+# one epoch
+
+
+def _train_epoch(
+    task: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], optimizers: list[Optimizer]
+) -> dict[str, float]:
+    """One pass over the data; the mean over its samples of each scalar that the task returns."""
+    device = _device(task)
+    sums: defaultdict[str, Tensor | float] = defaultdict(float)
+    counts: Counter[str] = Counter()
+    task.train()
+    for inputs, targets in batches:
+        inputs = inputs.to(device, non_blocking=True)
+        targets = targets.to(device, non_blocking=True)
+        scalars = task(inputs, targets)
+        if not (isinstance(scalars, dict) and _is_scalar(scalars.get("loss"))):
+            raise ValueError(
+                "a task must return a dictionary with a scalar tensor 'loss', "
+                f"{type(task).__name__} did not"
+            )
+        for optimizer in optimizers:
+            optimizer.zero_grad()
+        scalars["loss"].backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        for name, value in scalars.items():
+            if _is_scalar(value):
+                # Summed where it is: reading a number from a GPU would wait for every batch.
+                sums[name] = sums[name] + value.detach().double() * len(inputs)
+                counts[name] += len(inputs)
+    if not sums:
+        raise ValueError("an epoch needs at least one batch, got none: can data be iterated again?")
+    return {name: float(total) / counts[name] for name, total in sums.items()}
+
+
+def _check_finite(record: dict[str, float]) -> None:
+    if not math.isfinite(record["loss"]):
+        scalars = {name: value for name, value in record.items() if not math.isfinite(value)}
+        raise FloatingPointError(
+            f"training stopped in epoch {record['epoch']}, since its loss was not finite "
+            f"({', '.join(f'{name} {value}' for name, value in scalars.items())}); "
+            "try a lower learning rate"
+        )
+
+
+def _with_bar(data: Iterable, title: str, progress: bool) -> Iterator:
+    """The batches, under a bar that vanishes when they are through."""
+    if progress and sys.stderr.isatty():
+        from rich.console import Console
+        from rich.progress import track
+
+        data = track(data, title, console=Console(stderr=True), transient=True)
+    yield from data
+
+
+def _line(title: str, record: dict[str, float], seconds: float) -> str:
+    scalars = (f"{name} {value:.4g}" for name, value in record.items() if name != "epoch")
+    return "  ".join([title, *scalars, f"{seconds:.1f} s"])
+
+
+def _is_scalar(value: Any) -> bool:
+    return isinstance(value, Tensor) and value.ndim == 0
+
+
+def _device(module: nn.Module) -> torch.device:
+    """Where its first parameter is, or its first buffer (a frozen network has no parameters)."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def _as_list(one_or_several: Any) -> list[Any]:
+    if one_or_several is None:
+        return []
+    return list(one_or_several) if isinstance(one_or_several, Sequence) else [one_or_several]
+
+
+# ----------------------------------------------------------------------------
+# checkpoints
+
+
+def _check_folder(checkpoint: str | os.PathLike[str]) -> None:
+    """Fail before the first epoch rather than after it."""
+    folder = os.path.dirname(os.path.realpath(checkpoint))
+    if not os.path.isdir(folder):
+        raise FileNotFoundError(f"a checkpoint needs an existing folder, got {folder}")
+
+
+class _Run:
+    """All that the next epoch depends on, and how it goes to a file and back."""
+
+    def __init__(
+        self,
+        task: nn.Module,
+        optimizers: list[Optimizer],
+        schedulers: list[LRScheduler],
+        generator: torch.Generator | None,
+    ) -> None:
+        self.task = task
+        self.optimizers = optimizers
+        self.schedulers = schedulers
+        self.generator = generator
+        self.history: list[dict[str, float]] = []
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        tensors: dict[str, Tensor] = {}
+        state = {name: _to_json(value, name, tensors) for name, value in self._state().items()}
+        _files.write(path, tensors, {"kind": "checkpoint", "state": state})
+
+    def load(self, path: str | os.PathLike[str]) -> None:
+        """Take the state of a checkpoint, after it was found to fit: all of it or nothing."""
+        tensors, metadata = _files.read(path)
+        if metadata.get("kind") != "checkpoint":
+            raise ValueError(f"{os.fspath(path)} is not a checkpoint of nncx.train.fit")
+        state = {name: _from_json(value, tensors) for name, value in metadata["state"].items()}
+        difference = self._difference(state)
+        if difference:
+            raise ValueError(
+                f"{os.fspath(path)} is the checkpoint of another run ({difference}): name another "
+                "file, or start anew with resume=False"
+            )
+        self.task.load_state_dict(state["task"])
+        for each, saved in zip(self.optimizers, state["optimizers"], strict=True):
+            each.load_state_dict(saved)
+        for each, saved in zip(self.schedulers, state["schedulers"], strict=True):
+            each.load_state_dict(saved)
+        torch.set_rng_state(state["random"]["cpu"])
+        if "cuda" in state["random"] and _device(self.task).type == "cuda":
+            torch.cuda.set_rng_state(state["random"]["cuda"], _device(self.task))
+        if self.generator is not None:
+            self.generator.set_state(state["random"]["data"])
+        self.history = state["history"]
+
+    def _state(self) -> dict[str, Any]:
+        random = {"cpu": torch.get_rng_state()}
+        if _device(self.task).type == "cuda":
+            random["cuda"] = torch.cuda.get_rng_state(_device(self.task))
+        if self.generator is not None:
+            random["data"] = self.generator.get_state()
+        return {
+            "task": self.task.state_dict(),
+            "optimizers": [each.state_dict() for each in self.optimizers],
+            "schedulers": [each.state_dict() for each in self.schedulers],
+            "types": self._types(),
+            "random": random,
+            "history": self.history,
+        }
+
+    def _types(self) -> list[str]:
+        return [type(each).__name__ for each in (*self.optimizers, *self.schedulers)]
+
+    def _difference(self, state: dict[str, Any]) -> str | None:
+        """The first thing in which a checkpoint's state does not fit this run."""
+        mine, saved = self.task.state_dict(), state["task"]
+        for name in mine.keys() ^ saved.keys():
+            return f"only {'this task' if name in mine else 'the file'} has '{name}'"
+        for name, tensor in mine.items():
+            if _kind(tensor) != _kind(saved[name]):
+                return f"'{name}' is {_kind(tensor)} here, {_kind(saved[name])} in the file"
+        if self._types() != state["types"]:
+            return f"it is trained with {self._types()} here, {state['types']} in the file"
+        for each, other in zip(self.optimizers, state["optimizers"], strict=True):
+            if _group_sizes(each.state_dict()) != _group_sizes(other):
+                return f"{type(each).__name__} has other parameter groups here than in the file"
+        if self.generator is not None and "data" not in state["random"]:
+            return "data has a generator here, it had none there"
+        return None
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    return type(value).__name__
+
+
+def _group_sizes(optimizer_state: dict[str, Any]) -> list[int]:
+    return [len(group["params"]) for group in optimizer_state["param_groups"]]
+
+
+def _to_json(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
+    """JSON for a nest of what state_dicts hold; its tensors go to `tensors`, by their place."""
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": str(value)}
+    if isinstance(value, Tensor):
+        if name in tensors:
+            raise ValueError(f"a checkpoint cannot hold two tensors at '{name}'")
+        tensors[name] = value
+        return {"tensor": name}
+    if isinstance(value, dict):  # as pairs, since JSON would turn the keys of optimizers to strings
+        kind = "counter" if isinstance(value, Counter) else "dict"
+        return {kind: [[key, _to_json(v, f"{name}/{key}", tensors)] for key, v in value.items()]}
+    if isinstance(value, list | tuple):
+        kind = "tuple" if isinstance(value, tuple) else "list"
+        return {kind: [_to_json(v, f"{name}/{i}", tensors) for i, v in enumerate(value)]}
+    raise ValueError(f"a checkpoint cannot hold a {type(value).__name__} (at '{name}')")
+
+
+def _from_json(value: Any, tensors: dict[str, Tensor]) -> Any:
+    """What `_to_json` was given."""
+    if not isinstance(value, dict):
+        return value
+    ((kind, content),) = value.items()
+    if kind == "tensor":
+        return tensors[content]
+    if kind == "float":
+        return float(content)
+    if kind in ("list", "tuple"):
+        items = [_from_json(item, tensors) for item in content]
+        return tuple(items) if kind == "tuple" else items
+    pairs = {key: _from_json(item, tensors) for key, item in content}
+    return Counter(pairs) if kind == "counter" else pairs
