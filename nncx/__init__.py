@@ -2,4 +2,6 @@
 
 from nncx._version import __version__
 
-__all__ = ["__version__"]
+from nncx._native import _C
+
+__all__ = ["_C", "__version__"]

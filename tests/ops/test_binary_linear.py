@@ -1,0 +1,101 @@
+import pytest
+import torch
+import torch.nn.functional as F
+
+from nncx import ops
+from nncx.ops.binary_linear import binary_linear_reference
+
+
+def sign(x: torch.Tensor) -> torch.Tensor:
+    return torch.where(x >= 0, 1.0, -1.0).double()
+
+
+def native(x: torch.Tensor, w: torch.Tensor, **epilogue) -> torch.Tensor:
+    features = x.shape[1]
+    weight = ops.binary_linear_prepack(ops.pack_signs(w), features)
+    return ops.binary_linear(ops.pack_signs(x), weight, features, w.shape[0], **epilogue)
+
+
+@pytest.mark.parametrize("k", [0, 1, 3, 4, 63, 64, 65, 131, 256, 1031])
+@pytest.mark.parametrize(("m", "n"), [(0, 5), (5, 0), (1, 1), (1, 64), (2, 33), (7, 31), (13, 97)])
+def test_exact(isa: str, m: int, n: int, k: int) -> None:
+    x, w = torch.randn(m, k), torch.randn(n, k)
+    expected = sign(x) @ sign(w).T
+    assert torch.equal(native(x, w).double(), expected)
+
+
+@pytest.mark.parametrize("positive", [True, False])
+def test_extreme_counts_do_not_overflow(isa: str, positive: bool) -> None:
+    """All bits differ, or none, over more channels than 8-bit and 16-bit sums could hold."""
+    k = 70_001
+    x, w = torch.ones(3, k), torch.ones(2, k) * (1 if positive else -1)
+    assert torch.equal(native(x, w), torch.full((3, 2), float(k if positive else -k)))
+
+
+@pytest.mark.parametrize("dtype", [None, torch.float32, torch.float16, torch.bfloat16], ids=str)
+def test_epilogue_is_bit_exact(isa: str, dtype: torch.dtype | None) -> None:
+    x, w = torch.randn(9, 100), torch.randn(35, 100)
+    scale, bias, input_scale = torch.rand(35) * 50, torch.randn(35), torch.rand(9) * 20
+    dots = (sign(x) @ sign(w).T).float()
+    expected = (dots * scale * input_scale[:, None] + bias).to(dtype or torch.float32)
+    out = native(x, w, scale=scale, bias=bias, input_scale=input_scale, out_dtype=dtype)
+    assert out.dtype == (dtype or torch.float32)
+    assert torch.equal(out, expected)
+    assert torch.equal(native(x, w, bias=bias), dots + bias)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_rounding_to_16_bits_is_torchs(isa: str, dtype: torch.dtype) -> None:
+    """Subnormals, ties, overflow to infinity, NaN: whatever a scale can make of a dot product."""
+    bits = torch.randint(0, 2**31, (4096,)).to(torch.int32)
+    values = torch.cat([bits, -bits - 1, torch.arange(0, 2**31 - 1, 524_287).int()]).view(
+        torch.float32
+    )
+    halfway = torch.arange(1, 2048) * 2.0**-25  # between subnormals of half
+    scale = torch.cat([values, halfway, torch.tensor([65519.0, 65520.0, 65536.0, 3.3e38])])
+    out = native(torch.ones(1, 1), torch.ones(len(scale), 1), scale=scale, out_dtype=dtype)
+    expected = scale.to(dtype)
+    assert torch.equal(out[0].isnan(), expected.isnan())
+    assert torch.equal(out[0].nan_to_num(0), expected.nan_to_num(0))
+
+
+def test_reference_agrees(isa: str) -> None:
+    x, w = torch.randn(9, 100), torch.randn(35, 100)
+    epilogue = dict(scale=torch.rand(35), bias=torch.randn(35), input_scale=torch.rand(9))
+    reference = binary_linear_reference(
+        ops.pack_signs(x), ops.pack_signs(w), 100, 35, **epilogue, out_dtype=torch.float16
+    )
+    assert torch.equal(native(x, w, **epilogue, out_dtype=torch.float16), reference)
+
+
+def test_equals_f_linear_of_signs(isa: str) -> None:
+    x, w, b = torch.randn(16, 300), torch.randn(20, 300), torch.randn(20)
+    expected = F.linear(sign(x), sign(w), b.double())
+    torch.testing.assert_close(native(x, w, bias=b).double(), expected, rtol=1e-6, atol=1e-5)
+
+
+def test_threads_and_repetitions_give_the_same_bits(isa: str) -> None:
+    x, w, scale = torch.randn(301, 700), torch.randn(130, 700), torch.rand(130)
+    before = torch.get_num_threads()
+    try:
+        outputs = []
+        for threads in (1, 2, 3, 2):
+            torch.set_num_threads(threads)
+            outputs.append(native(x, w, scale=scale))
+    finally:
+        torch.set_num_threads(before)
+    assert all(torch.equal(outputs[0], other) for other in outputs[1:])
+
+
+def test_one_row_is_split_over_outputs(isa: str) -> None:
+    x, w = torch.randn(1, 4096), torch.randn(4100, 4096)
+    assert torch.equal(native(x, w).double(), sign(x) @ sign(w).T)
+
+
+def test_non_contiguous_operands(isa: str) -> None:
+    x, w, scale = torch.randn(8, 130), torch.randn(6, 130), torch.rand(12)[::2]
+    packed = ops.pack_signs(torch.cat([x, x]))[::2]
+    weight = ops.binary_linear_prepack(ops.pack_signs(w.repeat_interleave(2, 0))[::2], 130)
+    out = ops.binary_linear(packed, weight, 130, 6, scale=scale)
+    expected = (sign(torch.cat([x, x])[::2]) @ sign(w).T).float() * scale
+    assert torch.equal(out, expected)

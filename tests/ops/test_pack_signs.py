@@ -1,0 +1,122 @@
+import pytest
+import torch
+
+from nncx import ops
+from nncx.ops.pack_signs import pack_signs_reference
+
+SIZES = [0, 1, 7, 8, 31, 63, 64, 65, 127, 131]
+DTYPES = [torch.float32, torch.float16, torch.bfloat16, torch.float64]
+
+
+def bits_by_hand(packed: torch.Tensor, channels: int) -> torch.Tensor:
+    """The stored bits, read byte by byte: independent of the op and of its reference."""
+    flat = packed.flatten(0, -2)
+    rows = [[(int(row[c // 8]) >> (c % 8)) & 1 for c in range(channels)] for row in flat.tolist()]
+    return torch.tensor(rows, dtype=torch.bool).reshape(*packed.shape[:-1], channels)
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("k", SIZES)
+def test_rows(isa: str, k: int, dtype: torch.dtype) -> None:
+    x = torch.randn(5, k).to(dtype)
+    packed = ops.pack_signs(x)
+    assert packed.shape == (5, (k + 63) // 64 * 8)
+    assert torch.equal(packed, pack_signs_reference(x))
+    assert torch.equal(bits_by_hand(packed, k), x >= 0)
+
+
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "groups"),
+    [
+        ((1, 1, 1, 1), 1),
+        ((2, 3, 5, 7), 1),
+        ((2, 64, 4, 9), 1),
+        ((1, 65, 3, 17), 1),
+        ((2, 66, 8, 8), 3),
+        ((3, 12, 2, 11), 12),
+        ((0, 8, 4, 4), 1),
+        ((2, 8, 0, 4), 2),
+        ((2, 0, 3, 3), 1),
+    ],
+)
+def test_images(
+    isa: str, shape: tuple[int, ...], groups: int, dtype: torch.dtype, channels_last: bool
+) -> None:
+    x = torch.randn(shape).to(dtype)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    packed = ops.pack_signs(x, groups)
+    n, c, h, w = shape
+    assert packed.shape == (n, h, w, groups, (c // groups + 63) // 64 * 8)
+    assert torch.equal(packed, pack_signs_reference(x, groups))
+
+
+def test_padding_bits_are_zero(isa: str) -> None:
+    packed = ops.pack_signs(torch.ones(3, 65))
+    assert packed[:, :8].eq(255).all() and packed[:, 8].eq(1).all() and packed[:, 9:].eq(0).all()
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_zeros_infinities_and_nan(isa: str, dtype: torch.dtype) -> None:
+    values = [0.0, -0.0, float("inf"), float("-inf"), float("nan"), -float("nan"), 1e-7, -1e-7]
+    x = torch.tensor(values * 9).to(dtype)
+    if dtype == torch.float16:  # the smallest subnormals of half
+        x[6::8], x[7::8] = 6e-8, -6e-8
+    expected = torch.tensor([1, 1, 1, 0, 0, 0, 1, 0] * 9, dtype=torch.bool)
+    rows = ops.pack_signs(x.expand(3, -1))
+    image = ops.pack_signs(x.reshape(1, 1, 1, -1))  # the pixels-innermost loop
+    assert torch.equal(bits_by_hand(rows, 72), expected.expand(3, -1))
+    assert torch.equal(image.flatten(1)[0, ::8].bool(), expected)
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[:, ::2],
+        lambda x: x[:, :, ::2],
+        lambda x: x[:, :, :, 1::3],
+        lambda x: x.transpose(1, 3),
+        lambda x: x.transpose(2, 3),
+        lambda x: x.flip(0).expand(-1, -1, -1, -1),
+        lambda x: x[:, :1].expand(-1, 20, -1, -1),
+    ],
+)
+def test_strided_views(isa: str, view) -> None:
+    x = view(torch.randn(2, 20, 12, 18))
+    assert torch.equal(ops.pack_signs(x), pack_signs_reference(x.contiguous()))
+
+
+def test_strided_rows(isa: str) -> None:
+    x = torch.randn(70, 33).T
+    assert torch.equal(ops.pack_signs(x), pack_signs_reference(x))
+
+
+def test_many_pixels_are_split_over_threads(isa: str) -> None:
+    x = torch.randn(3, 40, 61, 53)
+    expected = pack_signs_reference(x)
+    for threads in (1, 2, 3):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            assert torch.equal(ops.pack_signs(x), expected)
+        finally:
+            torch.set_num_threads(before)
+
+
+@pytest.mark.cuda
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_cuda_equals_cpu(dtype: torch.dtype) -> None:
+    if not torch.cuda.is_available():
+        pytest.skip("no NVIDIA GPU here")
+    special = torch.tensor([0.0, -0.0, float("nan"), float("inf"), float("-inf")])
+    for shape, groups in [((7, 0), 1), ((1, 1), 1), ((5, 65), 1), ((300, 1031), 1)]:
+        x = torch.randn(shape).to(dtype)
+        assert torch.equal(ops.pack_signs(x.cuda(), groups).cpu(), ops.pack_signs(x, groups))
+    for shape, groups in [((2, 66, 9, 7), 3), ((3, 12, 5, 11), 12), ((1, 128, 28, 28), 1)]:
+        x = torch.randn(shape).to(dtype)
+        x.view(-1)[: len(special)] = special.to(dtype)
+        for image in (x, x.to(memory_format=torch.channels_last), x[:, :, ::2]):
+            packed = ops.pack_signs(image.cuda(), groups)
+            assert torch.equal(packed.cpu(), ops.pack_signs(image, groups))

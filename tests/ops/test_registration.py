@@ -1,0 +1,185 @@
+"""What torch needs of every op: fakes, refusals, FLOPs, gradients. One sample list for all."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from nncx import ops
+
+NNCX = torch.ops.nncx
+
+
+class Sample(NamedTuple):
+    op: Callable
+    args: tuple
+    kwargs: dict
+
+
+def samples() -> list[Sample]:
+    x, w = torch.randn(2, 6, 5, 4), torch.randn(4, 3, 3, 3)
+    rows, matrix = torch.randn(3, 70), torch.randn(5, 70)
+    conv = ops.binary_conv2d_prepack(ops.pack_signs(w), 6, 2)
+    linear = ops.binary_linear_prepack(ops.pack_signs(matrix), 70)
+    conv_args = (ops.pack_signs(x, 2), conv, 6, 4, [3, 3], [2, 1], [1, 1], [1, 1], 2, 1)
+    linear_args = (ops.pack_signs(rows), linear, 70, 5)
+    epilogue = (torch.rand(4), torch.rand(4), torch.rand(2, 2, 3, 4), torch.bfloat16)
+    return [
+        Sample(NNCX.pack_signs, (x, 3), {}),
+        Sample(NNCX.pack_signs, (rows,), {}),
+        Sample(NNCX.binary_conv2d_prepack, (ops.pack_signs(w), 6, 2), {}),
+        Sample(NNCX.binary_conv2d, conv_args, {}),
+        Sample(NNCX.binary_conv2d, (*conv_args, *epilogue), {}),
+        Sample(NNCX.binary_linear_prepack, (ops.pack_signs(matrix), 70), {}),
+        Sample(NNCX.binary_linear, linear_args, {}),
+        Sample(NNCX.binary_linear, linear_args, {"scale": torch.rand(5), "bias": torch.rand(5)}),
+    ]
+
+
+@pytest.mark.parametrize("index", range(len(samples())))
+def test_opcheck(isa: str, index: int) -> None:
+    sample = samples()[index]
+    torch.library.opcheck(sample.op.default, sample.args, sample.kwargs)
+
+
+def byte(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.uint8)
+
+
+def conv(changes: dict) -> tuple:
+    arguments = {
+        "input": byte(1, 4, 4, 2, 8),
+        "weight": ops.binary_conv2d_prepack(byte(4, 3, 3, 1, 8), 6, 2),
+        "in_channels": 6,
+        "out_channels": 4,
+        "kernel_size": [3, 3],
+        "stride": [1, 1],
+        "padding": [0, 0],
+        "dilation": [1, 1],
+        "groups": 2,
+        "pad_value": 0,
+        "scale": None,
+        "bias": None,
+        "input_scale": None,
+        "out_dtype": None,
+    }
+    assert changes.keys() <= arguments.keys()
+    return NNCX.binary_conv2d, tuple({**arguments, **changes}.values())
+
+
+def linear(changes: dict) -> tuple:
+    arguments = {
+        "input": byte(3, 16),
+        "weight": ops.binary_linear_prepack(byte(5, 16), 70),
+        "in_features": 70,
+        "out_features": 5,
+        "scale": None,
+        "bias": None,
+        "input_scale": None,
+        "out_dtype": None,
+    }
+    assert changes.keys() <= arguments.keys()
+    return NNCX.binary_linear, tuple({**arguments, **changes}.values())
+
+
+REFUSED = {
+    "pack 3-D": (NNCX.pack_signs, (torch.ones(2, 3, 4), 1)),
+    "pack groups 0": (NNCX.pack_signs, (torch.ones(2, 4, 3, 3), 0)),
+    "pack groups of rows": (NNCX.pack_signs, (torch.ones(2, 4), 2)),
+    "pack groups not dividing": (NNCX.pack_signs, (torch.ones(2, 4, 3, 3), 3)),
+    "pack integers": (NNCX.pack_signs, (torch.ones(2, 4, dtype=torch.int32), 1)),
+    "conv prepack 4-D": (NNCX.binary_conv2d_prepack, (byte(4, 3, 3, 8), 6, 1)),
+    "conv prepack float": (NNCX.binary_conv2d_prepack, (torch.ones(4, 3, 3, 1, 8), 6, 1)),
+    "conv prepack groups": (NNCX.binary_conv2d_prepack, (byte(4, 3, 3, 1, 8), 6, 3)),
+    "conv prepack bytes": (NNCX.binary_conv2d_prepack, (byte(4, 3, 3, 1, 8), 65, 1)),
+    "linear prepack 1-D": (NNCX.binary_linear_prepack, (byte(8), 3)),
+    "linear prepack bytes": (NNCX.binary_linear_prepack, (byte(4, 8), 65)),
+    "linear prepack negative": (NNCX.binary_linear_prepack, (byte(4, 8), -1)),
+    "conv input float": conv({"input": torch.ones(1, 4, 4, 2, 8)}),
+    "conv input 4-D": conv({"input": byte(4, 4, 2, 8)}),
+    "conv input groups": conv({"input": byte(1, 4, 4, 1, 8)}),
+    "conv input bytes": conv({"input": byte(1, 4, 4, 2, 16)}),
+    "conv weight not prepacked": conv({"weight": byte(4, 3, 3, 1, 8)}),
+    "conv weight float": conv({"weight": torch.ones(100)}),
+    "conv groups 0": conv({"groups": 0}),
+    "conv groups not dividing": conv({"in_channels": 5}),
+    "conv kernel 0": conv({"kernel_size": [0, 3]}),
+    "conv stride 0": conv({"stride": [1, 0]}),
+    "conv padding negative": conv({"padding": [-1, 0]}),
+    "conv dilation 0": conv({"dilation": [0, 1]}),
+    "conv kernel larger than input": conv({"kernel_size": [3, 5]}),
+    "conv dilated kernel larger": conv({"dilation": [2, 2]}),
+    "conv pad_value 2": conv({"pad_value": 2}),
+    "conv scale size": conv({"scale": torch.ones(5)}),
+    "conv scale dtype": conv({"scale": torch.ones(4, dtype=torch.float64)}),
+    "conv bias size": conv({"bias": torch.ones(1)}),
+    "conv input_scale size": conv({"input_scale": torch.ones(1, 1, 2, 2)}),
+    "conv out_dtype": conv({"out_dtype": torch.int32}),
+    "linear input 3-D": linear({"input": byte(1, 3, 16)}),
+    "linear input bytes": linear({"input": byte(3, 8)}),
+    "linear in_features negative": linear({"in_features": -1}),
+    "linear weight not prepacked": linear({"weight": byte(5, 16)}),
+    "linear bias size": linear({"bias": torch.ones(4)}),
+    "linear input_scale size": linear({"input_scale": torch.ones(4)}),
+    "linear out_dtype": linear({"out_dtype": torch.float64}),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_cpu_and_meta_refuse_alike(case: str) -> None:
+    """Both raise, and both say in the same words what must hold and which op says so."""
+    op, arguments = REFUSED[case]
+    on_meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments]
+    with pytest.raises(RuntimeError) as cpu:
+        op(*arguments)
+    with pytest.raises(RuntimeError) as meta:
+        op(*on_meta)
+    must_hold = str(cpu.value).split(", got")[0]
+    assert must_hold.startswith(op.__name__ + ": ")
+    assert "\n" not in str(cpu.value)
+    assert must_hold == str(meta.value).split(", got")[0]
+
+
+def test_weights_that_only_the_cpu_can_read_are_refused_there() -> None:
+    op, arguments = conv({"weight": byte(100)})
+    with pytest.raises(RuntimeError, match="prepacked for the path of this process"):
+        op(*arguments)
+
+
+def test_flops_count_two_per_product() -> None:
+    x = torch.randn(2, 64, 10, 10)
+    weight = ops.binary_conv2d_prepack(ops.pack_signs(torch.randn(32, 32, 3, 3)), 64, 2)
+    rows = ops.pack_signs(torch.randn(7, 100))
+    matrix = ops.binary_linear_prepack(ops.pack_signs(torch.randn(9, 100)), 100)
+    with FlopCounterMode(display=False) as counter:
+        ops.binary_conv2d(ops.pack_signs(x, 2), weight, 64, 32, 3, stride=2, groups=2)
+        ops.binary_linear(rows, matrix, 100, 9)
+    assert counter.get_total_flops() == 2 * (2 * 32 * 4 * 4 * 9 * 32) + 2 * (7 * 100 * 9)
+
+
+def test_asking_for_a_gradient_raises() -> None:
+    scale = torch.ones(9, requires_grad=True)
+    matrix = ops.binary_linear_prepack(ops.pack_signs(torch.randn(9, 20)), 20)
+    out = ops.binary_linear(ops.pack_signs(torch.randn(3, 20)), matrix, 20, 9, scale=scale)
+    with pytest.raises(RuntimeError, match="no gradient flows through packed signs"):
+        out.sum().backward()
+
+
+def test_compile_and_export_with_a_dynamic_batch() -> None:
+    weight = ops.binary_conv2d_prepack(ops.pack_signs(torch.randn(8, 6, 3, 3)), 6)
+
+    class Net(torch.nn.Module):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return ops.binary_conv2d(ops.pack_signs(x), weight, 6, 8, 3, padding=1).relu()
+
+    net, x = Net(), torch.randn(3, 6, 7, 5)
+    compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="aot_eager")
+    program = torch.export.export(
+        net, (x,), dynamic_shapes={"x": {0: torch.export.Dim("batch", max=64)}}
+    )
+    for batch in (3, 5):
+        x = torch.randn(batch, 6, 7, 5)
+        assert torch.equal(compiled(x), net(x))
+        assert torch.equal(program.module()(x), net(x))
