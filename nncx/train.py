@@ -68,7 +68,7 @@ def fit(
             on: the task, optimizers, schedulers, history, torch's random state and that of
             `data.generator`. (Not the random state of `random` and NumPy.)
         resume: continue from `checkpoint` if it exists. The result is, to the bit, that of a run
-            that was never interrupted.
+            that was never interrupted (on a GPU, if its kernels are deterministic).
         progress: a line on stderr per epoch and, on a terminal, a bar within it.
 
     Returns:
@@ -84,7 +84,7 @@ def fit(
     """
     if epochs < 0:
         raise ValueError(f"epochs must be at least 0, got {epochs}")
-    if "targets" not in inspect.signature(task.forward).parameters:
+    if not _is_task(task):
         task = Supervised(task)
     generator = getattr(data, "generator", None)  # a DataLoader's
     run = _Run(task, _as_list(optimizer), _as_list(scheduler), generator)
@@ -205,6 +205,11 @@ def _with_bar(data: Iterable, title: str, progress: bool) -> Iterator:
 def _line(title: str, record: dict[str, float], seconds: float) -> str:
     scalars = (f"{name} {value:.4g}" for name, value in record.items() if name != "epoch")
     return "  ".join([title, *scalars, f"{seconds:.1f} s"])
+
+
+def _is_task(module: nn.Module) -> bool:
+    inner = getattr(module, "_orig_mod", module)  # torch.compile hides the signature
+    return "targets" in inspect.signature(inner.forward).parameters
 
 
 def _is_scalar(value: Any) -> bool:

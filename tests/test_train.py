@@ -169,6 +169,11 @@ class TestFit:
         history = fit(model, data, epochs=2, optimizer=sgd(model.parameters()), progress=False)
         assert len(history) == 2
 
+    def test_compiled_task_is_a_task(self):
+        task = torch.compile(Supervised(network()), backend="eager")
+        history = fit(task, batches(), epochs=1, optimizer=sgd(task.parameters()), progress=False)
+        assert history[0]["loss"] > 0
+
     def test_supervised_takes_a_criterion(self):
         model = nn.Linear(6, 1)
         task = Supervised(model, nn.MSELoss())
