@@ -19,6 +19,7 @@ from nncx.nn.packed import PackedLayer
 from nncx.nn.quantizers import sign, xnor_alpha, xnor_sign
 
 SCALES = ("none", "alpha", "alpha_k")
+PAD_VALUES = (-1, 0, 1)
 
 _KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
@@ -151,7 +152,7 @@ class XNORConv2d(_XNORLayer, nn.Conv2d):
             device,
             dtype,
         )
-        if pad_value not in (-1, 0, 1):
+        if pad_value not in PAD_VALUES:
             raise ValueError(f"pad_value must be -1, 0 or 1, got {pad_value!r}")
         if pad_value and padding_mode != "zeros":
             raise ValueError(

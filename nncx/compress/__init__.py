@@ -1,0 +1,7 @@
+"""Compression methods, and what applies them to a model."""
+
+from nncx.compress._convert import Method, convert
+from nncx.compress._freeze import freeze, repack
+from nncx.compress.xnor import XNOR
+
+__all__ = ["XNOR", "Method", "convert", "freeze", "repack"]

@@ -1,0 +1,133 @@
+"""convert: swaps layers of a model for those of a compression method."""
+
+from collections.abc import Callable, Iterable
+from typing import ClassVar, Protocol
+
+from torch import fx, nn
+
+from nncx.compress._rewire import activations_to_remove, called_module, trace
+
+Skip = Iterable[str] | Callable[[str, nn.Module], bool]
+
+
+class Method(Protocol):
+    """What a compression method tells `convert`."""
+
+    keeps_first_and_last: ClassVar[bool]
+    """Whether the first and last layer with weights stay as they are by default."""
+
+    binarizes_input: ClassVar[bool]
+    """Whether its layers see only the sign of their input, so that a ReLU before them must go."""
+
+    def replaces(self, module: nn.Module) -> bool:
+        """Whether the method has a layer for `module`."""
+
+    def replace(self, module: nn.Module) -> nn.Module:
+        """That layer, with the Parameters and the mode of `module`."""
+
+
+def convert(
+    model: nn.Module, method: Method, skip: Skip | None = None, *, rewire: bool = True
+) -> nn.Module:
+    """Swap every layer that `method` has a counterpart for, in place; all of it or nothing.
+
+    The new layers hold the old layers' Parameters, so optimizers stay valid. A method that
+    binarises inputs also removes each ReLU (or another activation that is never negative) that
+    feeds only its layers: the sign of what it gives is +1 everywhere.
+
+    Args:
+        model: any module; the layers are found by type, exactly: subclasses are left alone.
+        method: for example `nncx.XNOR()`.
+        skip: layers to leave as they are, by name (of a layer, or of a block for all inside), or a
+            predicate of (name, layer). Default: the first and last layer with weights, in order of
+            execution, where the method says so, else none.
+        rewire: look at the graph of the model. False converts a model that torch.fx cannot trace;
+            then no activation is removed, and first and last are those in order of registration.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: for an unknown name in `skip`, if nothing is left to convert, if the model
+            cannot be traced, or if an activation before a binary layer cannot be removed.
+    """
+    names = _names(model)
+    by_order = skip is None and method.keeps_first_and_last
+    graph = trace(model) if rewire and (method.binarizes_input or by_order) else None
+    kept = _first_and_last(names, graph) if by_order else _skipped(names, skip or ())
+    targets = [m for m in names if method.replaces(m) and m not in kept]
+    if not targets:
+        raise ValueError(
+            f"convert: {type(model).__name__} has no layer for {method} that is not skipped; pass"
+            " another skip"
+        )
+    for module in targets:
+        _check_replaceable(module, names[module])
+    removed = set()
+    if rewire and method.binarizes_input:
+        kept_names = [names[m][0] for m in names if m in kept and method.replaces(m)]
+        removed = activations_to_remove(graph, set(targets), kept_names)
+    swaps = {module: method.replace(module) for module in targets}
+    swaps |= {module: nn.Identity() for module in removed}
+    for module, new in swaps.items():
+        for name in names[module]:
+            parent, _, attribute = name.rpartition(".")
+            setattr(model.get_submodule(parent), attribute, new)
+    return model
+
+
+def _names(model: nn.Module) -> dict[nn.Module, list[str]]:
+    """Every module with all its names: a shared one has several."""
+    names: dict[nn.Module, list[str]] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        names.setdefault(module, []).append(name)
+    return names
+
+
+def _skipped(names: dict[nn.Module, list[str]], skip: Skip) -> set[nn.Module]:
+    if callable(skip):
+        return {m for m, its in names.items() if any(skip(name, m) for name in its)}
+    if isinstance(skip, str):
+        raise ValueError(f"convert: skip must be a list of names, got {skip!r}; pass [{skip!r}]")
+    wanted = list(skip)
+    known = {name for its in names.values() for name in its}
+    for name in wanted:
+        if name not in known:
+            raise ValueError(
+                f"convert: skip names {name!r}, which the model does not have; take names from"
+                " model.named_modules()"
+            )
+    return {
+        module
+        for module, its in names.items()
+        if any(f"{name}.".startswith(f"{block}.") for name in its for block in wanted)
+    }
+
+
+_WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
+
+
+def _first_and_last(names: dict[nn.Module, list[str]], graph: fx.Graph | None) -> set[nn.Module]:
+    """The first and last layer with weights, by execution if there is a graph."""
+    weighted = [module for module in names if isinstance(module, _WEIGHTED)]
+    if graph is not None:
+        called = (called_module(node) for node in graph.nodes)
+        weighted = [module for module in called if isinstance(module, _WEIGHTED)]
+    return {weighted[0], weighted[-1]} if weighted else set()
+
+
+def _check_replaceable(module: nn.Module, names: list[str]) -> None:
+    if "" in names:
+        raise ValueError(
+            f"convert: the model must contain the layers to swap, got a bare {module}; wrap it in"
+            " nn.Sequential"
+        )
+    hooks = (
+        *(module._forward_hooks, module._forward_pre_hooks),
+        *(module._backward_hooks, module._backward_pre_hooks),
+    )
+    if any(hooks) or not isinstance(module.weight, nn.Parameter):
+        raise ValueError(
+            f"convert: '{names[0]}' must be a plain layer, got one with hooks or a reparametrised"
+            " weight, which the swap would lose; remove them first"
+        )

@@ -1,0 +1,45 @@
+"""What is done to all nncx layers of a model at once."""
+
+from torch import nn
+
+from nncx.nn import PackedLayer
+
+
+def freeze(model: nn.Module) -> nn.Module:
+    """Make `model` an inference model, in place: packed weights instead of float ones.
+
+    Every nncx layer drops its float weight and from now on runs its native kernel; the model goes
+    to eval mode, and since no gradient flows through packed weights, no parameter requires one.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: if it has no nncx layer.
+    """
+    for layer in _packed_layers(model, "freeze"):
+        layer.freeze()
+    return model.eval().requires_grad_(False)
+
+
+def repack(model: nn.Module) -> nn.Module:
+    """Rebuild what the native kernels read, after weights were changed in eval mode; in place.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: if it has no nncx layer.
+    """
+    for layer in _packed_layers(model, "repack"):
+        layer.repack()
+    return model
+
+
+def _packed_layers(model: nn.Module, task: str) -> list[PackedLayer]:
+    layers = [module for module in model.modules() if isinstance(module, PackedLayer)]
+    if not layers:
+        raise ValueError(
+            f"{task}: {type(model).__name__} has no nncx layer; call nncx.convert(model, ...) first"
+        )
+    return layers

@@ -1,0 +1,64 @@
+"""XNOR-Net: binary weights and binary inputs."""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from torch import nn
+
+from nncx.nn.xnor import PAD_VALUES, SCALES, XNORConv2d, XNORLinear
+
+
+@dataclass(frozen=True)
+class XNOR:
+    """The method of XNOR-Net for `nncx.convert`: every `nn.Conv2d` and `nn.Linear` becomes binary.
+
+    The first and the last layer stay float, and a ReLU in front of a binary layer goes, because
+    the sign of its output is +1 everywhere.
+
+    Args:
+        scale: "none", "alpha" (mean magnitude per filter), or "alpha_k" (and that of the input).
+        pad_value: what zero padding counts as after the sign: 0, +1 or -1.
+
+    Raises:
+        ValueError: for other values.
+
+    Paper: Rastegari et al., "XNOR-Net", ECCV 2016.
+    """
+
+    scale: str = "alpha"
+    pad_value: int = 0
+
+    keeps_first_and_last: ClassVar[bool] = True
+    binarizes_input: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.scale not in SCALES:
+            raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {self.scale!r}")
+        if self.pad_value not in PAD_VALUES:
+            raise ValueError(f"pad_value must be -1, 0 or 1, got {self.pad_value!r}")
+
+    def replaces(self, module: nn.Module) -> bool:
+        """Whether the method has a layer for `module`; subclasses may mean something else."""
+        return type(module) in (nn.Conv2d, nn.Linear)
+
+    def replace(self, module: nn.Module) -> nn.Module:
+        """The binary layer, with the very Parameters of `module`, which optimizers may hold."""
+        arguments = {"bias": module.bias is not None, "scale": self.scale, "device": "meta"}
+        if type(module) is nn.Conv2d:
+            layer = XNORConv2d(
+                module.in_channels,
+                module.out_channels,
+                module.kernel_size,
+                module.stride,
+                module.padding,
+                module.dilation,
+                module.groups,
+                padding_mode=module.padding_mode,
+                # A border of the input's own values has signs already.
+                pad_value=self.pad_value if module.padding_mode == "zeros" else 0,
+                **arguments,
+            )
+        else:
+            layer = XNORLinear(module.in_features, module.out_features, **arguments)
+        layer.weight, layer.bias = module.weight, module.bias
+        return layer.train(module.training)

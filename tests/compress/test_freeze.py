@@ -1,0 +1,45 @@
+"""freeze and repack over a whole model."""
+
+import pytest
+import torch
+from torch import nn
+
+from nncx.compress import XNOR, convert, freeze, repack
+from nncx.models import ResNet
+
+
+def _model():
+    torch.manual_seed(0)
+    return convert(ResNet(8, width=4), XNOR())
+
+
+def test_freeze_gives_an_inference_model_with_the_same_output():
+    model, x = _model(), torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = model.eval()(x)
+    assert freeze(model.train()) is model
+    assert torch.equal(model(x), expected), "also with gradients enabled"
+    assert not model.training and not any(p.requires_grad for p in model.parameters())
+    binary = [m for m in model.modules() if getattr(m, "precision", None) == "binary"]
+    assert len(binary) == 6 and all(layer.frozen and layer.weight is None for layer in binary)
+    assert freeze(model) is model
+
+
+def test_repack_shows_weights_changed_in_eval_mode():
+    model, x = _model().eval(), torch.randn(2, 3, 16, 16)
+    with torch.no_grad():
+        old = model(x)
+        for parameter in model.stage2.parameters():
+            parameter.neg_()
+        assert repack(model) is model
+        repacked = model(x)
+        assert not torch.equal(repacked, old)
+        assert torch.equal(model.train().eval()(x), repacked)
+
+
+@pytest.mark.parametrize("task", [freeze, repack])
+def test_refuses_a_model_without_nncx_layers(task):
+    model = nn.Sequential(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match="Sequential has no nncx layer; call nncx.convert"):
+        task(model)
+    assert model.training
