@@ -1,13 +1,16 @@
-"""Builds the native libraries: locates torch, calls CMake, nothing else.
+"""Builds the native libraries: finds torch and the build tools, calls CMake, nothing else.
 
-CMakeLists.txt owns sources and flags. Environment: NNCX_CUDA=auto|0|1, TORCH_CUDA_ARCH_LIST,
-MAX_JOBS.
+CMakeLists.txt owns sources and flags. Environment variables:
+
+    NNCX_CUDA              auto (default): CUDA ops where nvcc is found; 0: never; 1: required
+    TORCH_CUDA_ARCH_LIST   GPU architectures, such as "8.0;9.0+PTX"
+    MAX_JOBS               compilers at a time; default: one for each CPU of this process
 """
 
+import importlib.metadata
 import importlib.util
 import os
 import re
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -18,52 +21,94 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "nncx/_version.py").read_text(), re.M)[1]
+BUILD = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+OLDEST_TORCH = (2, 10)
 
 
 def find_torch() -> Path | None:
     """The torch to build against: the target environment's, which an isolated build hides from
     sys.path but not from the file system, else the one of the build environment."""
-    installed = Path(sysconfig.get_paths()["platlib"]) / "torch"
-    if (installed / "include").is_dir():
-        return installed
-    spec = importlib.util.find_spec("torch")
-    return Path(spec.origin).parent if spec and spec.origin else None
+    installed = Path(sysconfig.get_path("platlib")) / "torch"
+    if not (installed / "version.py").is_file():
+        spec = importlib.util.find_spec("torch")
+        if spec is None or spec.origin is None:
+            return None
+        installed = Path(spec.origin).parent
+    refuse_old_torch(installed)
+    return installed
+
+
+def refuse_old_torch(folder: Path) -> None:
+    text = (folder / "version.py").read_text()
+    version = re.search(r"__version__ = '((\d+)\.(\d+)[^']*)'", text)
+    if version and (int(version[2]), int(version[3])) < OLDEST_TORCH:
+        sys.exit(
+            f"nncx: needs torch >= {'.'.join(map(str, OLDEST_TORCH))}, found {version[1]} in "
+            f"{folder}; run `pip install --upgrade torch`"
+        )
+
+
+def tool(name: str) -> str:
+    """The program of the installed package `name`, which build-system.requires asks for, also where
+    the environment is not activated; else the program on PATH."""
+    try:
+        files = importlib.metadata.files(name) or []
+    except importlib.metadata.PackageNotFoundError:
+        return name
+    programs = (f.locate().resolve() for f in files if f.parts[-2:] == ("bin", name))
+    return str(next(programs, name))
+
+
+def max_jobs() -> str:
+    jobs = os.environ.get("MAX_JOBS") or str(len(os.sched_getaffinity(0)))
+    if not (jobs.isdecimal() and int(jobs) > 0):
+        sys.exit(f"nncx: MAX_JOBS must be a number of compilers, at least 1, got '{jobs}'")
+    return jobs
+
+
+def call(*command: str) -> None:
+    if subprocess.run(command).returncode:
+        sys.exit(
+            "nncx: building the native libraries failed, the reason is in the lines above; "
+            "NNCX_CUDA=0 leaves out the CUDA ops"
+        )
 
 
 class CMakeBuild(build_ext):
     def build_extension(self, ext: Extension) -> None:
-        torch_dir = find_torch()
-        if torch_dir is None:
-            sys.exit(
-                "nncx: building needs torch >= 2.10, found none; run `pip install torch` first"
-            )
+        import pybind11
+
+        torch = find_torch()
+        if torch is None:
+            sys.exit("nncx: needs torch >= 2.10 to build, found none; run `pip install torch`")
         module = Path(self.get_ext_fullpath(ext.name)).resolve()
-        build_dir = (
-            ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
-        )
-        # A fresh configuration, because an isolated build's tools live elsewhere each time; objects
-        # are kept, so that a rebuild compiles only what changed.
-        configure = [
-            *("cmake", "--fresh", "-S", str(ROOT), "-B", str(build_dir), "-G", "Ninja"),
+        # One of an earlier build would otherwise be packaged when this one makes none.
+        (module.parent / "_cuda.so").unlink(missing_ok=True)
+        # What an isolated build finds elsewhere each time is given anew (-U: looked for anew), so
+        # that the build folder stays valid and a rebuild compiles only what changed.
+        call(
+            *(tool("cmake"), "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", "-U", "NVCC"),
+            f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
             "-DCMAKE_BUILD_TYPE=Release",
+            f"-DPython_EXECUTABLE={sys.executable}",
+            f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DNNCX_VERSION={VERSION}",
             f"-DNNCX_MODULE_FILE={module.name}",
             f"-DNNCX_OUTPUT_DIR={module.parent}",
-            f"-DNNCX_TORCH_DIR={torch_dir}",
-            f"-DNNCX_CUDA={os.environ.get('NNCX_CUDA', 'auto')}",
+            f"-DNNCX_TORCH_DIR={torch}",
+            f"-DNNCX_CUDA={os.environ.get('NNCX_CUDA') or 'auto'}",
             f"-DNNCX_CUDA_ARCH_LIST={os.environ.get('TORCH_CUDA_ARCH_LIST', '')}",
-            f"-DPython_EXECUTABLE={sys.executable}",
-        ]
-        jobs = os.environ.get("MAX_JOBS") or str(os.cpu_count())
-        subprocess.run(configure, check=True)
-        subprocess.run(["cmake", "--build", str(build_dir), "-j", jobs], check=True)
+        )
+        call(tool("cmake"), "--build", str(BUILD), "-j", max_jobs())
 
     def copy_extensions_to_source(self) -> None:
         """Editable installs: setuptools copies the modules it knows, but _cuda.so is none."""
         super().copy_extensions_to_source()
-        library = Path(self.build_lib) / "nncx" / "_cuda.so"
-        if library.exists():
-            shutil.copy2(library, ROOT / "nncx" / library.name)
+        built = Path(self.build_lib) / "nncx" / "_cuda.so"
+        if built.exists():
+            self.copy_file(str(built), str(ROOT / "nncx" / "_cuda.so"))
+        else:
+            (ROOT / "nncx" / "_cuda.so").unlink(missing_ok=True)
 
 
 setup(
