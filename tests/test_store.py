@@ -1,0 +1,470 @@
+"""save and load: the same bits again, from a small file, or one clear refusal."""
+
+import copy
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nncx import _files, _store
+from nncx import models as nncx_models
+from nncx._store import load, save
+from nncx.compress import XNOR, convert, freeze
+from nncx.models import LeNet5, LeNet300100, NiN, ResNet
+from nncx.nn import XNORConv2d, XNORLinear
+
+
+def _plain():
+    return nn.Sequential(
+        *(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.Conv2d(8, 16, 3, padding="same", groups=2), nn.BatchNorm2d(16), nn.ReLU()),
+        *(nn.MaxPool2d(2), nn.Conv2d(16, 8, 1, bias=False), nn.BatchNorm2d(8), nn.ReLU()),
+        *(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 4)),
+    )
+
+
+class MyBlock(nn.Module):
+    def __init__(self, width):
+        super().__init__()
+        self.norm = nn.BatchNorm2d(width)
+        self.relu = nn.ReLU()
+        self.conv = nn.Conv2d(width, width, 3, padding=1)
+
+    def forward(self, x):
+        return x + self.conv(self.relu(self.norm(x)))
+
+
+class MyNet(nn.Module):
+    """A user's class, with a shared activation, a None child and a bare parameter."""
+
+    def __init__(self, width=8):
+        super().__init__()
+        self.stem = nn.Conv2d(3, width, 3)
+        self.blocks = nn.ModuleList([MyBlock(width), MyBlock(width)])
+        self.extra = None
+        self.register_module("nothing", None)
+        self.gain = nn.Parameter(torch.tensor(2.0))
+        self.head = nn.Conv2d(width, 4, 1)
+
+    def forward(self, x):
+        x = self.stem(x)
+        for block in self.blocks:
+            x = block(x)
+        return self.head(F.relu(x)) * self.gain
+
+
+MODELS = {
+    "Sequential": (_plain, (2, 3, 10, 10)),
+    "LeNet300100": (LeNet300100, (2, 1, 28, 28)),
+    "LeNet5": (LeNet5, (2, 1, 28, 28)),
+    "NiN": (NiN, (2, 3, 32, 32)),
+    "ResNet": (lambda: ResNet(8, width=4), (2, 3, 16, 16)),
+}
+METHODS = {
+    "float": lambda model: model,
+    "xnor": lambda model: convert(model, XNOR(scale="alpha_k")),
+    "frozen xnor": lambda model: freeze(convert(model, XNOR())),
+}
+
+
+def _compressed(model, method):
+    """With BatchNorm statistics and affine parameters that are not the initial ones."""
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for tensor in (module.weight, module.bias, module.running_mean):
+                nn.init.normal_(tensor)
+    return METHODS[method](model)
+
+
+def _output(model, x):
+    with torch.no_grad():
+        return model.eval()(x)
+
+
+@pytest.fixture
+def file(tmp_path):
+    return tmp_path / "model.safetensors"
+
+
+def _rewrite(file, change):
+    """A file with other metadata or tensors and a valid hash."""
+    tensors, metadata = _files.read(file)
+    change(tensors, metadata)
+    _files.write(file, tensors, metadata)
+
+
+# ---------------------------------------------------------------------------------------------
+# there and back
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", MODELS)
+def test_loaded_model_gives_the_same_bits(name, method, file):
+    build, shape = MODELS[name]
+    model, x = _compressed(build(), method), torch.randn(shape)
+    expected = _output(model, x)
+    save(model, file)
+    loaded = load(file)
+    assert type(loaded) is type(model) and not loaded.training
+    assert repr(loaded) == repr(model.eval())
+    assert torch.equal(_output(loaded, x), expected)
+    assert [p.requires_grad for p in loaded.parameters()] == [
+        method != "frozen xnor" for _ in loaded.parameters()
+    ]
+
+
+def test_an_unfrozen_model_trains_on(file):
+    model = convert(_plain(), XNOR())
+    save(model, file)
+    loaded, x = load(file).train(), torch.randn(2, 3, 10, 10)
+    loaded(x).sum().backward()
+    torch.optim.SGD(loaded.parameters(), lr=0.1).step()
+    assert not torch.equal(loaded[3].weight, model[3].weight)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_dtypes_are_those_of_the_tensors(dtype, file):
+    model = freeze(nn.Sequential(XNORLinear(70, 8), nn.Linear(8, 4))).to(dtype)
+    save(model, file)
+    loaded, x = load(file), torch.randn(3, 70, dtype=dtype)
+    assert loaded[1].weight.dtype == dtype and loaded[0].alpha.dtype == torch.float32
+    assert torch.equal(loaded(x), model(x))
+
+
+def test_saving_changes_nothing(file):
+    model = convert(_plain(), XNOR())
+    before = copy.deepcopy(model.state_dict())
+    save(model, file)
+    assert model.training
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_shared_modules_and_tied_parameters_stay_so(file):
+    shared, first, second = nn.Linear(5, 5), nn.Linear(5, 5), nn.Linear(5, 5)
+    second.weight = first.weight
+    model = nn.Sequential(shared, nn.Sequential(first, shared), second, XNORLinear(5, 5))
+    model[3].weight = first.weight
+    save(model, file)
+    tensors, _ = _files.read(file)
+    assert sum(name.endswith("weight") for name in tensors) == 2
+    loaded, x = load(file), torch.randn(2, 5)
+    assert loaded[0] is loaded[1][1]
+    assert loaded[1][0].weight is loaded[2].weight is loaded[3].weight
+    assert torch.equal(_output(loaded, x), _output(model, x))
+
+
+def test_children_in_the_file_override_the_constructors(file):
+    model = ResNet(8, width=4)
+    del model.relu
+    model.relu = nn.Tanh()
+    model.extra = nn.Linear(2, 2)
+    model.stage1.append(nn.BatchNorm2d(4))
+    model.stage2[0].shortcut = nn.AvgPool2d(2)
+    model.pool = None
+    save(model, file)
+    assert repr(load(file)) == repr(model.eval())
+
+
+def test_a_frozen_layer_costs_one_bit_a_weight_and_less_than_2_kb(file):
+    def size(depth):
+        layers = [XNORConv2d(64, 64, 3, padding=1).freeze() for _ in range(depth)]
+        save(nn.Sequential(*layers), file)
+        return file.stat().st_size
+
+    packed_bytes = 64 * 64 * 9 // 8 + 64 * 4 * 2  # signs, alpha, bias
+    overhead = (size(21) - size(1)) / 20 - packed_bytes
+    assert 0 < overhead < 2048
+    assert size(1) - packed_bytes < 2048
+
+
+# ---------------------------------------------------------------------------------------------
+# the list of types
+
+SAMPLES = [
+    *(nn.Sequential(nn.ReLU()), nn.ModuleList([nn.Tanh()]), nn.ModuleDict({"a": nn.ReLU6(True)})),
+    *(nn.Identity(3), nn.Linear(3, 4, bias=False), nn.Bilinear(2, 3, 4)),
+    *(nn.Conv1d(2, 4, 3, 2, 1, 2, 2), nn.Conv2d(2, 4, (3, 1), padding="same", bias=False)),
+    *(nn.Conv3d(2, 4, 3, padding=1, padding_mode="circular"), nn.ConvTranspose1d(2, 4, 3)),
+    *(nn.ConvTranspose2d(2, 4, 3, 2, 1, 1), nn.ConvTranspose3d(2, 4, 3, dilation=2)),
+    *(nn.BatchNorm1d(3), nn.BatchNorm2d(3, 0.1, None, False), nn.BatchNorm3d(3, affine=False)),
+    *(nn.InstanceNorm1d(3), nn.InstanceNorm2d(3, affine=True), nn.InstanceNorm3d(3)),
+    *(nn.GroupNorm(2, 4, 1e-3), nn.LayerNorm([3, 4], bias=False), nn.RMSNorm(3)),
+    *(nn.LocalResponseNorm(3, k=2.0), nn.CELU(0.5), nn.ELU(0.5, True), nn.GELU("tanh")),
+    *(nn.GLU(1), nn.Hardshrink(0.1), nn.Hardsigmoid(True), nn.Hardswish(), nn.Hardtanh(-2, 2)),
+    *(nn.LeakyReLU(0.2), nn.LogSigmoid(), nn.LogSoftmax(1), nn.Mish(), nn.PReLU(3)),
+    *(nn.ReLU(True), nn.ReLU6(), nn.SELU(), nn.SiLU(), nn.Sigmoid(), nn.Softmax(1)),
+    *(nn.Softplus(2, 10), nn.Softshrink(0.1), nn.Softsign(), nn.Tanh(), nn.Tanhshrink()),
+    *(nn.Threshold(0.1, 20), nn.AdaptiveAvgPool1d(2), nn.AdaptiveAvgPool2d((None, 3))),
+    *(nn.AdaptiveAvgPool3d(2), nn.AdaptiveMaxPool1d(2, True), nn.AdaptiveMaxPool2d((2, 3))),
+    *(nn.AdaptiveMaxPool3d(2), nn.AvgPool1d(2), nn.AvgPool2d(2, 1, 1, True, False, 3)),
+    *(nn.AvgPool3d(2), nn.LPPool1d(2, 3), nn.LPPool2d(2, 3, 1, True), nn.MaxPool1d(2)),
+    *(nn.MaxPool2d(3, 2, 1, 2, True, True), nn.MaxPool3d(2), nn.AlphaDropout(0.1)),
+    *(nn.Dropout(0.2, True), nn.Dropout1d(0.1), nn.Dropout2d(), nn.Dropout3d()),
+    *(nn.FeatureAlphaDropout(), nn.ChannelShuffle(2), nn.Flatten(2, 3), nn.PixelShuffle(2)),
+    *(nn.PixelUnshuffle(2), nn.Unflatten(1, (2, 3)), nn.Upsample(None, (2.0, 1.0), "bilinear")),
+    *(nn.UpsamplingBilinear2d(4), nn.UpsamplingNearest2d(scale_factor=2), nn.CircularPad1d(1)),
+    *(nn.CircularPad2d((1, 0, 2, 1)), nn.ConstantPad1d(1, 0.5), nn.ConstantPad2d(1, -1)),
+    *(nn.ReflectionPad1d(1), nn.ReflectionPad2d(1), nn.ReplicationPad1d(1)),
+    *(nn.ReplicationPad2d((1, 2, 3, 4)), nn.ZeroPad1d(1), nn.ZeroPad2d((1, 2, 0, 0))),
+    *(XNORConv2d(4, 6, 3, scale="none", pad_value=1), XNORLinear(3, 4, scale="alpha_k")),
+]
+
+
+@pytest.mark.parametrize("module", SAMPLES, ids=lambda module: type(module).__name__)
+def test_every_listed_layer_is_rebuilt_as_it_was(module, file):
+    save(nn.Sequential(module), file)
+    rebuilt = load(file)[0]
+    assert type(rebuilt) is type(module) and repr(rebuilt) == repr(module)
+    for name in _store._arguments(type(module)):
+        if name != "bias":
+            assert getattr(rebuilt, name) == getattr(module, name), name
+    theirs = module.state_dict()
+    assert {name: t.shape for name, t in rebuilt.state_dict().items()} == {
+        name: t.shape for name, t in theirs.items()
+    }
+
+
+def test_every_listed_type_has_a_sample():
+    models = {type(build()) for build, _ in MODELS.values()} | {nncx_models.LeNet4}
+    assert {type(module) for module in SAMPLES} | models == set(_store.TYPES.values())
+
+
+# ---------------------------------------------------------------------------------------------
+# classes that nncx cannot rebuild
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_foreign_model_is_filled_into_a_new_one(method, file):
+    model = MyNet()
+    if method != "float":
+        convert(model, XNOR(), skip=["stem", "head"])
+    if method == "frozen xnor":
+        freeze(model)
+    x = torch.randn(2, 3, 8, 8)
+    expected = _output(model, x)
+    save(model, file)
+    fresh = MyNet()
+    loaded = load(file, into=fresh)
+    assert loaded is fresh and not loaded.training and repr(loaded) == repr(model)
+    assert torch.equal(_output(loaded, x), expected)
+
+    if method != "float":  # a model that was converted already will do as well
+        other = load(file, into=convert(MyNet(), XNOR(), skip=["stem", "head"]))
+        assert torch.equal(_output(other, x), expected)
+
+
+def test_foreign_model_needs_into(file):
+    save(MyNet(), file)
+    with pytest.raises(ValueError, match=r"holds a MyNet, which nncx cannot rebuild; pass into="):
+        load(file)
+    save(nn.Sequential(MyBlock(3)), file)
+    with pytest.raises(ValueError, match="holds a MyBlock as '0', .* pass a new model"):
+        load(file)
+
+
+class _Wider(MyNet):
+    def __init__(self):
+        super().__init__(width=9)
+
+
+class _Deeper(MyNet):
+    def __init__(self):
+        super().__init__()
+        self.blocks.append(MyBlock(8))
+
+
+class _OtherActivation(MyNet):
+    def __init__(self):
+        super().__init__()
+        self.blocks[0].relu = nn.Tanh()
+
+
+class _WithLayerForNone(MyNet):
+    def __init__(self):
+        super().__init__()
+        self.nothing = nn.Dropout()
+
+
+class _OtherParameter(MyNet):
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.ones(3))
+
+
+@pytest.mark.parametrize(
+    "other, message",
+    [
+        (_Wider, r"'stem' is Conv2d\(3, 8.*\) in the file and Conv2d\(3, 9.* in into="),
+        (_Deeper, "differ in modules of 'blocks': 2"),
+        (_OtherActivation, r"'blocks.0.relu' is Identity\(\) in the file and Tanh\(\) in into="),
+        (_WithLayerForNone, r"'nothing' is None in the file and Dropout\(.*\) in into="),
+        (_OtherParameter, r"'gain' must be torch.float32 \[3\], got torch.float32 \[\]"),
+        (lambda: nn.Linear(2, 2), "'' is .*MyNet in the file and Linear"),
+        (lambda: ResNet(8), "in the file and ResNet"),
+    ],
+)
+def test_what_does_not_fit_leaves_the_users_model_alone(other, message, file):
+    save(freeze(convert(MyNet(), XNOR(), skip=["stem", "head"])), file)
+    into = other()
+    before, values = repr(into), copy.deepcopy(into.state_dict())
+    with pytest.raises(ValueError, match=message):
+        load(file, into=into)
+    assert repr(into) == before and into.training
+    assert all(torch.equal(value, values[name]) for name, value in into.state_dict().items())
+
+
+def test_into_also_takes_a_model_that_nncx_could_rebuild(file):
+    model, x = freeze(convert(_plain(), XNOR())), torch.randn(2, 3, 10, 10)
+    save(model, file)
+    assert torch.equal(_output(load(file, into=_plain()), x), _output(model, x))
+
+
+def test_into_must_share_what_the_file_shares(file):
+    def net(shared):
+        model = MyNet()
+        model.blocks[1].relu = model.blocks[0].relu if shared else nn.ReLU()
+        return model
+
+    save(net(True), file)
+    load(file, into=net(True))
+    with pytest.raises(ValueError, match="are one module in it, but not in into="):
+        load(file, into=net(False))
+
+
+# ---------------------------------------------------------------------------------------------
+# refusals
+
+
+def test_damaged_files_are_refused(file):
+    save(freeze(convert(_plain(), XNOR())), file)
+    whole = file.read_bytes()
+    for at in (9, len(whole) // 2, len(whole) - 1):
+        file.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(ValueError, match="is not a whole nncx file"):
+            load(file)
+    file.write_bytes(whole[:-1])
+    with pytest.raises(ValueError, match="is not a whole nncx file"):
+        load(file)
+
+
+def test_a_failed_save_leaves_the_old_file(file, monkeypatch):
+    save(_plain(), file)
+    old = file.read_bytes()
+    broken = _plain()
+    broken[0].register_forward_hook(lambda *_: None)
+    broken[12].in_features = math.nan
+    with pytest.raises(ValueError, match="Linear.in_features must be made of finite numbers"):
+        save(broken, file)
+    monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
+    with pytest.raises(OSError, match="disk full"):
+        save(_plain(), file)
+    assert file.read_bytes() == old and list(file.parent.iterdir()) == [file]
+
+
+def test_save_refuses_what_could_not_be_loaded(file):
+    pruned = nn.Linear(4, 4)
+    pruned.weight = nn.Parameter(torch.ones(2, 4))
+    with pytest.raises(ValueError, match=r"'0.weight' must be .* \[4, 4\], got .* \[2, 4\]"):
+        save(nn.Sequential(pruned), file)
+
+    class Stateful(nn.Module):
+        def get_extra_state(self):
+            return {"a": 1}
+
+    with pytest.raises(ValueError, match="must hold tensors, got dict '_extra_state'"):
+        save(Stateful(), file)
+    assert not file.exists()
+
+
+def _root(metadata):
+    return metadata["architecture"]
+
+
+def _linear(metadata):
+    return _root(metadata)["children"]["0"]
+
+
+def _deep(tensors, metadata):
+    node = _root(metadata)
+    for _ in range(150):
+        node["children"]["0"] = {"type": "torch.nn.Sequential", "config": {}, "children": {}}
+        node = node["children"]["0"]
+
+
+def _bomb(tensors, metadata):
+    """Each level repeats the one before twice: 2**60 modules in a few lines."""
+    node = _root(metadata)
+    tensors.clear()
+    node["children"] = {"a0": {"type": "torch.nn.ReLU", "config": {}, "children": {}}}
+    for level in range(60):
+        twice = {"x": {"same_as": f"a{level}"}, "y": {"same_as": f"a{level}"}}
+        pair = {"type": "torch.nn.Sequential", "config": {}, "children": twice}
+        node["children"][f"a{level + 1}"] = pair
+
+
+HOSTILE = {
+    "no architecture": (lambda t, m: m.pop("architecture"), "holds no model"),
+    "a checkpoint": (lambda t, m: m.update(kind="checkpoint"), "holds no model"),
+    "unknown type": (lambda t, m: _linear(m).update(type="os.system"), "layer type 'os.system'"),
+    "type of torch, not listed": (
+        lambda t, m: _linear(m).update(type="torch.nn.Transformer"),
+        "does not know its layer type",
+    ),
+    "no type": (lambda t, m: _linear(m).pop("type"), "does not know its layer type None"),
+    "node is a list": (lambda t, m: _root(m)["children"].update({"0": []}), "not sound at '0'"),
+    "children are a list": (lambda t, m: _linear(m).update(children=[]), "not sound at '0'"),
+    "device": (lambda t, m: _linear(m)["config"].update(device="cpu"), "a Linear does not take"),
+    "argument": (lambda t, m: _linear(m)["config"].update(foo=1), "a Linear does not take"),
+    "wrong kind of argument": (
+        lambda t, m: _linear(m)["config"].update(in_features="x"),
+        "Linear cannot be built from its arguments",
+    ),
+    "huge layer": (
+        lambda t, m: _linear(m)["config"].update(in_features=10**11),
+        r"must be torch.float32 \[4, 100000000000\], got torch.float32 \[4, 3\]",
+    ),
+    "overflowing layer": (lambda t, m: _linear(m)["config"].update(in_features=10**30), "built"),
+    "endless network": (
+        lambda t, m: _linear(m).update(type="nncx.models.ResNet", config={"depth": 6 * 10**9 + 2}),
+        "more than 20000 modules",
+    ),
+    "deep": (_deep, "not sound"),
+    "bomb": (_bomb, "more than 20000 modules"),
+    "frozen Linear": (lambda t, m: _linear(m).update(frozen=True), "cannot be frozen"),
+    "missing tensor": (lambda t, m: t.pop("0.bias"), "lacks the tensor '0.bias'"),
+    "spare tensor": (lambda t, m: t.update(x=torch.ones(1)), "holds the tensor 'x'"),
+    "shape": (lambda t, m: t.update({"0.bias": torch.ones(5)}), r"'0.bias' must be .*\[4\], got"),
+    "dtype": (
+        lambda t, m: t.update({"0.bias": torch.ones(4, dtype=torch.int32)}),
+        "must be torch.float32 .* got torch.int32",
+    ),
+    "tied to nothing": (lambda t, m: m["tied"].update({"a": "b"}), "'a' cannot be that of 'b'"),
+    "tied to itself": (lambda t, m: m["tied"].update({"0.bias": []}), "'0.bias' cannot be that"),
+    "repeats itself": (lambda t, m: _root(m)["children"].update({"0": {"same_as": ""}}), "repeats"),
+    "name of a method": (
+        lambda t, m: _root(m)["children"].update(forward=_linear(m)),
+        "cannot have a module named 'forward'",
+    ),
+    "name with a dot": (
+        lambda t, m: _root(m)["children"].update({"a.b": _linear(m)}),
+        "cannot have a module named 'a.b'",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HOSTILE)
+def test_hostile_files_are_refused(case, file):
+    change, message = HOSTILE[case]
+    save(nn.Sequential(nn.Linear(3, 4)), file)
+    _rewrite(file, change)
+    with pytest.raises(ValueError, match=f"model.safetensors cannot be loaded: .*{message}"):
+        load(file)
+
+
+def test_a_packed_tensor_of_another_size_is_refused(file):
+    save(freeze(convert(nn.Sequential(nn.Linear(70, 4)), XNOR(), skip=[])), file)
+    _rewrite(file, lambda t, m: t.update({"0.packed_weight": torch.zeros(36, dtype=torch.uint8)}))
+    with pytest.raises(ValueError, match=r"must be torch.uint8 \[35\], got torch.uint8 \[36\]"):
+        load(file)
