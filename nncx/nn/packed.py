@@ -112,5 +112,5 @@ def _warn_of_float_path() -> None:
     warnings.warn(
         "an nncx layer in eval mode was called with gradients enabled and runs torch's float"
         " kernels, not its own; wrap in torch.no_grad() or nncx.freeze(model)",
-        stacklevel=4,
+        stacklevel=6,  # the caller of the layer
     )
