@@ -1,7 +1,38 @@
-"""nncx: compress neural networks with the classic methods, and really run the result."""
+"""nncx: compress neural networks with the classic methods, and really run the result.
 
-from nncx._version import __version__
+student = nncx.convert(nncx.models.ResNet(20), nncx.XNOR())  # binary layers, to be trained
+nncx.freeze(student)                                         # one bit a weight, native kernels
+nncx.save(student, "student.safetensors")                    # a small file, no pickle
+student = nncx.load("student.safetensors")                   # without the class
+print(nncx.report(student, example))                         # measured, layer by layer
+"""
 
+from nncx import compress, data, distill, models, nn, ops, train
 from nncx._native import _C
+from nncx._report import Report, report
+from nncx._store import load, save
+from nncx._version import __version__
+from nncx.compress import XNOR, convert, freeze, repack
+from nncx.nn import XNORConv2d, XNORLinear
 
-__all__ = ["_C", "__version__"]
+__all__ = [
+    "XNOR",
+    "Report",
+    "XNORConv2d",
+    "XNORLinear",
+    "__version__",
+    "_C",
+    "compress",
+    "convert",
+    "data",
+    "distill",
+    "freeze",
+    "load",
+    "models",
+    "nn",
+    "ops",
+    "repack",
+    "report",
+    "save",
+    "train",
+]

@@ -240,7 +240,7 @@ def _measure(models: Sequence[nn.Module], inputs: tuple[Tensor, ...], repeats: i
     with ExitStack() as modes, torch.no_grad():
         for model in models:
             modes.enter_context(_evaluated(model))
-        latencies = _latency(models, inputs, repeats)
+        latencies = latency(models, inputs, repeats)
         return [
             _profile(model, inputs, repeats, latency)
             for model, latency in zip(models, latencies, strict=True)
@@ -378,8 +378,8 @@ def _macs(
     return macs
 
 
-def _latency(models: Sequence[nn.Module], inputs: tuple[Tensor, ...], repeats: int) -> list[float]:
-    """Median milliseconds of a run of each model, without hooks.
+def latency(models: Sequence[nn.Module], inputs: tuple[Tensor, ...], repeats: int) -> list[float]:
+    """Median milliseconds of a run of each model as it is: no hooks, no change of mode.
 
     The models take turns, so that a slow moment of the machine strikes all of them.
     """

@@ -180,7 +180,9 @@ class XNORConv2d(_XNORLayer, nn.Conv2d):
         input_scale = self._input_scale(input, padding) if self.scale == "alpha_k" else None
         convolve = self._kernel if self._runs_native(input) else self._float
         output = convolve(input, input_scale, padding).to(input.dtype)
-        return output[:, :, crop[0] :, crop[1] :].contiguous(memory_format=memory_format)
+        if any(crop):
+            output = output[:, :, crop[0] :, crop[1] :]
+        return output.contiguous(memory_format=memory_format)
 
     def _kernel(
         self, input: Tensor, input_scale: Tensor | None, padding: tuple[int, int]
