@@ -76,25 +76,46 @@ void gather_padding(int pad_value, int64_t channels, uint8_t* indices) {
   }
 }
 
+// An output pixel, counted up without divisions.
+struct Position {
+  int64_t n, y, x;
+
+  Position(const BinaryConv2dParams& p, int64_t pixel)
+      : n(pixel / (p.out_height * p.out_width)),
+        y(pixel / p.out_width % p.out_height),
+        x(pixel % p.out_width) {}
+
+  void next(const BinaryConv2dParams& p) {
+    if (++x < p.out_width) return;
+    x = 0;
+    if (++y < p.out_height) return;
+    y = 0;
+    ++n;
+  }
+};
+
 // One output pixel of one group: its row of indices, tap by tap. Returns the number of taps that
 // count.
-int64_t gather_row(const BinaryConv2dParams& p, int64_t pixel, int64_t group, uint8_t* row) {
-  const int64_t n = pixel / (p.out_height * p.out_width);
-  const int64_t y = pixel / p.out_width % p.out_height;
-  const int64_t x = pixel % p.out_width;
+int64_t gather_row(const BinaryConv2dParams& p, const Position& at, int64_t group, uint8_t* row) {
   const int64_t bytes = channel_bytes(p.shape.channels);
   const int64_t group_bytes = packed_bytes(p.shape.channels);
+  const int64_t pixel_bytes = p.shape.groups * group_bytes;
+  const int64_t top = at.y * p.stride_h - p.padding_h;
+  const int64_t left = at.x * p.stride_w - p.padding_w;
   int64_t inside = 0;
   for (int64_t i = 0; i < p.kernel_h; ++i) {
-    const int64_t h = y * p.stride_h - p.padding_h + i * p.dilation_h;
+    const int64_t h = top + i * p.dilation_h;
+    const bool line_inside = h >= 0 && h < p.height;
+    const uint8_t* line =
+        p.input + ((at.n * p.height + (line_inside ? h : 0)) * p.width * pixel_bytes) +
+        group * group_bytes;
     for (int64_t j = 0; j < p.kernel_w; ++j, row += 2 * bytes) {
-      const int64_t v = x * p.stride_w - p.padding_w + j * p.dilation_w;
-      if (h < 0 || h >= p.height || v < 0 || v >= p.width) {
-        gather_padding(p.pad_value, p.shape.channels, row);
-      } else {
-        const int64_t at = ((n * p.height + h) * p.width + v) * p.shape.groups + group;
-        gather_signs(p.input + at * group_bytes, bytes, row);
+      const int64_t w = left + j * p.dilation_w;
+      if (line_inside && w >= 0 && w < p.width) {
+        gather_signs(line + w * pixel_bytes, bytes, row);
         ++inside;
+      } else {
+        gather_padding(p.pad_value, p.shape.channels, row);
       }
     }
   }
@@ -222,11 +243,12 @@ void run_group(const BinaryConv2dParams& p, int64_t group, const BinaryTile& til
   const int64_t stride = row_stride(p.shape);
   const int64_t block_stride = bytes * kBinaryBlock;
   const uint8_t* weights = p.weight + group * binary_blocks(p.shape.out_channels) * block_stride;
+  Position at(p, tile.pixel_begin);
   Rows rows;
   for (rows.first = tile.pixel_begin; rows.first < tile.pixel_end; rows.first += rows.count) {
     rows.count = std::min<int64_t>(kMaxRows, tile.pixel_end - rows.first);
-    for (int64_t r = 0; r < rows.count; ++r) {
-      rows.bits[r] = p.shape.channels * gather_row(p, rows.first + r, group, scratch + r * stride);
+    for (int64_t r = 0; r < rows.count; ++r, at.next(p)) {
+      rows.bits[r] = p.shape.channels * gather_row(p, at, group, scratch + r * stride);
     }
     int64_t blocks;
     for (int64_t block = tile.block_begin; block < tile.block_end; block += blocks) {
