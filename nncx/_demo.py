@@ -244,8 +244,8 @@ def _rows(results: Sequence[Result]) -> list[list[str]]:
 def _notes(results: Sequence[Result]) -> str:
     return (
         f"Test error on {results[0].test_images} images, one seed. Latency: median of {TIMED_RUNS} "
-        f"runs of the reloaded files in turns, on {_machine.describe()}. Binary layers ran on nncx's "
-        f"XNOR-popcount kernels, float layers on torch's."
+        f"runs of the reloaded files in turns, on {_machine.describe()}. Binary layers ran on "
+        "nncx's XNOR-popcount kernels, float layers on torch's."
     )
 
 

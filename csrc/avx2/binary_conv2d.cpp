@@ -106,9 +106,9 @@ int64_t gather_row(const BinaryConv2dParams& p, const Position& at, int64_t grou
   for (int64_t i = 0; i < p.kernel_h; ++i) {
     const int64_t h = top + i * p.dilation_h;
     const bool line_inside = h >= 0 && h < p.height;
-    const uint8_t* line =
-        p.input + ((at.n * p.height + (line_inside ? h : 0)) * p.width * pixel_bytes) +
-        group * group_bytes;
+    const uint8_t* line = p.input +
+                          ((at.n * p.height + (line_inside ? h : 0)) * p.width * pixel_bytes) +
+                          group * group_bytes;
     for (int64_t j = 0; j < p.kernel_w; ++j, row += 2 * bytes) {
       const int64_t w = left + j * p.dilation_w;
       if (line_inside && w >= 0 && w < p.width) {

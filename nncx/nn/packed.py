@@ -27,6 +27,7 @@ class PackedLayer(nn.Module):
     """
 
     precision: ClassVar[str]
+    op: ClassVar[str]  # the native op in nncx.ops that evaluates the layer
     packed_weight: Tensor | None
     _prepacked: Tensor | None
 
@@ -61,7 +62,7 @@ class PackedLayer(nn.Module):
         """Rebuild what the native kernel reads; a layer in training has no use for it."""
         self._prepacked = None
         stored = self.packed_weight if self.frozen else self.weight
-        if (self.frozen or not self.training) and not stored.is_meta:
+        if (self.frozen or not self.training) and has_kernel(self.op, stored.device):
             self._pack()
 
     def train(self, mode: bool = True) -> "PackedLayer":
@@ -92,25 +93,50 @@ class PackedLayer(nn.Module):
         elif torch.is_grad_enabled() and (
             input.requires_grad or any(p.requires_grad for p in self.parameters())
         ):
-            if not torch.compiler.is_compiling():
-                _warn_of_float_path()
+            _warn_of_float_path(
+                "was called with gradients enabled", "wrap in torch.no_grad() or nncx.freeze(model)"
+            )
+            return False
+        elif self._prepacked is None and not has_kernel(self.op, input.device):
+            _warn_of_float_path(
+                f"has no native kernel on {input.device.type}",
+                "move the model to the CPU for speed",
+            )
             return False
         if self._prepacked is None:
-            raise RuntimeError(
-                f"{type(self).__name__} has no packed weights; call eval() or nncx.repack(model)"
-            )
+            raise RuntimeError(self._why_not_packed(input.device))
         return True
+
+    def _why_not_packed(self, device: torch.device) -> str:
+        name = type(self).__name__
+        if has_kernel(self.op, device):
+            return f"{name} has no packed weights; call eval() or nncx.repack(model)"
+        return (
+            f"a frozen {name} needs a native {self.op} kernel, of which this build of nncx has none"
+            f" for {device.type}; move the model to the CPU"
+        )
 
 
 def _repack_after_load(layer: PackedLayer, incompatible_keys: Any) -> None:
     layer.repack()
 
 
+def has_kernel(op: str, device: torch.device) -> bool:
+    """Whether this build has a native kernel of `nncx.ops.<op>` for the device."""
+    key = {"cpu": "CPU", "cuda": "CUDA"}.get(device.type)
+    return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"nncx::{op}", key)
+
+
+def _warn_of_float_path(reason: str, remedy: str) -> None:
+    if not torch.compiler.is_compiling():
+        _warn_once(reason, remedy)
+
+
 @functools.cache
-def _warn_of_float_path() -> None:
-    """Once per process."""
+def _warn_once(reason: str, remedy: str) -> None:
+    """Once per process and reason."""
     warnings.warn(
-        "an nncx layer in eval mode was called with gradients enabled and runs torch's float"
-        " kernels, not its own; wrap in torch.no_grad() or nncx.freeze(model)",
-        stacklevel=6,  # the caller of the layer
+        f"an nncx layer in eval mode {reason} and runs torch's float kernels, not its own;"
+        f" {remedy}",
+        stacklevel=7,  # the caller of the layer
     )

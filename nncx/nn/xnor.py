@@ -122,6 +122,8 @@ class XNORConv2d(_XNORLayer, nn.Conv2d):
             pads with the input's own values.
     """
 
+    op = "binary_conv2d"
+
     def __init__(
         self,
         in_channels: int,
@@ -257,6 +259,8 @@ class XNORLinear(_XNORLayer, nn.Linear):
     Raises:
         ValueError: for another `scale`.
     """
+
+    op = "binary_linear"
 
     def __init__(
         self,

@@ -311,7 +311,7 @@ def test_no_input_features_leave_the_bias_as_in_torch():
 
 
 def test_eval_with_gradients_runs_the_float_path_and_says_so_once():
-    packed._warn_of_float_path.cache_clear()
+    packed._warn_once.cache_clear()
     layer, x = _conv().eval(), _images()
     with pytest.warns(UserWarning, match=r"torch.no_grad\(\) or nncx.freeze\(model\)") as caught:
         layer(x).sum().backward()
@@ -321,7 +321,7 @@ def test_eval_with_gradients_runs_the_float_path_and_says_so_once():
         warnings.simplefilter("error")
         layer(x)
         layer.requires_grad_(False)
-        packed._warn_of_float_path.cache_clear()
+        packed._warn_once.cache_clear()
         layer(x)  # no gradient is needed: the native kernel, hence no warning
 
 
@@ -497,3 +497,29 @@ def test_evaluation_compiles_into_one_graph(frozen):
         torch.testing.assert_close(compiled(x), model(x))
     if not frozen:
         torch.testing.assert_close(compiled(x), model.train()(x).detach())
+
+
+# ---------------------------------------------------------------------------------------------
+# a device whose kernels this build lacks: training and validation work, frozen layers refuse
+
+
+@pytest.fixture
+def no_kernel(monkeypatch):
+    monkeypatch.setattr(packed, "has_kernel", lambda op, device: False)
+    packed._warn_once.cache_clear()
+
+
+def test_without_a_kernel_eval_runs_the_float_path_and_says_so_once(no_kernel):
+    layer, x = _conv(), _images()
+    expected = layer(x)
+    layer.eval()
+    with torch.no_grad(), pytest.warns(UserWarning, match="no native kernel on cpu") as caught:
+        assert torch.equal(layer(x), expected)
+        assert torch.equal(layer(x), expected)
+    assert len(caught) == 1
+
+
+def test_without_a_kernel_a_frozen_layer_refuses(no_kernel):
+    layer = XNORLinear(5, 7).freeze()
+    with pytest.raises(RuntimeError, match="frozen XNORLinear needs a native binary_linear kernel"):
+        layer(torch.randn(2, 5))
