@@ -1,0 +1,146 @@
+"""The benchmarks run, print what their README promises, and give a wrong result no time."""
+
+import importlib
+import re
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from nncx import _C, ops
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+SMALLEST = {
+    "binary_conv2d": "c=16",
+    "binary_linear": "m=256",
+    "pack_signs": "c=16 hw=32 nhwc",
+    "xnor_conv2d": "c=16 hw=32 k=3 nhwc",
+}
+LINE = re.compile(
+    r"(?P<name>\w+)  \w+=\d+( \w+=\d+)+( nchw| nhwc)?  \w+ *"
+    r" \| [\d.]+ ms \| [\d.]+ (GMAC|GB)/s"
+    r" \| [\d.]+x [\w. ]+ \([\w.]+ [\d.]+ ms(, [\w.]+ [\d.]+ ms)*\)"
+    r"( \| \d+% of 13x torch\.mm)?"
+)
+
+
+@pytest.fixture
+def bench(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """benchmarks/bench.py, with turns of one call."""
+    monkeypatch.syspath_prepend(FOLDER)
+    module = importlib.import_module("bench")
+    monkeypatch.setattr(module, "TURN_SECONDS", 0.0)
+    return module
+
+
+def run(bench: ModuleType, name: str, *arguments: str) -> int:
+    benchmark = importlib.import_module(name).BENCHMARK
+    return bench.main(benchmark, ["--rounds", "1", "--shapes", SMALLEST[name], *arguments])
+
+
+def test_every_benchmark_is_tested_and_collected(bench: ModuleType) -> None:
+    files = {path.stem for path in FOLDER.glob("*.py")} - {"bench", "test_speed"}
+    assert files == set(SMALLEST)
+    assert files == {op.name for op in importlib.import_module("test_speed").BENCHMARKS}
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_prints_a_header_and_a_line(bench: ModuleType, name: str, capsys) -> None:
+    assert run(bench, name) == 0
+    header, line = capsys.readouterr().out.splitlines()
+    assert f"path {_C.isa()}, torch {torch.__version__}" in header
+    assert LINE.fullmatch(line)["name"] == name
+
+
+@pytest.mark.parametrize("name", SMALLEST)
+def test_wrong_kernel_gets_no_time(bench: ModuleType, name: str, capsys, monkeypatch) -> None:
+    op = {"xnor_conv2d": "binary_conv2d"}.get(name, name)
+    right = getattr(ops, op)
+
+    def wrong(*arguments: object, **epilogue: object) -> torch.Tensor:
+        result = right(*arguments, **epilogue)
+        result[(0,) * result.dim()] += 1
+        return result
+
+    monkeypatch.setattr(ops, op, wrong)
+    monkeypatch.setattr(bench, "take_turns", lambda *_: pytest.fail("timed a wrong result"))
+    assert run(bench, name) == 1
+    _, line = capsys.readouterr().out.splitlines()
+    assert re.search(r"\| wrong: 1 of \d+ values differ from the reference$", line)
+    assert " ms" not in line
+
+
+def test_wrong_shape_is_wrong(bench: ModuleType) -> None:
+    case = bench.Case(lambda: torch.zeros(2, 1), {}, lambda: torch.zeros(2), 1)
+    with pytest.raises(bench.WrongResult, match=r"shape \[2, 1\], the reference has \[2\]"):
+        case.check()
+
+
+def test_each_path_and_thread_count_has_its_header(bench: ModuleType, capsys, tmp_path) -> None:
+    before = _C.isa(), torch.get_num_threads()
+    file = tmp_path / "results.md"
+    isas = _C.supported_isas()
+    options = ["--threads", "1", "2", "--isa", *isas, "--markdown", str(file)]
+    assert run(bench, "pack_signs", *options) == 0
+    assert (_C.isa(), torch.get_num_threads()) == before
+
+    headers = capsys.readouterr().out.splitlines()[::2]
+    settings = [f"{t}, path {isa}," for isa in isas for t in ("1 thread", "2 threads")]
+    assert len(headers) == len(settings)
+    assert all(setting in header for setting, header in zip(settings, headers, strict=True))
+
+    sections = file.read_text().split("## pack_signs\n")[1:]
+    assert len(sections) == len(headers)
+    for section, header in zip(sections, headers, strict=True):
+        assert header in section
+        assert re.search(
+            r"^\| n=1 c=16 hw=32 nhwc \| [\d.]+ ms \| [\d.]+ GB/s \| .* \|$", section, re.M
+        )
+
+
+def test_time_rate_and_ratio(bench: ModuleType, monkeypatch) -> None:
+    seconds = {"ours": [1.0, 2.0, 4.0], "slow": [9.0, 9.0, 9.0], "fast": [2.0, 6.0, 16.0]}
+    monkeypatch.setattr(bench, "take_turns", lambda contenders, rounds: seconds)
+    run = torch.ones(3).clone
+    case = bench.Case(run, {"slow": run, "fast": run}, run, work=5 * 10**9)
+    benchmark = bench.Benchmark("op", "GMAC/s", "rival", ["n=1"], lambda shape: case)
+    assert benchmark.measure("n=1", rounds=3) == [
+        "2000 ms",
+        "2.50 GMAC/s",
+        "3.0x rival (slow 9000 ms, fast 6000 ms)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--shapes", "c=17"], "pack_signs: no shape contains 'c=17'"),
+        (["--rounds", "0"], "must be at least 1, got 0"),
+        (["--isa", "mmx"], "invalid choice: 'mmx'"),
+    ],
+)
+def test_bad_options(bench: ModuleType, arguments, message: str, capsys) -> None:
+    benchmark = importlib.import_module("pack_signs").BENCHMARK
+    with pytest.raises(SystemExit) as error:
+        bench.main(benchmark, arguments)
+    assert error.value.code != 0
+    assert message in f"{error.value.code}{capsys.readouterr().err}"
+
+
+def test_runs_as_a_script() -> None:
+    script = [sys.executable, FOLDER / "binary_conv2d.py", "--rounds", "1", "--shapes", "c=16"]
+    result = subprocess.run(script, capture_output=True, text=True, check=True)
+    assert LINE.fullmatch(result.stdout.splitlines()[-1])
+
+
+def test_runs_under_pytest_benchmark() -> None:
+    pytest.importorskip("pytest_benchmark")
+    test = f"{FOLDER}/test_speed.py::test_speed[binary_conv2d  n=1 c=16 hw=32 k=3]"
+    options = ["--benchmark-only", "--benchmark-max-time=0", "--benchmark-min-rounds=1"]
+    command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", *options, test]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parent)
+    assert result.returncode == 0, result.stdout
+    assert "1 passed" in result.stdout

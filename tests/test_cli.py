@@ -1,0 +1,117 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from typer.testing import CliRunner
+
+import nncx
+from nncx import _demo, cli
+
+DEMO_FILES = {"plot.png", "results.json", "table.md", "teacher.safetensors"}
+DEMO_FILES |= {"student.safetensors", "xnor-student.safetensors"}
+
+
+def run(*arguments: str):
+    return CliRunner().invoke(cli.app, list(arguments))
+
+
+@pytest.fixture
+def small(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Networks so small that a demo takes seconds."""
+    monkeypatch.setattr(_demo, "WIDTH", 4)
+    monkeypatch.setattr(_demo, "TEACHER_DEPTH", 8)
+    monkeypatch.setattr(_demo, "TIMED_RUNS", 2)
+
+
+def images(folder: Path, size: int = 12) -> Path:
+    """An image folder of two classes: bright and dark squares."""
+    from PIL import Image
+
+    for label, name in enumerate(("dark", "bright")):
+        (folder / name).mkdir(parents=True)
+        for i in range(20):
+            pixels = torch.rand(size, size + i % 3, 3).mul(60).add(150 * label).byte().numpy()
+            Image.fromarray(pixels).save(folder / name / f"{i}.png")
+    return folder
+
+
+def test_version() -> None:
+    assert run("--version").output.strip() == nncx.__version__
+
+
+def test_demo_writes_what_it_promises(small: None, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    result = run("demo", "--out", str(out), "--epochs", "1")
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in out.iterdir()} == DEMO_FILES
+    teacher, student, binary = json.loads((out / "results.json").read_text())["results"]
+    assert teacher["macs"].keys() == student["macs"].keys() == {"float32"}
+    assert binary["macs"]["binary"] > 10 * binary["macs"]["float32"]
+    for row in (teacher, student, binary):
+        assert row["file_bytes"] == (out / row["file"]).stat().st_size
+        assert f"{row['file_bytes']:,} B" in result.output
+    assert binary["parameters"] == student["parameters"]
+    assert nncx._C.isa() in result.output  # which kernels ran
+    images, labels = nncx.data.load("digits").test.tensors
+    model = nncx.load(out / "xnor-student.safetensors")
+    wrong = (model(images).argmax(1) != labels).float().mean().item()
+    assert binary["test_error"] == pytest.approx(100 * wrong)
+    assert "| test error |" in (out / "table.md").read_text()
+
+
+def test_demo_on_an_image_folder(small: None, tmp_path: Path) -> None:
+    folder = images(tmp_path / "photos")
+    out = tmp_path / "out"
+    result = run(
+        *("demo", "--data", str(folder), "--image-size", "8", "--epochs", "2"), "--out", str(out)
+    )
+    assert result.exit_code == 0, result.output
+    assert {path.name for path in out.iterdir()} == DEMO_FILES
+
+
+def test_an_interrupted_demo_continues(
+    small: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped in the second training; what was done is not done again, and the end is the same."""
+    arguments = ("demo", "--epochs", "2", "--out")
+    assert run(*arguments, str(tmp_path / "whole")).exit_code == 0
+
+    fit, calls = _demo.train.fit, []
+
+    def interrupted(task, data, **settings):
+        calls.append(settings["checkpoint"])
+        if len(calls) == 2:
+            fit(task, data, **{**settings, "epochs": 1})
+            raise KeyboardInterrupt("stopped here")
+        return fit(task, data, **settings)
+
+    monkeypatch.setattr(_demo.train, "fit", interrupted)
+    stopped = run(*arguments, str(tmp_path / "halves"))
+    assert stopped.exit_code == 130
+    monkeypatch.setattr(_demo.train, "fit", fit)
+    assert run(*arguments, str(tmp_path / "halves")).exit_code == 0
+
+    for name in ("teacher", "student", "xnor-student"):
+        whole, halves = (
+            nncx.load(tmp_path / d / f"{name}.safetensors") for d in ("whole", "halves")
+        )
+        for key, tensor in whole.state_dict().items():
+            assert torch.equal(tensor, halves.state_dict()[key]), key
+    assert {path.name for path in (tmp_path / "halves").iterdir()} == DEMO_FILES
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--data", "no-such-thing"], "a data set is one of"),
+        (["--data", "{tmp}"], "must hold one folder of images per class"),
+        (["--out", "{tmp}/file/out"], "file"),
+    ],
+)
+def test_bad_input_gets_one_sentence(tmp_path: Path, arguments: list[str], sentence: str) -> None:
+    (tmp_path / "file").write_text("in the way")
+    arguments = [argument.format(tmp=tmp_path) for argument in arguments]
+    result = run("demo", *arguments)
+    assert result.exit_code == 1
+    assert sentence in result.output and "Traceback" not in result.output
