@@ -1,0 +1,30 @@
+"""The same shapes and checks under pytest-benchmark, to compare our times from commit to commit.
+
+Rivals are not timed here: only turns within one round (bench.py) make an honest ratio.
+"""
+
+import binary_conv2d
+import binary_linear
+import pack_signs
+import pytest
+import torch
+import xnor_conv2d
+
+from nncx._machine import describe
+
+MODULES = (pack_signs, binary_linear, binary_conv2d, xnor_conv2d)
+BENCHMARKS = [module.BENCHMARK for module in MODULES]
+
+
+@pytest.mark.parametrize(
+    ("op", "shape"),
+    [pytest.param(op, shape, id=f"{op.name}  {shape}") for op in BENCHMARKS for shape in op.shapes],
+)
+def test_speed(benchmark, op, shape) -> None:
+    torch.manual_seed(0)
+    with torch.inference_mode():
+        case = op.prepare(shape)
+        case.check()
+        benchmark.group = op.name
+        benchmark.extra_info.update(machine=describe(), work=case.work, unit=op.unit)
+        benchmark(case.ours)
