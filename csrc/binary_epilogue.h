@@ -18,18 +18,27 @@ struct BinaryEpilogue {
   Dtype dtype;  // of the output
 };
 
-// `count` outputs of one row, starting at output channel `o`, stored from element `at` on.
+constexpr int64_t kMaxRowOutputs = 64;
+
+// `count` <= kMaxRowOutputs outputs of one row, starting at output channel `o`, stored from element
+// `at` on. One plain loop a step, over a buffer on the stack: each becomes vector code.
 template <class T>
 static inline void store_row(const BinaryEpilogue& e, const int32_t* dots, int64_t count, int64_t o,
                              const float* input_scale, int64_t at) {
-  T* out = static_cast<T*>(e.output) + at;
-  for (int64_t i = 0; i < count; ++i) {
-    float y = static_cast<float>(dots[i]);
-    if (e.scale) y *= e.scale[o + i];
-    if (input_scale) y *= *input_scale;
-    if (e.bias) y += e.bias[o + i];
-    store_float(y, out + i);
+  float y[kMaxRowOutputs];
+  for (int64_t i = 0; i < count; ++i) y[i] = static_cast<float>(dots[i]);
+  if (e.scale) {
+    for (int64_t i = 0; i < count; ++i) y[i] *= e.scale[o + i];
   }
+  if (input_scale) {
+    const float k = *input_scale;
+    for (int64_t i = 0; i < count; ++i) y[i] *= k;
+  }
+  if (e.bias) {
+    for (int64_t i = 0; i < count; ++i) y[i] += e.bias[o + i];
+  }
+  T* out = static_cast<T*>(e.output) + at;
+  for (int64_t i = 0; i < count; ++i) store_float(y[i], out + i);
 }
 
 static inline void store_row(const BinaryEpilogue& e, const int32_t* dots, int64_t count, int64_t o,

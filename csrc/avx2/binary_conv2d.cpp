@@ -11,7 +11,8 @@
 //             bytes, so a weight still takes one bit (outputs are padded to a multiple of 32).
 //   sums      8 bits wide for 31 bytes of channels (31 * 8 < 256), then spilled to 32.
 //
-// 6 rows x 2 blocks keep 12 sums, 2 weights, 1 table and 1 mask in the 16 registers.
+// 4 rows x 2 blocks keep 8 sums, 2 weights, 1 table and 1 mask in the 16 registers; 6 rows leave
+// none over, and gcc spills.
 #include "binary_conv2d.h"
 
 #include <immintrin.h>
@@ -23,8 +24,9 @@
 namespace nncx::avx2 {
 namespace {
 
-constexpr int kMaxRows = 6;
+constexpr int kMaxRows = 4;
 constexpr int kMaxBlocks = 2;
+static_assert(kMaxBlocks * kBinaryBlock <= kMaxRowOutputs);
 constexpr int64_t kSpillBytes = 31;
 constexpr int64_t kSlack = 16;  // gather writes 16 bytes at a time
 
@@ -128,6 +130,10 @@ int64_t gather_row(const BinaryConv2dParams& p, const Position& at, int64_t grou
 template <int Rows, int Blocks>
 using Sums = __m256i[Rows][Blocks];
 
+// Without this, gcc first adds the two halves of a byte, holds twice as many values as there are
+// registers, and spills the sums to the stack.
+void keep_in_register(__m256i& sum) { asm("" : "+x"(sum)); }
+
 template <int Rows, int Blocks>
 void add_half_byte(const uint8_t* indices, int64_t stride, const __m256i (&weights)[Blocks],
                    Sums<Rows, Blocks>& sums) {
@@ -137,6 +143,7 @@ void add_half_byte(const uint8_t* indices, int64_t stride, const __m256i (&weigh
 #pragma GCC unroll 2
     for (int b = 0; b < Blocks; ++b) {
       sums[r][b] = _mm256_add_epi8(sums[r][b], _mm256_shuffle_epi8(table, weights[b]));
+      keep_in_register(sums[r][b]);
     }
   }
 }
@@ -161,15 +168,15 @@ void add_byte(const uint8_t* indices, int64_t stride, const uint8_t* weights, in
   add_half_byte<Rows, Blocks>(indices + 1, stride, half, sums);
 }
 
+// counts[0..31] += the 32 bytes of sums.
 void spill(__m256i sums, int32_t* counts) {
-  alignas(32) uint8_t bytes[32];
-  _mm256_store_si256(reinterpret_cast<__m256i*>(bytes), sums);
+  const __m128i half[2] = {_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1)};
 #pragma GCC unroll 4
-  for (int i = 0; i < 32; i += 8) {
-    __m256i* wide = reinterpret_cast<__m256i*>(counts + i);
-    const __m256i part =
-        _mm256_cvtepu8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(bytes + i)));
-    _mm256_store_si256(wide, _mm256_add_epi32(_mm256_load_si256(wide), part));
+  for (int i = 0; i < 4; ++i) {
+    const __m128i bytes = i % 2 ? _mm_srli_si128(half[i / 2], 8) : half[i / 2];
+    __m256i* wide = reinterpret_cast<__m256i*>(counts + 8 * i);
+    _mm256_store_si256(wide,
+                       _mm256_add_epi32(_mm256_load_si256(wide), _mm256_cvtepu8_epi32(bytes)));
   }
 }
 
@@ -204,8 +211,6 @@ constexpr Gemm kGemm[kMaxRows + 1][kMaxBlocks + 1] = {
     {nullptr, gemm<2, 1>, gemm<2, 2>},
     {nullptr, gemm<3, 1>, gemm<3, 2>},
     {nullptr, gemm<4, 1>, gemm<4, 2>},
-    {nullptr, gemm<5, 1>, gemm<5, 2>},
-    {nullptr, gemm<6, 1>, gemm<6, 2>},
 };
 
 // ---------------------------------------------------------------------------------------------
