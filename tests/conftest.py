@@ -7,6 +7,10 @@ import torch
 
 from nncx import _C
 
+# The tests' tensors are small: more threads only wait for one another, and long on a busy machine.
+# Tests of threading set their own number.
+torch.set_num_threads(1)
+
 _covered: set[str] = set()
 
 
