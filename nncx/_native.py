@@ -1,5 +1,6 @@
 """Loads the native libraries: one that is missing or does not fit is an error, not a slow path."""
 
+import importlib
 from pathlib import Path
 
 import torch
@@ -7,9 +8,11 @@ import torch
 _MEND = "reinstall with `pip install --force-reinstall --no-deps .` in a checkout of nncx"
 
 try:
-    from nncx import _C
+    _C = importlib.import_module("nncx._C")
 except ImportError as error:
     raise ImportError(f"nncx's native library cannot be loaded ({error}); {_MEND}") from error
+
+_C.choose_isa()
 
 CUDA_LIBRARY = Path(__file__).parent / "_cuda.so"
 
@@ -21,7 +24,7 @@ def _load_cuda() -> None:
         raise ImportError(f"nncx's CUDA library cannot be loaded ({error}); {_MEND}") from error
 
 
-if torch.version.cuda and CUDA_LIBRARY.exists():
+if torch.version.cuda and _C.cuda_architectures:
     _load_cuda()
 
 __all__ = ["CUDA_LIBRARY", "_C"]

@@ -30,11 +30,11 @@ int64_t binary_prepacked_numel(int64_t groups, int64_t out_channels, int64_t tap
 }  // namespace
 
 PYBIND11_MODULE(_C, m) {
-  nncx::choose_isa();
   m.attr("version") = NNCX_VERSION;
   m.attr("compiler") = __VERSION__;
   m.attr("cuda_compiler") = NNCX_CUDA_COMPILER;  // empty: built without CUDA
   m.attr("cuda_architectures") = pybind11::str(NNCX_CUDA_ARCHITECTURES).attr("split")();
+  m.def("choose_isa", &nncx::choose_isa, "Takes the path NNCX_ISA names, else the best one.");
   m.def(
       "isa", [] { return nncx::isa_name(nncx::active_isa()); },
       "Name of the CPU path that this process uses.");
