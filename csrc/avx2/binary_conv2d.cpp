@@ -11,8 +11,8 @@
 //             bytes, so a weight still takes one bit (outputs are padded to a multiple of 32).
 //   sums      8 bits wide for 31 bytes of channels (31 * 8 < 256), then spilled to 32.
 //
-// 4 rows x 2 blocks keep 8 sums, 2 weights, 1 table and 1 mask in the 16 registers; 6 rows leave
-// none over, and gcc spills.
+// 4 rows x 2 blocks keep 8 sums, 2 weights, 1 table and 1 mask in the 16 registers; 5 and 6 rows
+// were no faster.
 #include "binary_conv2d.h"
 
 #include <immintrin.h>
@@ -20,6 +20,7 @@
 #include <algorithm>
 
 #include "pack_signs.h"
+#include "unroll.h"
 
 namespace nncx::avx2 {
 namespace {
@@ -47,7 +48,7 @@ struct alignas(64) Tables {
 constexpr Tables kTables;
 constexpr uint8_t kNotCounted = 16 * 2;
 
-__m256i table_of(uint8_t index) {
+NNCX_INLINE inline __m256i table_of(uint8_t index) {
   const uint8_t* entry = &kTables.entry[0][0] + 8 * static_cast<int64_t>(index);
   return _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(entry)));
 }
@@ -127,80 +128,63 @@ int64_t gather_row(const BinaryConv2dParams& p, const Position& at, int64_t grou
 // ---------------------------------------------------------------------------------------------
 // GEMM: counts[row][block * 32 + output] = popcount(row xor weights)
 
+// sums[row][block] += popcount(4 signs of the row xor 4 of the weights), 32 outputs a block. The
+// empty asm keeps gcc from adding the two halves of a byte before the sum, which needs twice the
+// registers.
 template <int Rows, int Blocks>
-using Sums = __m256i[Rows][Blocks];
-
-// Without this, gcc first adds the two halves of a byte, holds twice as many values as there are
-// registers, and spills the sums to the stack.
-void keep_in_register(__m256i& sum) { asm("" : "+x"(sum)); }
-
-template <int Rows, int Blocks>
-void add_half_byte(const uint8_t* indices, int64_t stride, const __m256i (&weights)[Blocks],
-                   Sums<Rows, Blocks>& sums) {
-#pragma GCC unroll 8
-  for (int r = 0; r < Rows; ++r) {
+NNCX_INLINE inline void add_half_byte(const uint8_t* indices, int64_t stride,
+                                      const __m256i (&weights)[Blocks],
+                                      __m256i (&sums)[Rows * Blocks]) {
+  for_each<Rows>([&](auto r) NNCX_INLINE {
     const __m256i table = table_of(indices[r * stride]);
-#pragma GCC unroll 2
-    for (int b = 0; b < Blocks; ++b) {
-      sums[r][b] = _mm256_add_epi8(sums[r][b], _mm256_shuffle_epi8(table, weights[b]));
-      keep_in_register(sums[r][b]);
-    }
-  }
+    for_each<Blocks>([&](auto b) NNCX_INLINE {
+      sums[r * Blocks + b] =
+          _mm256_add_epi8(sums[r * Blocks + b], _mm256_shuffle_epi8(table, weights[b]));
+      asm("" : "+x"(sums[r * Blocks + b]));
+    });
+  });
 }
 
 template <int Rows, int Blocks>
-void add_byte(const uint8_t* indices, int64_t stride, const uint8_t* weights, int64_t block_stride,
-              Sums<Rows, Blocks>& sums) {
+NNCX_INLINE inline void add_byte(const uint8_t* indices, int64_t stride, const uint8_t* weights,
+                                 int64_t block_stride, __m256i (&sums)[Rows * Blocks]) {
   const __m256i mask = _mm256_set1_epi8(0x0F);
+  const auto load = [&](int b) NNCX_INLINE {
+    return _mm256_load_si256(reinterpret_cast<const __m256i*>(weights + b * block_stride));
+  };
   __m256i half[Blocks];
-#pragma GCC unroll 2
-  for (int b = 0; b < Blocks; ++b) {
-    half[b] = _mm256_and_si256(
-        _mm256_load_si256(reinterpret_cast<const __m256i*>(weights + b * block_stride)), mask);
-  }
+  for_each<Blocks>([&](auto b) NNCX_INLINE { half[b] = _mm256_and_si256(load(b), mask); });
   add_half_byte<Rows, Blocks>(indices, stride, half, sums);
-#pragma GCC unroll 2
-  for (int b = 0; b < Blocks; ++b) {
-    const __m256i w =
-        _mm256_load_si256(reinterpret_cast<const __m256i*>(weights + b * block_stride));
-    half[b] = _mm256_and_si256(_mm256_srli_epi16(w, 4), mask);
-  }
+  for_each<Blocks>(
+      [&](auto b) NNCX_INLINE { half[b] = _mm256_and_si256(_mm256_srli_epi16(load(b), 4), mask); });
   add_half_byte<Rows, Blocks>(indices + 1, stride, half, sums);
 }
 
 // counts[0..31] += the 32 bytes of sums.
-void spill(__m256i sums, int32_t* counts) {
+NNCX_INLINE inline void spill(__m256i sums, int32_t* counts) {
   const __m128i half[2] = {_mm256_castsi256_si128(sums), _mm256_extracti128_si256(sums, 1)};
-#pragma GCC unroll 4
-  for (int i = 0; i < 4; ++i) {
+  for_each<4>([&](auto i) NNCX_INLINE {
     const __m128i bytes = i % 2 ? _mm_srli_si128(half[i / 2], 8) : half[i / 2];
     __m256i* wide = reinterpret_cast<__m256i*>(counts + 8 * i);
     _mm256_store_si256(wide,
                        _mm256_add_epi32(_mm256_load_si256(wide), _mm256_cvtepu8_epi32(bytes)));
-  }
+  });
 }
 
 template <int Rows, int Blocks>
 void gemm(const uint8_t* indices, int64_t stride, const uint8_t* weights, int64_t block_stride,
           int64_t bytes, int32_t* counts) {
-  std::memset(counts, 0, Rows * Blocks * kBinaryBlock * sizeof *counts);
+  constexpr int kSums = Rows * Blocks;
+  std::memset(counts, 0, kSums * kBinaryBlock * sizeof *counts);
   for (int64_t k = 0; k < bytes; k += kSpillBytes) {
-    Sums<Rows, Blocks> sums;
-    for (int r = 0; r < Rows; ++r) {
-      for (int b = 0; b < Blocks; ++b) sums[r][b] = _mm256_setzero_si256();
-    }
+    __m256i sums[kSums];
+    for_each<kSums>([&](auto i) NNCX_INLINE { sums[i] = _mm256_setzero_si256(); });
     const int64_t end = std::min(k + kSpillBytes, bytes);
     for (int64_t i = k; i < end; ++i) {
       add_byte<Rows, Blocks>(indices + 2 * i, stride, weights + i * kBinaryBlock, block_stride,
                              sums);
     }
-#pragma GCC unroll 8
-    for (int r = 0; r < Rows; ++r) {
-#pragma GCC unroll 2
-      for (int b = 0; b < Blocks; ++b) {
-        spill(sums[r][b], counts + (r * Blocks + b) * kBinaryBlock);
-      }
-    }
+    for_each<kSums>([&](auto i) NNCX_INLINE { spill(sums[i], counts + i * kBinaryBlock); });
   }
 }
 
