@@ -65,7 +65,7 @@ namespace scalar {
 int64_t binary_conv2d_prepacked_bytes(const BinaryWeightShape& shape);
 void binary_conv2d_prepack(const BinaryWeightShape& shape, const uint8_t* weight,
                            uint8_t* prepacked);
-int64_t binary_conv2d_scratch_bytes(const BinaryWeightShape& shape);  // for each concurrent call
+int64_t binary_conv2d_scratch_bytes(const BinaryConv2dParams& params);  // of each concurrent call
 void binary_conv2d(const BinaryConv2dParams& params, const BinaryTile& tile, uint8_t* scratch);
 }  // namespace scalar
 
@@ -73,7 +73,7 @@ namespace avx2 {
 int64_t binary_conv2d_prepacked_bytes(const BinaryWeightShape& shape);
 void binary_conv2d_prepack(const BinaryWeightShape& shape, const uint8_t* weight,
                            uint8_t* prepacked);
-int64_t binary_conv2d_scratch_bytes(const BinaryWeightShape& shape);
+int64_t binary_conv2d_scratch_bytes(const BinaryConv2dParams& params);
 void binary_conv2d(const BinaryConv2dParams& params, const BinaryTile& tile, uint8_t* scratch);
 }  // namespace avx2
 

@@ -56,7 +56,7 @@ void binary_conv2d_prepack(const BinaryWeightShape& s, const uint8_t* weight, ui
   std::memcpy(prepacked, weight, binary_conv2d_prepacked_bytes(s));
 }
 
-int64_t binary_conv2d_scratch_bytes(const BinaryWeightShape&) { return 0; }
+int64_t binary_conv2d_scratch_bytes(const BinaryConv2dParams&) { return 0; }
 
 void binary_conv2d(const BinaryConv2dParams& p, const BinaryTile& tile, uint8_t*) {
   const BinaryWeightShape& s = p.shape;

@@ -120,7 +120,7 @@ inline void run(const BinaryConv2dParams& params, const Tensor& input) {
     block_parts = pixel_parts >= threads ? 1 : std::min(threads, blocks);
   }
   const int64_t parts = pixel_parts * block_parts;
-  const int64_t scratch_bytes = NNCX_ON_PATH(binary_conv2d_scratch_bytes(s));
+  const int64_t scratch_bytes = NNCX_ON_PATH(binary_conv2d_scratch_bytes(params));
   const Tensor scratch = torch::stable::new_empty(input, {parts * scratch_bytes}, ScalarType::Byte);
   auto* bytes = static_cast<uint8_t*>(scratch.mutable_data_ptr());
   const auto cut = [](int64_t count, int64_t part, int64_t of) { return count * part / of; };

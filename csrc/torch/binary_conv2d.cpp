@@ -10,6 +10,7 @@ namespace nncx {
 namespace {
 
 constexpr const char* kOp = "binary_conv2d";
+constexpr int64_t kMostPixels = int64_t{1} << 31;  // padded; products of sizes stay within int64
 
 Tensor binary_conv2d_prepack(const Tensor& weight, int64_t in_channels, int64_t groups) {
   constexpr const char* op = "binary_conv2d_prepack";
@@ -83,6 +84,11 @@ Tensor binary_conv2d(const Tensor& input, const Tensor& weight, int64_t in_chann
         "the dilated kernel, got input ",
         p.height, " x ", p.width, ", kernel_size ", p.kernel_h, " x ", p.kernel_w, ", padding ",
         p.padding_h, " x ", p.padding_w);
+  const int64_t padded_height = p.height + 2 * p.padding_h;
+  const int64_t padded_width = p.width + 2 * p.padding_w;
+  check(padded_height * padded_width <= kMostPixels, kOp,
+        ": the padded input must have at most 2^31 pixels an image, got ", padded_height, " x ",
+        padded_width);
   check(p.shape.taps * std::max<int64_t>(channels, 1) <= std::numeric_limits<int32_t>::max() / 2,
         kOp, ": a dot product must have at most 2^30 terms, got ", p.shape.taps, " x ", channels);
 

@@ -158,6 +158,13 @@ def _output_shape(input: Tensor, geometry: _Geometry) -> list[int]:
             ),
         )
         out.append(span // g.stride[i] + 1)
+    height, width = (input.shape[1 + i] + 2 * g.padding[i] for i in range(2))
+    check(
+        height * width <= 2**31,
+        lambda: (
+            f"{op}: the padded input must have at most 2^31 pixels an image, got {height} x {width}"
+        ),
+    )
     return [input.shape[0], g.out_channels, *out]
 
 
