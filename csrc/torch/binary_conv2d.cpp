@@ -86,7 +86,7 @@ Tensor binary_conv2d(const Tensor& input, const Tensor& weight, int64_t in_chann
         p.padding_h, " x ", p.padding_w);
   const int64_t padded_height = p.height + 2 * p.padding_h;
   const int64_t padded_width = p.width + 2 * p.padding_w;
-  check(padded_height * padded_width <= kMostPixels, kOp,
+  check(padded_width <= kMostPixels / padded_height, kOp,
         ": the padded input must have at most 2^31 pixels an image, got ", padded_height, " x ",
         padded_width);
   check(p.shape.taps * std::max<int64_t>(channels, 1) <= std::numeric_limits<int32_t>::max() / 2,

@@ -112,6 +112,7 @@ REFUSED = {
     "conv kernel larger than input": conv({"kernel_size": [3, 5]}),
     "conv dilated kernel larger": conv({"dilation": [2, 2]}),
     "conv too much padding": conv({"padding": [2**30, 2**30], "stride": [2**30, 2**30]}),
+    "conv padding that overflows": conv({"padding": [2**31 - 1] * 2, "stride": [2**31 - 1] * 2}),
     "conv pad_value 2": conv({"pad_value": 2}),
     "conv scale size": conv({"scale": torch.ones(5)}),
     "conv scale dtype": conv({"scale": torch.ones(4, dtype=torch.float64)}),
