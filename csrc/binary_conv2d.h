@@ -77,4 +77,12 @@ int64_t binary_conv2d_scratch_bytes(const BinaryConv2dParams& params);
 void binary_conv2d(const BinaryConv2dParams& params, const BinaryTile& tile, uint8_t* scratch);
 }  // namespace avx2
 
+namespace avx512 {
+int64_t binary_conv2d_prepacked_bytes(const BinaryWeightShape& shape);
+void binary_conv2d_prepack(const BinaryWeightShape& shape, const uint8_t* weight,
+                           uint8_t* prepacked);
+int64_t binary_conv2d_scratch_bytes(const BinaryConv2dParams& params);
+void binary_conv2d(const BinaryConv2dParams& params, const BinaryTile& tile, uint8_t* scratch);
+}  // namespace avx512
+
 }  // namespace nncx

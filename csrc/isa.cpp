@@ -29,18 +29,34 @@ Isa parse(std::string_view name, std::string_view source) {
 
 }  // namespace
 
-std::string_view isa_name(Isa isa) { return isa == Isa::avx2 ? "avx2" : "scalar"; }
+std::string_view isa_name(Isa isa) {
+  switch (isa) {
+    case Isa::scalar:
+      return "scalar";
+    case Isa::avx2:
+      return "avx2";
+    case Isa::avx512:
+      return "avx512";
+  }
+  return "";
+}
 
 bool isa_built(Isa isa) {
-#ifdef NNCX_BUILT_AVX2
-  if (isa == Isa::avx2) return true;
+#ifdef NNCX_BUILT_X86
+  return true;
 #endif
   return isa == Isa::scalar;
 }
 
 bool isa_supported(Isa isa) {
-#ifdef NNCX_BUILT_AVX2
-  if (isa == Isa::avx2) return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+#ifdef NNCX_BUILT_X86
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+  if (isa == Isa::avx2) return avx2;
+  if (isa == Isa::avx512) {  // what Ice Lake and Zen 4 have; a lesser AVX-512 takes avx2
+    return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+           __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
+           __builtin_cpu_supports("avx512vpopcntdq") && __builtin_cpu_supports("avx512vnni");
+  }
 #endif
   return isa == Isa::scalar;
 }

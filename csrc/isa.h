@@ -1,4 +1,4 @@
-// Which CPU path this process uses.
+// Which CPU path this process uses: scalar, avx2, or avx512 (Ice Lake's level: VPOPCNTDQ and VNNI).
 //
 // A path is a folder of csrc/ (its name is the namespace) compiled with its own flags. Two
 // questions are kept apart: was it built, and does this CPU have it. The answer is chosen once, at
@@ -12,9 +12,9 @@
 
 namespace nncx {
 
-enum class Isa { scalar, avx2 };
+enum class Isa { scalar, avx2, avx512 };
 
-inline constexpr std::array kIsas = {Isa::scalar, Isa::avx2};  // the best one last
+inline constexpr std::array kIsas = {Isa::scalar, Isa::avx2, Isa::avx512};  // the best one last
 
 std::string_view isa_name(Isa isa);
 bool isa_built(Isa isa);
@@ -28,9 +28,11 @@ void choose_isa();  // from NNCX_ISA, else the best
 }  // namespace nncx
 
 // NNCX_ON_PATH(fn(args)) calls fn of the active path.
-#ifdef NNCX_BUILT_AVX2
-#define NNCX_ON_PATH(call) \
-  (::nncx::active_isa() == ::nncx::Isa::avx2 ? ::nncx::avx2::call : ::nncx::scalar::call)
+#ifdef NNCX_BUILT_X86
+#define NNCX_ON_PATH(call)                                            \
+  (::nncx::active_isa() == ::nncx::Isa::avx512 ? ::nncx::avx512::call \
+   : ::nncx::active_isa() == ::nncx::Isa::avx2 ? ::nncx::avx2::call   \
+                                               : ::nncx::scalar::call)
 #else
 #define NNCX_ON_PATH(call) (::nncx::scalar::call)
 #endif

@@ -19,6 +19,7 @@
 #include <algorithm>
 
 #include "binary_lines.h"
+#include "binary_rows.h"
 #include "unroll.h"
 
 namespace nncx::avx2 {
@@ -86,7 +87,7 @@ NNCX_INLINE inline void add_byte(const uint8_t* const (&rows)[Rows], int64_t at,
                                  __m256i (&sums)[Rows * Blocks]) {
   const __m256i mask = _mm256_set1_epi8(0x0F);
   const auto load = [&](int b) NNCX_INLINE {
-    return _mm256_load_si256(reinterpret_cast<const __m256i*>(weights + b * block_stride));
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(weights + b * block_stride));
   };
   __m256i half[Blocks];
   for_each<Blocks>([&](auto b) NNCX_INLINE { half[b] = _mm256_and_si256(load(b), mask); });
@@ -199,30 +200,6 @@ int64_t counted_bits(const BinaryConv2dParams& p, const Position& at) {
          taps_inside(at.x * p.stride_w - p.padding_w, p.kernel_w, p.dilation_w, p.width);
 }
 
-struct Rows {
-  int64_t first, count;  // output pixels
-  const uint8_t* indices[kMaxRows];
-  int64_t bits[kMaxRows];
-};
-
-void store(const BinaryConv2dParams& p, const Rows& rows, int64_t group, int64_t block,
-           int64_t blocks, int32_t* counts) {
-  const BinaryWeightShape& s = p.shape;
-  const int64_t image = p.out_height * p.out_width;
-  const int64_t first = block * kBinaryBlock;
-  const int64_t outputs = std::min(blocks * kBinaryBlock, s.out_channels - first);
-  const int64_t o = group * s.out_channels + first;
-  for (int64_t r = 0; r < rows.count; ++r, counts += blocks * kBinaryBlock) {
-    for (int64_t i = 0; i < blocks * kBinaryBlock; ++i) {
-      counts[i] = static_cast<int32_t>(rows.bits[r]) - 2 * counts[i];
-    }
-    const int64_t pixel = rows.first + r;
-    const float* input_scale = p.epilogue.input_scale;
-    if (input_scale) input_scale += (pixel / image * s.groups + group) * image + pixel % image;
-    store_row(p.epilogue, counts, outputs, o, input_scale, pixel * s.groups * s.out_channels + o);
-  }
-}
-
 int64_t filter_bytes(const BinaryWeightShape& s) { return s.taps * channel_bytes(s.channels); }
 
 // Output pixels [rows.first, end), whose lines from first_line on are expanded, times the tile's
@@ -233,21 +210,22 @@ void run_lines(const BinaryConv2dParams& p, int64_t group, const BinaryTile& til
   const int64_t first_line = at.line(p);
   const int64_t block_stride = filter_bytes(p.shape) * kBinaryBlock;
   const uint8_t* weights = p.weight + group * binary_blocks(p.shape.out_channels) * block_stride;
-  Rows rows;
+  BinaryRows<kMaxRows> rows;
+  const uint8_t* indices[kMaxRows];
   for (rows.first = begin; rows.first < end; rows.first += rows.count) {
     rows.count = std::min<int64_t>(kMaxRows, end - rows.first);
     for (int64_t r = 0; r < rows.count; ++r, at.next(p)) {
-      rows.indices[r] = lines + (at.line(p) - first_line) * line_indices(p) +
-                        at.x * p.stride_w * pixel_indices(p);
+      indices[r] = lines + (at.line(p) - first_line) * line_indices(p) +
+                   at.x * p.stride_w * pixel_indices(p);
       rows.bits[r] = counted_bits(p, at);
     }
     int64_t blocks;
     for (int64_t block = tile.block_begin; block < tile.block_end; block += blocks) {
       blocks = std::min<int64_t>(kMaxBlocks, tile.block_end - block);
       alignas(32) int32_t counts[kMaxRows * kMaxBlocks * kBinaryBlock];
-      kGemm[rows.count][blocks](rows.indices, taps, weights + block * block_stride, block_stride,
+      kGemm[rows.count][blocks](indices, taps, weights + block * block_stride, block_stride,
                                 counts);
-      store(p, rows, group, block, blocks, counts);
+      store_rows(p, rows, group, block * kBinaryBlock, blocks * kBinaryBlock, counts);
     }
   }
 }

@@ -120,8 +120,8 @@ def test_threads_and_repetitions_give_the_same_bits(isa: str) -> None:
 def test_weight_of_another_path_is_refused() -> None:
     from nncx import _C
 
-    if len(_C.supported_isas()) < 2:
-        pytest.skip("this CPU has one path only")
+    if "avx2" not in _C.supported_isas():
+        pytest.skip("this CPU has no avx2")
     before = _C.isa()
     packed, weight = (
         ops.pack_signs(torch.randn(1, 8, 4, 4)),

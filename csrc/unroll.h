@@ -7,7 +7,7 @@
 
 #define NNCX_INLINE __attribute__((always_inline))
 
-namespace nncx::avx2 {
+namespace nncx {
 namespace {
 
 template <int I>
@@ -38,4 +38,4 @@ NNCX_INLINE inline void for_each(const F& f) {
 }
 
 }  // namespace
-}  // namespace nncx::avx2
+}  // namespace nncx
