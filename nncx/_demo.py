@@ -178,7 +178,7 @@ def _measure(
             if not torch.equal(loaded[-1](images), model(images)):
                 raise RuntimeError(f"{path} must compute what was saved, but its logits differ")
     latencies = {}
-    with torch.no_grad():
+    with torch.inference_mode():
         for batch in (1, BATCH):
             latencies[batch] = _report.latency(loaded, (images[:batch],), TIMED_RUNS)
     test = data.loader(splits.test, 256)
