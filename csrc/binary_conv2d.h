@@ -1,17 +1,16 @@
 // binary_conv2d: a convolution of signs, exact in integers.
 //
 //   dot[n, o, y, x] = sum over taps (i, j) and channels c of the group of
-//                     a[n, c, y*stride_h - padding_h + i*dilation_h, x*stride_w - ...] * w[o, c, i,
-//                     j]
+//                     a[n, c, y*stride_h - padding_h + i*dilation_h, ...] * w[o, c, i, j]
 //
 // with a and w in {-1, +1}, stored as bits (pack_signs.h). A product of signs is +1 where the bits
 // agree, so over `bits` valid positions   dot = bits - 2 * popcount(a xor w).
 //
 // A bit can't be 0, so padding is this op's own business. Positions outside the image contribute
-// `pad_value`, which is 0 (like torch's zero padding: those taps are left out of the sum), +1 or
-// -1.
+// `pad_value`: 0 (like torch's zero padding, those taps are left out of the sum), +1 or -1.
 //
-// Input   [batch, height, width, groups, packed_bytes(channels)]
+// Input   [batch, height, width, groups, packed_bytes(channels)], bits beyond the last channel 0,
+//         as pack_signs leaves them (otherwise the result is unspecified)
 // Weight  prepacked: an order that one path likes, made by its binary_conv2d_prepack from
 //         [groups * out_channels, kernel_h, kernel_w, packed_bytes(channels)]
 // Output  [batch, out_height, out_width, groups * out_channels]  (channels innermost)
@@ -57,7 +56,7 @@ struct BinaryTile {
 
 constexpr int64_t kBinaryBlock = 32;
 
-constexpr int64_t binary_blocks(int64_t out_channels) {
+static constexpr int64_t binary_blocks(int64_t out_channels) {
   return (out_channels + kBinaryBlock - 1) / kBinaryBlock;
 }
 

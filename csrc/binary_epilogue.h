@@ -51,7 +51,7 @@ static inline void store_row(const BinaryEpilogue& e, const int32_t* dots, int64
     case Dtype::bfloat16:
       return store_row<BFloat16>(e, dots, count, o, input_scale, at);
     case Dtype::float64:
-      return;  // refused by the caller
+      return;  // out_dtype is never that: the op refuses it
   }
 }
 

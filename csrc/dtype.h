@@ -4,6 +4,7 @@
 // one another path calls.
 #pragma once
 
+#include <bit>
 #include <cstdint>
 #include <cstring>
 
@@ -34,7 +35,10 @@ static inline uint32_t float_to_bits(float value) {
 static constexpr bool is_positive(float x) { return x >= 0; }
 static constexpr bool is_positive(double x) { return x >= 0; }
 static constexpr bool is_positive(Half x) { return x.bits <= 0x7C00 || x.bits == 0x8000; }
-static constexpr bool is_positive(BFloat16 x) { return x.bits <= 0x7F80 || x.bits == 0x8000; }
+static constexpr bool is_positive(BFloat16 x) {
+  return std::bit_cast<float>(uint32_t{x.bits} << 16) >=
+         0;  // as torch, also where subnormals are 0
+}
 
 // Round to nearest, ties to even; NaN stays NaN.
 static inline void store_float(float x, float* out) { *out = x; }

@@ -27,12 +27,12 @@ void choose_isa();  // from NNCX_ISA, else the best
 
 }  // namespace nncx
 
-// NNCX_ON_PATH(fn(args)) calls fn of the active path.
+// NNCX_ON_PATH(isa, fn(args)) calls fn of that path.
 #ifdef NNCX_BUILT_X86
-#define NNCX_ON_PATH(call)                                            \
-  (::nncx::active_isa() == ::nncx::Isa::avx512 ? ::nncx::avx512::call \
-   : ::nncx::active_isa() == ::nncx::Isa::avx2 ? ::nncx::avx2::call   \
-                                               : ::nncx::scalar::call)
+#define NNCX_ON_PATH(isa, call)                        \
+  ((isa) == ::nncx::Isa::avx512 ? ::nncx::avx512::call \
+   : (isa) == ::nncx::Isa::avx2 ? ::nncx::avx2::call   \
+                                : ::nncx::scalar::call)
 #else
-#define NNCX_ON_PATH(call) (::nncx::scalar::call)
+#define NNCX_ON_PATH(isa, call) ((void)(isa), ::nncx::scalar::call)
 #endif

@@ -17,7 +17,7 @@
 
 namespace nncx {
 
-constexpr int64_t packed_bytes(int64_t channels) { return (channels + 63) / 64 * 8; }
+static constexpr int64_t packed_bytes(int64_t channels) { return (channels + 63) / 64 * 8; }
 
 struct PackSignsParams {
   const void* input;

@@ -29,11 +29,12 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     _C.set_isa(before)
 
 
-@pytest.fixture(params=["cpu", pytest.param("cuda", marks=pytest.mark.cuda)])
-def device(request: pytest.FixtureRequest) -> str:
-    if request.param == "cuda" and not torch.cuda.is_available():
+@pytest.fixture
+def cuda() -> str:
+    """The device of tests marked `cuda`."""
+    if not torch.cuda.is_available():
         pytest.skip("no NVIDIA GPU here")
-    return request.param
+    return "cuda"
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

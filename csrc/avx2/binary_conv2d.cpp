@@ -4,8 +4,7 @@
 // activations.
 //
 //   rows      the output pixels, up to kMaxRows at a time. What their taps read lies in expanded
-//   lines
-//             (binary_lines.h), a row is a pointer into them, and nothing is gathered.
+//             lines (binary_lines.h), a row is a pointer into them, and nothing is gathered.
 //   weights   prepacked [group][block of 32 outputs][tap][byte][32 outputs]: a transposition of
 //             bytes, so a weight still takes one bit (outputs are padded to a multiple of 32).
 //   sums      8 bits wide for 31 bytes of channels (31 * 8 < 256), then spilled to 32.

@@ -1,10 +1,8 @@
 // pack_signs on CUDA: bound by memory, one read of the input and 1/32 of it written (float32).
 //
-//   rows      channels innermost: a warp reads 32 neighbouring channels and ballots them into a
-//   word; strided   anything else, NCHW above all: a thread gathers the 32 channels of one pixel,
-//   and
-//             neighbouring threads read neighbouring pixels.
-#include <cuda_fp16.h>
+//   rows      channels innermost: a warp reads 32 neighbouring channels and ballots them into a word
+//   strided   anything else, NCHW above all: a thread gathers the 32 channels of one pixel, and
+//             neighbouring threads read neighbouring pixels
 #include <cuda_runtime.h>
 
 #include <algorithm>

@@ -24,7 +24,7 @@ int64_t binary_prepacked_numel(int64_t groups, int64_t out_channels, int64_t tap
                                int64_t channels) {
   const nncx::BinaryWeightShape shape = {groups, out_channels, taps, channels};
   return static_cast<int64_t>(sizeof(nncx::PrepackedHeader)) +
-         NNCX_ON_PATH(binary_conv2d_prepacked_bytes(shape));
+         NNCX_ON_PATH(nncx::active_isa(), binary_conv2d_prepacked_bytes(shape));
 }
 
 }  // namespace

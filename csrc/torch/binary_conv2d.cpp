@@ -1,33 +1,50 @@
 #include "binary_conv2d.h"
 
-#include <array>
 #include <limits>
-#include <vector>
 
 #include "binary.h"
 
 namespace nncx {
 namespace {
 
-constexpr const char* kOp = "binary_conv2d";
-constexpr int64_t kMostPixels = int64_t{1} << 31;  // padded; products of sizes stay within int64
+constexpr int64_t kMostPixels = int64_t{1} << 31;  // of a padded image
+
+using Pair = const std::vector<int64_t>&;
+
+void check_groups(const char* op, int64_t in_channels, int64_t out_channels, int64_t groups) {
+  NNCX_CHECK(groups >= 1 && in_channels >= 0 && out_channels >= 0 && in_channels % groups == 0 &&
+                 out_channels % groups == 0,
+             op, ": groups must divide in_channels and out_channels, got groups=", groups,
+             ", in_channels=", in_channels, ", out_channels=", out_channels);
+}
 
 Tensor binary_conv2d_prepack(const Tensor& weight, int64_t in_channels, int64_t groups) {
   constexpr const char* op = "binary_conv2d_prepack";
-  check(weight.scalar_type() == ScalarType::Byte && weight.dim() == 5 && weight.size(3) == 1, op,
-        ": weight must be uint8 [out_channels, kernel_h, kernel_w, 1, bytes] from pack_signs, got ",
-        torch::headeronly::toString(weight.scalar_type()), " of shape ", shape_text(weight));
-  check(
-      groups >= 1 && in_channels >= 0 && in_channels % groups == 0 && weight.size(0) % groups == 0,
-      op, ": groups must divide in_channels and out_channels, got groups=", groups,
-      ", in_channels=", in_channels, ", out_channels=", weight.size(0));
-  check(weight.size(4) == packed_bytes(in_channels / groups), op, ": weight must have ",
-        packed_bytes(in_channels / groups), " bytes for ", in_channels / groups,
-        " channels a group, got shape ", shape_text(weight));
+  NNCX_CHECK(weight.scalar_type() == ScalarType::Byte && weight.dim() == 5 && weight.size(3) == 1,
+             op,
+             ": weight must be uint8 [out_channels, kernel_h, kernel_w, 1, bytes] from "
+             "pack_signs, got ",
+             torch::headeronly::toString(weight.scalar_type()), " of shape ", shape_text(weight));
+  check_groups(op, in_channels, weight.size(0), groups);
+  const int64_t channels = in_channels / groups;
+  int64_t taps;  // of an empty weight they can be any number
+  if (__builtin_mul_overflow(weight.size(1), weight.size(2), &taps)) taps = kMostTerms + 1;
+  check_weight_shape(op, groups, weight.size(0) / groups, taps, channels);
+  NNCX_CHECK(weight.size(4) == packed_bytes(channels), op, ": weight must have ",
+             packed_bytes(channels), " bytes for ", channels, " channels a group, got shape ",
+             shape_text(weight));
   return prepack(weight, {.groups = groups,
                           .out_channels = weight.size(0) / groups,
-                          .taps = weight.size(1) * weight.size(2),
-                          .channels = in_channels / groups});
+                          .taps = taps,
+                          .channels = channels});
+}
+
+void check_pair(const char* name, Pair pair, int64_t least) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  NNCX_CHECK(pair.size() == 2 && std::min(pair[0], pair[1]) >= least &&
+                 std::max(pair[0], pair[1]) <= kMost,
+             "binary_conv2d: ", name, " must be two numbers from ", least, " to ", kMost, ", got ",
+             shape_text(pair));
 }
 
 int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
@@ -35,40 +52,29 @@ int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding, 
   return span < 0 ? 0 : span / stride + 1;
 }
 
-using Pair = const std::vector<int64_t>&;
-
-void check_pair(const char* name, Pair pair, int64_t least) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  check(pair.size() == 2 && std::min(pair[0], pair[1]) >= least &&
-            std::max(pair[0], pair[1]) <= kMost,
-        kOp, ": ", name, " must be two numbers of at least ", least, ", got [",
-        pair.empty() ? 0 : pair[0], ", ", pair.size() < 2 ? 0 : pair[1], "]");
-}
-
-Tensor binary_conv2d(const Tensor& input, const Tensor& weight, int64_t in_channels,
-                     int64_t out_channels, std::vector<int64_t> kernel_size,
-                     std::vector<int64_t> stride, std::vector<int64_t> padding,
-                     std::vector<int64_t> dilation, int64_t groups, int64_t pad_value,
-                     std::optional<Tensor> scale, std::optional<Tensor> bias,
-                     std::optional<Tensor> input_scale, std::optional<ScalarType> out_dtype) {
-  check(groups >= 1 && in_channels >= 0 && out_channels >= 0 && in_channels % groups == 0 &&
-            out_channels % groups == 0,
-        kOp, ": groups must divide in_channels and out_channels, got groups=", groups,
-        ", in_channels=", in_channels, ", out_channels=", out_channels);
-  const int64_t channels = in_channels / groups;
-  check(input.scalar_type() == ScalarType::Byte && input.dim() == 5 && input.size(3) == groups &&
-            input.size(4) == packed_bytes(channels),
-        kOp, ": input must be uint8 [N, H, W, ", groups, ", ", packed_bytes(channels),
-        "] from pack_signs, got ", torch::headeronly::toString(input.scalar_type()), " of shape ",
-        shape_text(input));
+// The geometry, checked; its pointers are still null.
+BinaryConv2dParams read_geometry(const Tensor& input, int64_t in_channels, int64_t out_channels,
+                                 Pair kernel_size, Pair stride, Pair padding, Pair dilation,
+                                 int64_t groups, int64_t pad_value) {
+  constexpr const char* op = "binary_conv2d";
+  check_groups(op, in_channels, out_channels, groups);
   check_pair("kernel_size", kernel_size, 1);
   check_pair("stride", stride, 1);
   check_pair("padding", padding, 0);
   check_pair("dilation", dilation, 1);
-  check(pad_value >= -1 && pad_value <= 1, kOp, ": pad_value must be -1, 0 or 1, got ", pad_value);
+  NNCX_CHECK(pad_value >= -1 && pad_value <= 1, op, ": pad_value must be -1, 0 or 1, got ",
+             pad_value);
+  const int64_t channels = in_channels / groups;
+  const int64_t taps = kernel_size[0] * kernel_size[1];
+  check_weight_shape(op, groups, out_channels / groups, taps, channels);
+  NNCX_CHECK(input.scalar_type() == ScalarType::Byte && input.dim() == 5 &&
+                 input.size(3) == groups && input.size(4) == packed_bytes(channels),
+             op, ": input must be uint8 [N, H, W, ", groups, ", ", packed_bytes(channels),
+             "] from pack_signs, got ", torch::headeronly::toString(input.scalar_type()),
+             " of shape ", shape_text(input));
 
   BinaryConv2dParams p{};
-  p.shape = {groups, out_channels / groups, kernel_size[0] * kernel_size[1], channels};
+  p.shape = {groups, out_channels / groups, taps, channels};
   p.batch = input.size(0);
   p.height = input.size(1);
   p.width = input.size(2);
@@ -79,36 +85,41 @@ Tensor binary_conv2d(const Tensor& input, const Tensor& weight, int64_t in_chann
   p.pad_value = static_cast<int>(pad_value);
   p.out_height = out_size(p.height, p.kernel_h, p.stride_h, p.padding_h, p.dilation_h);
   p.out_width = out_size(p.width, p.kernel_w, p.stride_w, p.padding_w, p.dilation_w);
-  check(p.out_height >= 1 && p.out_width >= 1, kOp,
-        ": the padded input must be at least as large as "
-        "the dilated kernel, got input ",
-        p.height, " x ", p.width, ", kernel_size ", p.kernel_h, " x ", p.kernel_w, ", padding ",
-        p.padding_h, " x ", p.padding_w);
+  NNCX_CHECK(p.out_height >= 1 && p.out_width >= 1, op,
+             ": the padded input must be at least as large as the dilated kernel, got input ",
+             p.height, " x ", p.width, ", kernel_size ", p.kernel_h, " x ", p.kernel_w,
+             ", padding ", p.padding_h, " x ", p.padding_w);
   const int64_t padded_height = p.height + 2 * p.padding_h;
   const int64_t padded_width = p.width + 2 * p.padding_w;
-  check(padded_width <= kMostPixels / padded_height, kOp,
-        ": the padded input must have at most 2^31 pixels an image, got ", padded_height, " x ",
-        padded_width);
-  check(p.shape.taps * std::max<int64_t>(channels, 1) <= std::numeric_limits<int32_t>::max() / 2,
-        kOp, ": a dot product must have at most 2^30 terms, got ", p.shape.taps, " x ", channels);
+  NNCX_CHECK(padded_width <= kMostPixels / padded_height, op,
+             ": the padded input must have at most 2^31 pixels an image, got ", padded_height,
+             " x ", padded_width);
+  return p;
+}
 
+Tensor binary_conv2d(const Tensor& input, const Tensor& weight, int64_t in_channels,
+                     int64_t out_channels, std::vector<int64_t> kernel_size,
+                     std::vector<int64_t> stride, std::vector<int64_t> padding,
+                     std::vector<int64_t> dilation, int64_t groups, int64_t pad_value,
+                     std::optional<Tensor> scale, std::optional<Tensor> bias,
+                     std::optional<Tensor> input_scale, std::optional<ScalarType> out_dtype) {
+  constexpr const char* op = "binary_conv2d";
+  const BinaryConv2dParams p = read_geometry(input, in_channels, out_channels, kernel_size, stride,
+                                             padding, dilation, groups, pad_value);
   const Tensor output = torch::stable::empty(
-      {p.batch, out_channels, p.out_height, p.out_width}, out_dtype_or_float(kOp, out_dtype),
+      {p.batch, out_channels, p.out_height, p.out_width}, out_dtype_or_float(op, out_dtype),
       std::nullopt, input.device(), std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
-  const EpilogueTensors tensors(kOp, input, scale, bias, input_scale, out_channels,
-                                p.batch * groups * p.out_height * p.out_width);
-  p.weight = open_prepacked(kOp, weight, p.shape);
-  if (output.numel() == 0) return output;
-  const Tensor dense = torch::stable::contiguous(input);
-  p.input = static_cast<const uint8_t*>(dense.const_data_ptr());
-  p.epilogue = tensors.writing_to(output);
-  run(p, input);
+  const std::vector<int64_t> per_pixel = {p.batch, groups, p.out_height, p.out_width};
+  const BinaryEpilogueTensors epilogue = {{op, "scale", input, scale, {out_channels}},
+                                          {op, "bias", input, bias, {out_channels}},
+                                          {op, "input_scale", input, input_scale, per_pixel}};
+  execute(op, p, input, weight, epilogue, output);
   return output;
 }
 
 }  // namespace
 
-STABLE_TORCH_LIBRARY_FRAGMENT(nncx, library) {
+NNCX_SCHEMAS(library) {
   library.def("binary_conv2d_prepack(Tensor weight, int in_channels, int groups=1) -> Tensor");
   library.def(
       "binary_conv2d(Tensor input, Tensor weight, int in_channels, int out_channels, "

@@ -10,18 +10,23 @@
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
 
+#include <algorithm>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
 #include <string>
+#include <vector>
 
 #include "dtype.h"
 #include "isa.h"
 
 #ifdef NNCX_DEVICE_CUDA
 #define NNCX_DEVICE CUDA
+#define NNCX_SCHEMAS(library) \
+  [[maybe_unused]] static void unused_schemas(torch::stable::detail::StableLibrary& library)
 #else
 #define NNCX_DEVICE CPU
+#define NNCX_SCHEMAS(library) STABLE_TORCH_LIBRARY_FRAGMENT(nncx, library)
 #endif
 
 namespace nncx {
@@ -29,21 +34,40 @@ namespace nncx {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Raises RuntimeError with the sentence "<op>: <what must hold>, got <value>" that the parts form.
+// Raises RuntimeError with the sentence that the parts form.
 template <class... Parts>
-void check(bool holds, const Parts&... parts) {
-  if (holds) return;
+[[noreturn]] void fail(const Parts&... parts) {
   std::ostringstream message;
   (message << ... << parts);
   throw std::runtime_error(message.str());
 }
 
-inline std::string shape_text(const Tensor& tensor) {
+// NNCX_CHECK(holds, "<op>: <what must hold>, got ", value). The parts are evaluated only on failure.
+// (STD_TORCH_CHECK would put the C++ function and line before the sentence.)
+#define NNCX_CHECK(holds, ...)               \
+  do {                                       \
+    if (!(holds)) ::nncx::fail(__VA_ARGS__); \
+  } while (0)
+
+template <class Sizes>
+std::string sizes_text(const Sizes& sizes) {
   std::ostringstream text;
   text << '[';
-  for (int64_t i = 0; i < tensor.dim(); ++i) text << (i ? ", " : "") << tensor.size(i);
+  const char* separator = "";
+  for (const int64_t size : sizes) {
+    text << separator << size;
+    separator = ", ";
+  }
   text << ']';
   return text.str();
+}
+
+inline std::string shape_text(const std::vector<int64_t>& sizes) { return sizes_text(sizes); }
+inline std::string shape_text(const Tensor& tensor) { return sizes_text(tensor.sizes()); }
+
+inline bool has_shape(const Tensor& tensor, const std::vector<int64_t>& shape) {
+  const auto sizes = tensor.sizes();
+  return std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end());
 }
 
 inline Dtype to_dtype(ScalarType type, const char* op, const char* what) {
@@ -57,9 +81,8 @@ inline Dtype to_dtype(ScalarType type, const char* op, const char* what) {
     case ScalarType::Double:
       return Dtype::float64;
     default:
-      check(false, op, ": ", what, " must be a floating-point type, got ",
-            torch::headeronly::toString(type));
-      return Dtype::float32;
+      fail(op, ": ", what, " must be a floating-point type, got ",
+           torch::headeronly::toString(type));
   }
 }
 
@@ -67,22 +90,9 @@ inline Dtype to_dtype(ScalarType type, const char* op, const char* what) {
 
 inline void* current_stream(const Tensor& tensor) {
   void* stream = nullptr;
-  check(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream) == 0,
-        "nncx: torch gave no CUDA stream for device ", tensor.get_device_index());
+  NNCX_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream) == 0,
+             "nncx: torch gave no CUDA stream for device ", tensor.get_device_index());
   return stream;
-}
-
-#else
-
-// Calls run(begin, end) over parts of [0, count), on torch's threads; run must not throw. Parts
-// have at least `grain` units and, but for the last, a multiple of `step`.
-template <class Run>
-void parallel(int64_t count, int64_t grain, int64_t step, const Run& run) {
-  const int64_t steps = (count + step - 1) / step;
-  const int64_t grain_steps = std::max<int64_t>(1, grain / step);
-  torch::stable::parallel_for(0, steps, grain_steps, [&](int64_t begin, int64_t end) {
-    run(begin * step, std::min(count, end * step));
-  });
 }
 
 #endif

@@ -12,7 +12,7 @@ FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def check(holds: bool | torch.SymBool, sentence: Callable[[], str]) -> None:
-    """Raises RuntimeError with `sentence()`, as the native op does, unless `holds`."""
+    """Raises RuntimeError with `sentence()`, in the native op's words, unless `holds`."""
     torch._check(holds, sentence)
 
 
@@ -40,6 +40,21 @@ def unpack_signs(packed: Tensor, channels: int) -> Tensor:
     return bits.flatten(-2)[..., :channels].double() * 2 - 1
 
 
+def check_weight_shape(op: str, groups: int, out_channels: int, taps: int, channels: int) -> None:
+    """Bounds the sizes of a binary weight, those of one group, before any is multiplied."""
+    check(
+        channels * taps < 2**30 and channels < 2**30,
+        lambda: f"{op}: a dot product must have less than 2^30 terms, got {taps} x {channels}",
+    )
+    check(
+        8 * groups * (out_channels + 31) * taps * (channels + 63) < 2**60,
+        lambda: (
+            f"{op}: the weight must fit in memory, got groups={groups}, "
+            f"out_channels/groups={out_channels}, taps={taps}, in_channels/groups={channels}"
+        ),
+    )
+
+
 def prepacked_numel(groups: int, out_channels: int, taps: int, channels: int) -> int:
     """Bytes of a prepacked binary weight under the path of this process."""
     return _C.binary_prepacked_numel(groups, out_channels, taps, channels)
@@ -47,38 +62,52 @@ def prepacked_numel(groups: int, out_channels: int, taps: int, channels: int) ->
 
 def check_epilogue(
     op: str,
+    input: Tensor,
     weight: Tensor,
     out_channels: int,
-    pixels: int | torch.SymInt,
+    per_pixel: list[int],
     scale: Tensor | None,
     bias: Tensor | None,
     input_scale: Tensor | None,
     out_dtype: torch.dtype | None,
 ) -> torch.dtype:
-    """Checks what follows the dot product of a binary op; returns the dtype of its output."""
+    """Checks what follows the geometry of a binary op; returns the dtype of its output."""
+    dtype = torch.float32 if out_dtype is None else out_dtype
+    check(
+        dtype in (torch.float32, torch.float16, torch.bfloat16),
+        lambda: f"{op}: out_dtype must be float32, float16 or bfloat16, got {dtype}",
+    )
+    for name, tensor, shape in (
+        ("scale", scale, [out_channels]),
+        ("bias", bias, [out_channels]),
+        ("input_scale", input_scale, per_pixel),
+    ):
+        if tensor is not None:
+            _check_epilogue_tensor(op, name, input, tensor, shape)
+    check(weight.device == input.device, lambda: f"{op}: weight must be on the input's device")
     check(
         weight.dtype == torch.uint8 and weight.dim() == 1,
         lambda: (
             f"{op}: weight must come from {op}_prepack, got a tensor of shape {shape_text(weight)}"
         ),
     )
-    for name, tensor, numel in (
-        ("scale", scale, out_channels),
-        ("bias", bias, out_channels),
-        ("input_scale", input_scale, pixels),
-    ):
-        if tensor is not None:
-            check(
-                tensor.dtype == torch.float32 and tensor.numel() == numel,
-                lambda name=name, tensor=tensor, numel=numel: (
-                    f"{op}: {name} must be float32 with "
-                    f"{numel} elements on the input's device, got {tensor.dtype} of shape "
-                    f"{shape_text(tensor)}"
-                ),
-            )
-    dtype = torch.float32 if out_dtype is None else out_dtype
-    check(
-        dtype in (torch.float32, torch.float16, torch.bfloat16),
-        lambda: f"{op}: out_dtype must be float32, float16 or bfloat16, got {dtype}",
-    )
     return dtype
+
+
+def _check_epilogue_tensor(
+    op: str, name: str, input: Tensor, tensor: Tensor, shape: list[int]
+) -> None:
+    def sentence() -> str:
+        return (
+            f"{op}: {name} must be float32 of shape {shape} on the input's device, got "
+            f"{tensor.dtype} of shape {shape_text(tensor)}"
+        )
+
+    check(
+        tensor.dtype == torch.float32
+        and tensor.dim() == len(shape)
+        and tensor.device == input.device,
+        sentence,
+    )
+    for size, expected in zip(tensor.shape, shape, strict=True):
+        check(size == expected, sentence)

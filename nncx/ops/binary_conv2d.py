@@ -12,6 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 from nncx.ops._common import (
     check,
     check_epilogue,
+    check_weight_shape,
     packed_bytes,
     prepacked_numel,
     refuse_gradient,
@@ -55,7 +56,7 @@ def binary_conv2d(
     """``(F.conv2d(sign(x), sign(w)) * scale) * input_scale + bias``, the sum exact in integers.
 
     Args:
-        input: uint8 ``[N, H, W, groups, B]`` from ``pack_signs(x, groups)``.
+        input: uint8 ``[N, H, W, groups, B]`` from ``pack_signs(x, groups)``; padding bits are 0.
         weight: from `binary_conv2d_prepack`.
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups: as nn.Conv2d.
         pad_value: what a padded position contributes: 0 (like torch's zero padding), 1 or -1.
@@ -123,32 +124,27 @@ def _output_shape(input: Tensor, geometry: _Geometry) -> list[int]:
     g = geometry
     op = "binary_conv2d"
     _check_groups(op, g.in_channels, g.out_channels, g.groups)
-    group_bytes = packed_bytes(g.in_channels // g.groups)
-    check(
-        input.dtype == torch.uint8
-        and input.dim() == 5
-        and input.shape[3] == g.groups
-        and input.shape[4] == group_bytes,
-        lambda: (
-            f"{op}: input must be uint8 [N, H, W, {g.groups}, {group_bytes}] from pack_signs, "
-            f"got {input.dtype} of shape {shape_text(input)}"
-        ),
-    )
     for name, least in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
-        pair = getattr(g, name)
-        check(
-            min(pair) >= least,
-            lambda name=name, least=least, pair=pair: (
-                f"{op}: {name} must be two numbers of at least {least}, got {list(pair)}"
-            ),
-        )
+        _check_pair(name, getattr(g, name), least)
     check(
         g.pad_value in (-1, 0, 1),
         lambda: f"{op}: pad_value must be -1, 0 or 1, got {g.pad_value}",
     )
-    out = []
-    for i in range(2):
-        span = input.shape[1 + i] + 2 * g.padding[i] - g.dilation[i] * (g.kernel_size[i] - 1) - 1
+    channels = g.in_channels // g.groups
+    check_weight_shape(op, g.groups, g.out_channels // g.groups, math.prod(g.kernel_size), channels)
+    check(
+        input.dtype == torch.uint8
+        and input.dim() == 5
+        and input.shape[3] == g.groups
+        and input.shape[4] == packed_bytes(channels),
+        lambda: (
+            f"{op}: input must be uint8 [N, H, W, {g.groups}, {packed_bytes(channels)}] from "
+            f"pack_signs, got {input.dtype} of shape {shape_text(input)}"
+        ),
+    )
+    padded = [input.shape[1 + i] + 2 * g.padding[i] for i in range(2)]
+    spans = [padded[i] - g.dilation[i] * (g.kernel_size[i] - 1) - 1 for i in range(2)]
+    for span in spans:
         check(
             span >= 0,
             lambda: (
@@ -157,15 +153,25 @@ def _output_shape(input: Tensor, geometry: _Geometry) -> list[int]:
                 f"{g.kernel_size[1]}, padding {g.padding[0]} x {g.padding[1]}"
             ),
         )
-        out.append(span // g.stride[i] + 1)
-    height, width = (input.shape[1 + i] + 2 * g.padding[i] for i in range(2))
     check(
-        height * width <= 2**31,
+        padded[0] * padded[1] <= 2**31,
         lambda: (
-            f"{op}: the padded input must have at most 2^31 pixels an image, got {height} x {width}"
+            f"{op}: the padded input must have at most 2^31 pixels an image, got {padded[0]} x "
+            f"{padded[1]}"
         ),
     )
+    out = [span // stride + 1 for span, stride in zip(spans, g.stride, strict=True)]
     return [input.shape[0], g.out_channels, *out]
+
+
+def _check_pair(name: str, pair: Sequence[int], least: int) -> None:
+    most = 2**31 - 1
+    check(
+        len(pair) == 2 and least <= min(pair) and max(pair) <= most,
+        lambda: (
+            f"binary_conv2d: {name} must be two numbers from {least} to {most}, got {list(pair)}"
+        ),
+    )
 
 
 @torch.library.register_fake("nncx::binary_conv2d_prepack")
@@ -179,7 +185,9 @@ def _prepack_fake(weight: Tensor, in_channels: int, groups: int = 1) -> Tensor:
         ),
     )
     _check_groups(op, in_channels, weight.shape[0], groups)
-    group_bytes = packed_bytes(in_channels // groups)
+    channels, taps = in_channels // groups, weight.shape[1] * weight.shape[2]
+    check_weight_shape(op, groups, weight.shape[0] // groups, taps, channels)
+    group_bytes = packed_bytes(channels)
     check(
         weight.shape[4] == group_bytes,
         lambda: (
@@ -187,10 +195,7 @@ def _prepack_fake(weight: Tensor, in_channels: int, groups: int = 1) -> Tensor:
             f"a group, got shape {shape_text(weight)}"
         ),
     )
-    taps = weight.shape[1] * weight.shape[2]
-    return weight.new_empty(
-        prepacked_numel(groups, weight.shape[0] // groups, taps, in_channels // groups)
-    )
+    return weight.new_empty(prepacked_numel(groups, weight.shape[0] // groups, taps, channels))
 
 
 @torch.library.register_fake("nncx::binary_conv2d")
@@ -214,11 +219,11 @@ def _fake(
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, pad_value
     )
     shape = _output_shape(input, geometry)
-    pixels = shape[0] * groups * shape[2] * shape[3]
+    per_pixel = [shape[0], groups, *shape[2:]]
     dtype = check_epilogue(
-        "binary_conv2d", weight, out_channels, pixels, scale, bias, input_scale, out_dtype
+        "binary_conv2d", input, weight, out_channels, per_pixel, scale, bias, input_scale, out_dtype
     )
-    return input.new_empty(shape, dtype=dtype).to(memory_format=torch.channels_last)
+    return torch.empty(shape, dtype=dtype, device=input.device, memory_format=torch.channels_last)
 
 
 refuse_gradient("binary_conv2d", "train with nncx.XNORConv2d")

@@ -9,6 +9,7 @@ from torch.utils.flop_counter import register_flop_formula
 from nncx.ops._common import (
     check,
     check_epilogue,
+    check_weight_shape,
     packed_bytes,
     prepacked_numel,
     refuse_gradient,
@@ -44,7 +45,7 @@ def binary_linear(
     """``(F.linear(sign(x), sign(w)) * scale) * input_scale + bias``, the product exact in integers.
 
     Args:
-        input: uint8 ``[M, B]`` from ``pack_signs(x)``.
+        input: uint8 ``[M, B]`` from ``pack_signs(x)``; padding bits are 0.
         weight: from `binary_linear_prepack`.
         in_features, out_features: as in ``nn.Linear``.
         scale, bias: float32 ``[out_features]``.
@@ -74,7 +75,9 @@ def binary_linear(
 def _prepack_fake(weight: Tensor, in_features: int) -> Tensor:
     op = "binary_linear_prepack"
     check(in_features >= 0, lambda: f"{op}: in_features must be at least 0, got {in_features}")
+    check_weight_shape(op, 1, 0, 1, in_features)
     _check_rows(op, "weight", "out_features", weight, in_features)
+    check_weight_shape(op, 1, weight.shape[0], 1, in_features)
     return weight.new_empty(prepacked_numel(1, weight.shape[0], 1, in_features))
 
 
@@ -103,15 +106,18 @@ def _fake(
 ) -> Tensor:
     op = "binary_linear"
     check(
-        0 <= in_features <= 2**30 and out_features >= 0,
+        in_features >= 0 and out_features >= 0,
         lambda: (
-            f"{op}: in_features must be 0 to 2^30 and out_features at least 0, got "
-            f"{in_features} and {out_features}"
+            f"{op}: in_features and out_features must be at least 0, got {in_features} and "
+            f"{out_features}"
         ),
     )
+    check_weight_shape(op, 1, out_features, 1, in_features)
     _check_rows(op, "input", "M", input, in_features)
     rows = input.shape[0]
-    dtype = check_epilogue(op, weight, out_features, rows, scale, bias, input_scale, out_dtype)
+    dtype = check_epilogue(
+        op, input, weight, out_features, [rows], scale, bias, input_scale, out_dtype
+    )
     return input.new_empty([rows, out_features], dtype=dtype)
 
 

@@ -1,8 +1,11 @@
+import itertools
+import threading
+
 import pytest
 import torch
 import torch.nn.functional as F
 
-from nncx import ops
+from nncx import _C, ops
 from nncx.ops.binary_linear import binary_linear_reference
 
 
@@ -99,3 +102,50 @@ def test_non_contiguous_operands(isa: str) -> None:
     out = ops.binary_linear(packed, weight, 130, 6, scale=scale)
     expected = (sign(torch.cat([x, x])[::2]) @ sign(w).T).float() * scale
     assert torch.equal(out, expected)
+
+
+def test_weights_may_lie_at_any_address(isa: str) -> None:
+    x, w = torch.randn(5, 200), torch.randn(40, 200)
+    weight = ops.binary_linear_prepack(ops.pack_signs(w), 200)
+    moved = torch.empty(len(weight) + 1, dtype=torch.uint8)[1:]
+    moved.copy_(weight)
+    assert moved.data_ptr() % 2
+    out = ops.binary_linear(ops.pack_signs(x), moved, 200, 40)
+    assert torch.equal(out.double(), sign(x) @ sign(w).T)
+
+
+def test_switching_the_path_meanwhile_never_mixes_two() -> None:
+    """Every call computes or refuses, whatever another thread does to the path."""
+    if len(_C.supported_isas()) < 2:
+        pytest.skip("this CPU has one path only")
+    x, w = ops.pack_signs(torch.randn(300, 500)), torch.randn(70, 500)
+    before, weights = _C.isa(), []
+    for name in _C.supported_isas():
+        _C.set_isa(name)
+        weights.append(ops.binary_linear_prepack(ops.pack_signs(w), 500))
+    expected = ops.binary_linear(x, weights[-1], 500, 70)
+    stop = threading.Event()
+
+    def switch() -> None:
+        for name in itertools.cycle(_C.supported_isas()):
+            if stop.is_set():
+                return
+            _C.set_isa(name)
+
+    thread = threading.Thread(target=switch)
+    thread.start()
+    torch.set_num_threads(2)
+    computed = 0
+    try:
+        for weight in weights * 60:
+            try:
+                assert torch.equal(ops.binary_linear(x, weight, 500, 70), expected)
+                computed += 1
+            except RuntimeError as error:
+                assert "path of this process" in str(error)
+    finally:
+        stop.set()
+        thread.join()
+        torch.set_num_threads(1)
+        _C.set_isa(before)
+    assert computed

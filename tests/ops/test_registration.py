@@ -113,6 +113,13 @@ REFUSED = {
     "conv dilated kernel larger": conv({"dilation": [2, 2]}),
     "conv too much padding": conv({"padding": [2**30, 2**30], "stride": [2**30, 2**30]}),
     "conv padding that overflows": conv({"padding": [2**31 - 1] * 2, "stride": [2**31 - 1] * 2}),
+    "conv stride beyond int32": conv({"stride": [2**40, 1]}),
+    "conv kernel of three": conv({"kernel_size": [3, 3, 3]}),
+    "conv stride of one": conv({"stride": [1]}),
+    "conv too many terms": conv({"kernel_size": [40_000, 40_000], "padding": [20_000, 20_000]}),
+    "conv channels that overflow": conv({"in_channels": 2**62, "kernel_size": [2, 2]}),
+    "conv outputs that overflow": conv({"out_channels": 2**62}),
+    "conv input_scale permuted": conv({"input_scale": torch.ones(1, 2, 2, 2).flatten(2)}),
     "conv pad_value 2": conv({"pad_value": 2}),
     "conv scale size": conv({"scale": torch.ones(5)}),
     "conv scale dtype": conv({"scale": torch.ones(4, dtype=torch.float64)}),
@@ -121,6 +128,10 @@ REFUSED = {
     "conv out_dtype": conv({"out_dtype": torch.int32}),
     "linear input 3-D": linear({"input": byte(1, 3, 16)}),
     "linear input bytes": linear({"input": byte(3, 8)}),
+    "linear too many terms": linear({"in_features": 2**30}),
+    "linear outputs that overflow": linear({"out_features": 2**63 - 1}),
+    "linear prepack too many": (NNCX.binary_linear_prepack, (byte(0, 8), 2**62)),
+    "conv prepack too many": (NNCX.binary_conv2d_prepack, (byte(0, 3, 3, 1, 8), 2**62, 1)),
     "linear in_features negative": linear({"in_features": -1}),
     "linear weight not prepacked": linear({"weight": byte(5, 16)}),
     "linear bias size": linear({"bias": torch.ones(4)}),
@@ -142,6 +153,15 @@ def test_cpu_and_meta_refuse_alike(case: str) -> None:
     assert must_hold.startswith(op.__name__ + ": ")
     assert "\n" not in str(cpu.value)
     assert must_hold == str(meta.value).split(", got")[0]
+
+
+@pytest.mark.parametrize("moved", ["weight", "scale"])
+def test_operands_on_two_devices_are_refused(moved: str) -> None:
+    """The fake runs where any operand is on meta: it must not hand out memory it never wrote."""
+    operands = {"weight": ops.binary_linear_prepack(byte(5, 16), 70), "scale": torch.ones(5)}
+    operands[moved] = operands[moved].to("meta")
+    with pytest.raises(RuntimeError, match=f"{moved} must be .*on the input's device"):
+        NNCX.binary_linear(byte(3, 16), operands["weight"], 70, 5, operands["scale"])
 
 
 def test_weights_that_only_the_cpu_can_read_are_refused_there() -> None:
