@@ -17,6 +17,7 @@ from pathlib import Path
 
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 from torch import nn
 from torch.optim import SGD, Adam
@@ -70,10 +71,11 @@ def run(settings: Settings, out: Path, console: Console) -> list[Result]:
     """
     if settings.epochs is not None and settings.epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {settings.epochs}")
+    _report.require_matplotlib()  # now rather than after the trainings
     splits = _load_data(settings)
     out.mkdir(parents=True, exist_ok=True)
     console.print(
-        f"[bold]{splits.name}[/bold]: {len(splits.train)} training images, {len(splits.test)} test "
+        f"[bold]{escape(splits.name)}[/bold]: {len(splits.train)} training images, {len(splits.test)} test "
         f"images, {splits.num_classes} classes, {splits.image_size} x {splits.image_size} pixels"
     )
     console.print(f"on {_machine.describe()}\n")
@@ -114,8 +116,10 @@ class _Trainings:
         self.settings = settings
         self.splits = splits
         self.out = out
-        key = hashlib.sha256(json.dumps(asdict(settings)).encode()).hexdigest()[:8]
-        self._checkpoint = f"{key}.checkpoint"  # other settings never continue these files
+        # Other settings, or other images in the same folder, never continue these files.
+        depends_on = [asdict(settings), splits.classes, len(splits.train), splits.mean, splits.std]
+        key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:8]
+        self._checkpoint = f"{key}.checkpoint"
 
     def new(self, depth: int) -> ResNet:
         torch.manual_seed(self.settings.seed)
@@ -186,8 +190,7 @@ def _measure(
     for i, (name, (_, network, learned_from)) in enumerate(networks.items()):
         file = out / f"{name}.safetensors"
         report = _report.report(loaded[i], images[:1], file=file, repeats=1)
-        with torch.no_grad():
-            error = train.error_rate(loaded[i], test)
+        error = train.error_rate(loaded[i], test)
         results.append(
             Result(
                 name=name,
@@ -274,4 +277,6 @@ def _print(results: Sequence[Result], out: Path, console: Console) -> None:
     console.print()
     console.print(table)
     console.print(f"\n{_notes(results)}")
-    console.print(f"Networks, table.md, results.json and plot.png are in [bold]{out}[/bold].")
+    console.print(
+        f"Networks, table.md, results.json and plot.png are in [bold]{escape(str(out))}[/bold]."
+    )

@@ -1,5 +1,6 @@
 """``nncx.report``: what a network costs, measured layer by layer."""
 
+import importlib.util
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
@@ -177,6 +178,11 @@ def report(
         OSError: If ``file`` cannot be read.
     """
     inputs = example if isinstance(example, tuple) else (example,)
+    if not inputs or not all(isinstance(each, Tensor) for each in inputs):
+        raise ValueError(
+            "report: the example must be a tensor or a tuple of tensors, got "
+            f"{type(example).__name__} {[type(each).__name__ for each in inputs]}"
+        )
     if repeats < 1:
         raise ValueError(f"report: repeats must be positive, got {repeats}: try 20")
     if inputs[0].dim() == 0 or inputs[0].shape[0] == 0:
@@ -208,11 +214,9 @@ def scatter(points: Sequence[tuple[str, float, float]], path: str | os.PathLike)
             f"scatter: needs points (label, bytes > 0, error %), got {list(points)}: "
             "take bytes from a report"
         )
-    try:
-        from matplotlib.figure import Figure  # without pyplot: no display, no global state
-        from matplotlib.ticker import EngFormatter
-    except ImportError as error:
-        raise ImportError("scatter: needs matplotlib: pip install 'nncx[demo]'") from error
+    require_matplotlib()
+    from matplotlib.figure import Figure  # without pyplot: no display, no global state
+    from matplotlib.ticker import EngFormatter
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.add_subplot(
@@ -234,6 +238,14 @@ def scatter(points: Sequence[tuple[str, float, float]], path: str | os.PathLike)
         ):
             text.xyann = (text.xyann[0], text.xyann[1] + 3)
     figure.savefig(path, dpi=150)
+
+
+def require_matplotlib() -> None:
+    """Raises ImportError, in one sentence, where `scatter` could not plot."""
+    if importlib.util.find_spec("matplotlib") is None:
+        raise ImportError(
+            "plots need matplotlib: pip install 'nncx[demo]' (in a checkout: pip install '.[demo]')"
+        )
 
 
 def _measure(models: Sequence[nn.Module], inputs: tuple[Tensor, ...], repeats: int) -> list[Report]:

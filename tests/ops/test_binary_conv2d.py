@@ -1,6 +1,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import strategies as st
 
 from nncx import ops
 from nncx.ops.binary_conv2d import binary_conv2d_reference
@@ -147,3 +149,40 @@ def test_weight_of_another_geometry_is_refused(isa: str) -> None:
     for broken in (prepacked[:40], prepacked[:-1], torch.zeros_like(prepacked)):
         with pytest.raises(RuntimeError, match="binary_conv2d: weight must"):
             ops.binary_conv2d(packed, broken.clone(), 8, 2, 3)
+
+
+pairs = st.tuples(st.integers(1, 4), st.integers(1, 4))
+
+
+@settings(
+    max_examples=60,
+    deadline=None,
+    derandomize=True,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(
+    batch=st.integers(1, 3),
+    groups=st.integers(1, 4),
+    channels=st.integers(1, 70),
+    outputs=st.integers(1, 40),
+    size=st.tuples(st.integers(1, 11), st.integers(1, 11)),
+    kernel=pairs,
+    stride=pairs,
+    dilation=pairs,
+    padding=st.tuples(st.integers(0, 5), st.integers(0, 5)),
+    pad_value=st.sampled_from([-1, 0, 1]),
+    channels_last=st.booleans(),
+)
+def test_any_geometry(
+    isa, batch, groups, channels, outputs, size, kernel, stride, dilation, padding, pad_value,
+    channels_last,
+) -> None:  # fmt: skip
+    assume(all(size[i] + 2 * padding[i] > dilation[i] * (kernel[i] - 1) for i in range(2)))
+    x = torch.randn(batch, groups * channels, *size)
+    w = torch.randn(groups * outputs, channels, *kernel)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    arguments = dict(
+        stride=stride, padding=padding, dilation=dilation, groups=groups, pad_value=pad_value
+    )
+    assert torch.equal(native(x, w, **arguments).double(), expected_dots(x, w, **arguments))
