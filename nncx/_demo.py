@@ -75,8 +75,9 @@ def run(settings: Settings, out: Path, console: Console) -> list[Result]:
     splits = _load_data(settings)
     out.mkdir(parents=True, exist_ok=True)
     console.print(
-        f"[bold]{escape(splits.name)}[/bold]: {len(splits.train)} training images, {len(splits.test)} test "
-        f"images, {splits.num_classes} classes, {splits.image_size} x {splits.image_size} pixels"
+        f"[bold]{escape(splits.name)}[/bold]: {len(splits.train)} training images, "
+        f"{len(splits.test)} test images, {splits.num_classes} classes, "
+        f"{splits.image_size} x {splits.image_size} pixels"
     )
     console.print(f"on {_machine.describe()}\n")
 
