@@ -17,11 +17,13 @@ REGULARISERS = ("adversary", "l1", "l2", "none")
 class Adversarial(nn.Module):
     """Features that a trained discriminator D cannot tell from the teacher's; needs no labels.
 
-    Let ``f_t`` be the teacher's features, ``f_s`` the student's and ``f_a = dropout(f_s)`` the
-    *adversary samples* (dropout is the noise of this GAN). With the logit ``D(f)`` and its binary
-    cross-entropy ``BCE(D(f), y)``, a mean over the batch, the two parts returned are::
+    Let ``f_t`` be the teacher's features and ``f`` the student's, in the teacher's length. Dropout
+    is the noise of this GAN; two independent masks give two samples of one distribution, the
+    *student sample* ``f_s = dropout(f)`` and the *adversary sample* ``f_a = dropout(f)``. With the
+    logit ``D(f)`` and its binary cross-entropy ``BCE(D(f), y)``, a mean over the batch, the two
+    parts returned are::
 
-        "adversarial":    weight * BCE(D(f_a), 1)                      trains student and adapter
+        "adversarial":    weight * BCE(D(f_s), 1)                      trains student and adapter
         "discriminator":  BCE(D(f_t), 1) + BCE(D(f_s), 0) + R          trains D
 
         R = BCE(D(f_a), 1)     "adversary": student samples labelled as teacher
@@ -29,24 +31,34 @@ class Adversarial(nn.Module):
             mu * sum w^2       "l2": likewise
             0                  "none"
 
-    The student's part is the non-saturating form of ``min log(1 - D)``. The published objective
-    *maximises* ``-mu * sum |w|`` over D; D's part is minimised here, hence the plus sign.
+    The student's part is the non-saturating form of ``min log(1 - D(f_s))``: it raises D on the
+    very sample that D labels 0. The published objective *maximises* ``-mu * sum |w|`` over D; D's
+    part is minimised here, hence the plus sign.
+
+    The one public re-implementation we know of labels the clean features ``f`` as 0 and trains the
+    student on ``f_a``. We do not: D then tells clean features from dropped-out ones instead of
+    student from teacher, and both players minimise ``BCE(D(f_a), 1)``, so both losses go to 0
+    whatever the student learns.
 
     One backward serves both players: the first part sees D's parameters detached, the second sees
     the features detached. So the gradient of the sum is, for every network, exactly that of its own
     part, and the student need not run twice. A factor on D's part would only scale D's learning
     rate: there is none.
 
-    At the equilibrium (all three distributions equal) "discriminator" is 3 H(2/3) = 1.91 nats with
-    adversary samples and 2 ln 2 = 1.386 without. A value near 0 means that D wins outright.
+    With adversary samples the best D is ``(p_t + p_a) / (p_t + p_s + p_a)`` with ``p_s = p_a``:
+    1/2 where only the student's samples lie, 1 where only the teacher's features do. So the mean of
+    "discriminator" is at least 2 ln 2 = 1.386 nats, if D wins outright, and 3 H(2/3) = 1.91 at the
+    equilibrium, where all distributions are equal; without adversary samples, 0 and 2 ln 2. The
+    teacher's features are not dropped out, so with ``dropout`` > 0 D can also know them by their
+    lack of zeros, and the equilibrium is a bound rather than a value to expect.
 
     Args:
         in_features: Length of the teacher's feature vector, which D sees.
         student_features: Length of the student's; if it differs, a linear ``adapter``, trained with
             the student, maps it to ``in_features``. Default: ``in_features``.
         hidden: Widths of D's hidden layers (ReLU); ``(128, 256, 128)`` was best in the paper.
-        dropout: Probability of zeroing a student's feature in the adversary samples (before the
-            adapter); 0 makes them the student's own features.
+        dropout: Probability of zeroing a student's feature (after the adapter) in each of the two
+            samples; 0 makes both the student's own features.
         regulariser: R above: ``"adversary"``, ``"l1"``, ``"l2"`` or ``"none"``.
         mu: Factor of the ``"l1"`` and ``"l2"`` regulariser. The published value is not known to us.
             The sum runs over some 10^5 weights, so values near 1 silence D.
@@ -97,17 +109,17 @@ class Adversarial(nn.Module):
         self._check(student.features, self.student_features, "student")
         self._check(teacher.features, self.in_features, "teacher")
         features = self.adapter(student.features)
-        adversary = self.adapter(self.dropout(student.features))
+        sample, adversary = self.dropout(features), self.dropout(features)  # two masks
         return {
-            "adversarial": self.weight * self._student_part(adversary),
+            "adversarial": self.weight * self._student_part(sample),
             "discriminator": self._discriminator_part(
-                teacher.features, features.detach(), adversary.detach()
+                teacher.features, sample.detach(), adversary.detach()
             ),
         }
 
-    def _student_part(self, adversary: Tensor) -> Tensor:
+    def _student_part(self, student: Tensor) -> Tensor:
         fixed = {name: p.detach() for name, p in self.discriminator.named_parameters()}
-        return _bce(functional_call(self.discriminator, fixed, (adversary,)), 1)
+        return _bce(functional_call(self.discriminator, fixed, (student,)), 1)
 
     def _discriminator_part(self, teacher: Tensor, student: Tensor, adversary: Tensor) -> Tensor:
         loss = _bce(self.discriminator(teacher), 1) + _bce(self.discriminator(student), 0)

@@ -49,8 +49,8 @@ def test_one_backward_equals_the_two_steps(inputs, regulariser, student_width):
     adapter, discriminator = twin.losses[0].adapter, twin.losses[0].discriminator
     torch.manual_seed(5)
     raw, logits = twin.student[:2](inputs), twin.student(inputs)
-    dropped = F.dropout(raw, 0.5)
-    fake, adversary = adapter(raw), adapter(dropped)
+    features = adapter(raw)
+    fake, adversary = F.dropout(features, 0.5), F.dropout(features, 0.5)  # two masks
     real, wanted = teacher[:2](inputs).detach(), teacher(inputs).detach()
 
     def bce(features, label):
@@ -58,7 +58,7 @@ def test_one_backward_equals_the_two_steps(inputs, regulariser, student_width):
             torch.sigmoid(discriminator(features)), torch.full((BATCH, 1), float(label))
         )
 
-    (bce(adversary, 1) + weight * (logits - wanted).square().sum() / BATCH).backward()
+    (bce(fake, 1) + weight * (logits - wanted).square().sum() / BATCH).backward()
     expected_student = gradients(twin.student_parameters())
     twin.zero_grad()
     matrices = [p for p in discriminator.parameters() if p.dim() == 2]
@@ -123,12 +123,26 @@ def test_discriminator_is_128_256_128_by_default():
     assert [type(layer) for layer in Adversarial(64, hidden=()).discriminator] == [nn.Linear]
 
 
-def test_dropout_makes_the_adversary_samples(inputs):
+def test_dropout_makes_the_samples(inputs):
     loss = Adversarial(INPUTS)
     student, teacher = outputs(inputs), outputs(inputs)
     assert loss(student, teacher)["adversarial"] != loss(student, teacher)["adversarial"]
     loss.eval()
     assert loss(student, teacher)["adversarial"] == loss(student, teacher)["adversarial"]
+
+
+def test_discriminator_never_sees_the_clean_features():
+    """Else it would tell clean features from dropped-out ones, not student from teacher."""
+    loss, seen = Adversarial(64), []
+    loss.discriminator.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    teacher = torch.full((BATCH, 64), 3.0)
+    loss(outputs(torch.ones(BATCH, 64)), outputs(teacher))
+    trained, real, labelled_0, labelled_1 = seen
+    assert torch.equal(real, teacher)
+    assert trained is not labelled_0 and torch.equal(trained, labelled_0)  # one sample, detached
+    assert not torch.equal(labelled_0, labelled_1)  # two masks
+    for sample in (labelled_0, labelled_1):
+        assert set(sample.unique().tolist()) == {0.0, 2.0}  # zeroed, or scaled by 1 / (1 - 0.5)
 
 
 def test_weight_scales_the_students_part_alone(inputs):
@@ -141,13 +155,14 @@ def test_weight_scales_the_students_part_alone(inputs):
     assert torch.equal(scaled["discriminator"], plain["discriminator"])
 
 
-def train_discriminator(loss, teacher_mean, steps=300):
+def train_discriminator(loss, teacher_mean, steps=300, teacher_dropout=0.0):
     """Discriminator's loss, averaged over the last steps, with features drawn afresh each step."""
     torch.manual_seed(0)
     optimizer = torch.optim.Adam(loss.discriminator.parameters(), lr=2e-3)
     values = []
     for _ in range(steps):
         student, teacher = torch.randn(512, 4), torch.randn(512, 4) + teacher_mean
+        teacher = F.dropout(teacher, teacher_dropout)
         value = loss(outputs(student), outputs(teacher))["discriminator"]
         optimizer.zero_grad()
         value.backward()
@@ -156,19 +171,54 @@ def train_discriminator(loss, teacher_mean, steps=300):
     return sum(values[-50:]) / 50
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize(("regulariser", "nats"), [("adversary", 1.9095), ("none", 1.3863)])
-def test_equilibrium(regulariser, nats):
-    """All distributions equal: D* is the share of samples labelled as teacher."""
+def test_equilibrium(regulariser, nats, dropout):
+    """All distributions equal: D* is the share of samples labelled as teacher.
+
+    Equality needs the teacher's features to carry the noise of the student's samples.
+    """
     torch.manual_seed(0)
-    loss = Adversarial(4, hidden=(32,), regulariser=regulariser, dropout=0.0)
+    loss = Adversarial(4, hidden=(32,), regulariser=regulariser, dropout=dropout)
     nn.init.constant_(loss.discriminator[-1].bias, -1.0)  # away from either equilibrium
-    assert train_discriminator(loss, teacher_mean=0.0) == pytest.approx(nats, abs=0.02)
-    share = torch.sigmoid(loss.discriminator(torch.randn(1000, 4))).mean().item()
+    value = train_discriminator(loss, teacher_mean=0.0, teacher_dropout=dropout)
+    assert value == pytest.approx(nats, abs=0.02)
+    samples = F.dropout(torch.randn(1000, 4), dropout)
+    share = torch.sigmoid(loss.discriminator(samples)).mean().item()
     assert share == pytest.approx(2 / 3 if regulariser == "adversary" else 1 / 2, abs=0.03)
     # One BCE per kind of sample, each the entropy of the share.
     entropy = -share * math.log(share) - (1 - share) * math.log(1 - share)
     kinds = 3 if regulariser == "adversary" else 2
     assert kinds * entropy == pytest.approx(nats, abs=0.05)
+
+
+def test_adversary_samples_bound_a_discriminator_that_wins():
+    """It answers 1/2 where only the student is: 2 ln 2 in all, where "none" would reach 0."""
+    torch.manual_seed(0)
+    loss = Adversarial(4, hidden=(32,))
+    value = train_discriminator(loss, teacher_mean=20.0)
+    assert value == pytest.approx(2 * math.log(2), abs=0.02)
+
+
+def test_the_game_does_not_collapse(inputs):
+    """Neither player may drive its loss to 0 by agreeing with the other on a label."""
+    task = anc(network(10, 1), network(10, 2))
+    torch.manual_seed(0)
+    optimizers = [
+        torch.optim.Adam(task.student_parameters(), lr=5e-3),
+        torch.optim.Adam(task.discriminator_parameters(), lr=2e-3),
+    ]
+    history = []
+    for _ in range(300):
+        result = task(inputs)
+        task.zero_grad()
+        result["loss"].backward()
+        for optimizer in optimizers:
+            optimizer.step()
+        history.append((result["adversarial"].item(), result["discriminator"].item()))
+    adversarial, discriminator = torch.tensor(history[-50:]).mean(0).tolist()
+    assert adversarial > 0.4  # 0.69 if D answers 1/2, 0.41 at the equilibrium of 2/3
+    assert discriminator > 1.3  # its bound is 1.386
 
 
 def test_discriminator_learns_a_difference():
