@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from nncx.distill.distiller import Distiller, Outputs, feature_size
+from nncx.distill.distiller import Distiller, Outputs, check_factor, feature_size
 from nncx.distill.l2 import L2
 
 REGULARISERS = ("adversary", "l1", "l2", "none")
@@ -64,6 +64,9 @@ class Adversarial(nn.Module):
             The sum runs over some 10^5 weights, so values near 1 silence D.
         weight: Factor of the student's part.
 
+    Raises:
+        ValueError: For values out of range; on a call, for features of another shape.
+
     Shapes: features ``[N, student_features]`` and ``[N, in_features]``; logits and labels are not
     looked at.
 
@@ -90,6 +93,8 @@ class Adversarial(nn.Module):
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"Adversarial: dropout must lie in [0, 1), got {dropout}: try 0.5")
+        check_factor("Adversarial", "mu", mu)
+        check_factor("Adversarial", "weight", weight)
         self.in_features = in_features
         self.student_features = in_features if student_features is None else student_features
         self.regulariser = regulariser
@@ -161,6 +166,11 @@ def anc(
     teacher_features: str | None = None,
 ) -> Distiller:
     """Adversarial network compression: ``Adversarial + weight * L2`` on logits, without labels.
+
+    Optimisers, learning rates and lambda (``weight``) are the user's. The paper, as far as we know,
+    trains both players by SGD at a learning rate of 1e-3 in batches of 128; ``nncx demo`` departs
+    from it, with Adam for both and batches of 64. It keeps the default ``reduction="sum"``, whose
+    term is larger than torch's mean by the number of classes, so lambda weighs more by as much.
 
     Args:
         weight, reduction: lambda, and the reduction over classes of :class:`L2`. The paper's lambda

@@ -1,5 +1,6 @@
 """The distillation task: student, frozen teacher and losses, tied together by forward hooks."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -39,16 +40,18 @@ class Distiller(nn.Module):
         teacher: Trained network with the same classes.
         losses: Losses to add.
         student_features, teacher_features: Name, as in ``named_modules``, of the layer whose input
-            is the feature vector. Default: the last ``nn.Linear``, else the last ``nn.Conv2d``.
-            Maps ``[N, C, H, W]`` are averaged over space.
+            is the feature vector. Default: the last ``nn.Linear``, else the last ``nn.Conv2d``, in
+            the order in which the model registers them: name the layer if that is not the one that
+            computes the logits. Maps ``[N, C, H, W]`` are averaged over space.
 
     Returns:
         ``"loss"``, which is minimised, and every part of it by name, detached, for the logs.
 
     Raises:
-        ValueError: If ``losses`` is empty, student and teacher are one module, or there is no such
-            feature layer; on a call, if the networks disagree on the shape of the logits, a feature
-            layer is not called exactly once, or two losses share a name.
+        ValueError: If ``losses`` is not a sequence of modules or is empty, student and teacher are
+            one module, or there is no such feature layer; on a call, if a network returns no
+            tensor, the networks disagree on the shape of the logits, a feature layer is not called
+            exactly once, or two losses share a name.
     """
 
     def __init__(
@@ -65,10 +68,7 @@ class Distiller(nn.Module):
             raise ValueError(
                 "student and teacher must be two modules, got one: pass copy.deepcopy(teacher)"
             )
-        if not losses:
-            raise ValueError(
-                "losses must hold at least one loss, got none: try [nncx.distill.L2()]"
-            )
+        _check_losses(losses)
         self.student = student
         self.losses = nn.ModuleList(losses)
         self.student_features = _feature_layer(student, student_features)
@@ -77,7 +77,8 @@ class Distiller(nn.Module):
 
     def forward(self, inputs: Tensor, targets: Tensor | None = None) -> dict[str, Tensor]:
         student = _observe(self.student, self.student_features, inputs)
-        self.teacher.eval()  # somebody may have trained or validated it since
+        if any(module.training for module in self.teacher.modules()):
+            self.teacher.eval()  # somebody trained it since; not always: packed layers pack anew
         with torch.no_grad():
             teacher = _observe(self.teacher, self.teacher_features, inputs)
         if student.logits.shape != teacher.logits.shape:
@@ -119,12 +120,19 @@ class Distiller(nn.Module):
         return super()._apply(fn, recurse)
 
 
+def check_factor(owner: str, name: str, value: float) -> None:
+    """Raise ValueError unless ``value``, a loss's factor ``name``, is finite and not negative."""
+    if not 0 <= value < math.inf:
+        raise ValueError(f"{owner}: {name} must be finite and at least 0, got {value}: try 1")
+
+
 def feature_size(model: nn.Module, name: str | None = None) -> int:
     """Length of the feature vector that :class:`Distiller` takes from ``model``.
 
     Args:
         model: Any network.
-        name: Layer whose input is the feature vector; default as in :class:`Distiller`.
+        name: Layer whose input is the feature vector; default as in :class:`Distiller`: name it if
+            the last registered layer is not the one that computes the logits.
 
     Raises:
         ValueError: If there is no such layer, or it does not state its input size.
@@ -138,6 +146,23 @@ def feature_size(model: nn.Module, name: str | None = None) -> int:
         "the feature layer must state its input size (linear, convolution, batch norm), got "
         f"{type(layer).__name__} {name!r}: name the layer after it"
     )
+
+
+def _check_losses(losses: Sequence[nn.Module]) -> None:
+    if not isinstance(losses, Sequence | nn.ModuleList):
+        raise ValueError(
+            f"losses must be a sequence of losses, got {type(losses).__name__}: "
+            "put it in a list, as in [nncx.distill.L2()]"
+        )
+    if not losses:
+        raise ValueError("losses must hold at least one loss, got none: try [nncx.distill.L2()]")
+    for loss in losses:
+        if not isinstance(loss, nn.Module):
+            got = f"the class {loss.__name__}" if isinstance(loss, type) else repr(loss)
+            raise ValueError(
+                f"every loss must be an nn.Module object, got {got}: "
+                "construct it, as in [nncx.distill.L2()]"
+            )
 
 
 def _feature_layer(model: nn.Module, name: str | None) -> str:
@@ -168,6 +193,11 @@ def _observe(model: nn.Module, name: str, inputs: Tensor) -> Outputs:
 
     with model.get_submodule(name).register_forward_pre_hook(take_input, with_kwargs=True):
         logits = model(inputs)
+    if not isinstance(logits, Tensor):
+        raise ValueError(
+            f"{type(model).__name__} must return its logits as one tensor, got "
+            f"{type(logits).__name__}: wrap it in a module that returns the logits alone"
+        )
     if len(seen) != 1:
         raise ValueError(
             f"the feature layer {name!r} of {type(model).__name__} must be called exactly once in "

@@ -1,9 +1,11 @@
 """Knowledge distillation with softened class probabilities (KD)."""
 
+import math
+
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nncx.distill.distiller import Outputs
+from nncx.distill.distiller import Outputs, check_factor
 
 
 class KD(nn.Module):
@@ -31,10 +33,13 @@ class KD(nn.Module):
         self, temperature: float = 4.0, alpha: float = 0.9, *, weight: float = 1.0
     ) -> None:
         super().__init__()
-        if not temperature > 0:
-            raise ValueError(f"KD: temperature must be positive, got {temperature}: try 4")
+        if not 0 < temperature < math.inf:
+            raise ValueError(
+                f"KD: temperature must be positive and finite, got {temperature}: try 4"
+            )
         if not 0 <= alpha <= 1:
             raise ValueError(f"KD: alpha must lie in [0, 1], got {alpha}: 1 is the teacher alone")
+        check_factor("KD", "weight", weight)
         self.temperature = temperature
         self.alpha = alpha
         self.weight = weight

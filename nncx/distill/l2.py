@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from nncx.distill.distiller import Outputs
+from nncx.distill.distiller import Outputs, check_factor
 
 
 class L2(nn.Module):
@@ -20,11 +20,15 @@ class L2(nn.Module):
         weight: Factor of the term (lambda in ANC).
         reduction: ``"sum"`` or ``"mean"`` over the classes; over the batch it is always the mean.
 
+    Raises:
+        ValueError: If ``weight`` is negative or not finite, or ``reduction`` is neither.
+
     Paper: Ba and Caruana, Do Deep Nets Really Need to be Deep?, NIPS 2014, https://arxiv.org/abs/1312.6184
     """
 
     def __init__(self, weight: float = 1.0, *, reduction: str = "sum") -> None:
         super().__init__()
+        check_factor("L2", "weight", weight)
         if reduction not in ("sum", "mean"):
             raise ValueError(
                 f'L2: reduction over classes must be "sum" or "mean", got {reduction!r}: choose one'

@@ -245,6 +245,9 @@ def test_bad_arguments(inputs):
         Adversarial(8, regulariser="ours")
     with pytest.raises(ValueError, match=r"dropout must lie in \[0, 1\), got 1"):
         Adversarial(8, dropout=1.0)
+    for name in ("mu", "weight"):
+        with pytest.raises(ValueError, match=f"Adversarial: {name} must be finite .* got nan"):
+            Adversarial(8, **{name: float("nan")})
     loss = Adversarial(8, 5)
     with pytest.raises(ValueError, match=r"student's features must be \[N, 5\], got \(16, 6\)"):
         loss(outputs(inputs), outputs(torch.zeros(BATCH, 8)))

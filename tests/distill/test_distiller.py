@@ -98,6 +98,19 @@ def test_teacher_is_neither_trained_nor_owned(images):
     assert set(task.state_dict()) == {f"student.{key}" for key in student.state_dict()}
 
 
+def test_teacher_in_eval_mode_is_left_alone(images):
+    """Binary layers that are not frozen pack their weights on every call of eval()."""
+    teacher = classifier(seed=2)
+    task = Distiller(classifier(seed=1), teacher, [L2()])
+    calls = []
+    teacher[5].train = lambda mode=True: calls.append(mode) or nn.Module.train(teacher[5], mode)
+    task(images)
+    assert calls == []
+    teacher[1].train()  # one layer is enough
+    task(images)
+    assert calls == [False] and not teacher[1].training
+
+
 def test_teacher_follows_the_task_to_another_dtype(images):
     task = Distiller(classifier(seed=1), classifier(seed=2), [L2()]).double()
     assert task.teacher[0].weight.dtype == torch.float64
@@ -175,6 +188,14 @@ def test_bad_construction():
         Distiller(student, student, [L2()])
     with pytest.raises(ValueError, match="at least one loss"):
         Distiller(student, teacher, [])
+    with pytest.raises(ValueError, match="must be a sequence of losses, got L2: put it in a list"):
+        Distiller(student, teacher, L2())
+    with pytest.raises(
+        ValueError, match="must be an nn.Module object, got the class L2: construct"
+    ):
+        Distiller(student, teacher, [L2])
+    with pytest.raises(ValueError, match="must be an nn.Module object, got 'l2'"):
+        Distiller(student, teacher, ["l2"])
     with pytest.raises(ValueError, match="must be a module of Sequential, got 'fc'"):
         Distiller(student, teacher, [L2()], teacher_features="fc")
     with pytest.raises(ValueError, match="got Tanh with neither: name the layer"):
@@ -186,6 +207,11 @@ def test_bad_calls(images):
         Distiller(classifier(classes=4), classifier(classes=5), [L2()])(images)
     with pytest.raises(ValueError, match=r"different names, got \['l2'\] twice"):
         Distiller(classifier(), classifier(), [L2(), L2()])(images)
+    pair = classifier()
+    pair.register_forward_hook(lambda *args: (args[-1], None))
+    for networks in ((pair, classifier()), (classifier(), pair)):
+        with pytest.raises(ValueError, match="Sequential must return .* one tensor, got tuple"):
+            Distiller(*networks, [L2()])(images)
 
     shared = nn.Linear(4, 4)
     inputs = torch.zeros(2, 4)

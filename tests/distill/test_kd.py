@@ -60,9 +60,9 @@ def test_labels_are_needed_below_alpha_1(outputs):
         KD()(*outputs, None)
 
 
-@pytest.mark.parametrize("temperature", [0, -1, float("nan")])
+@pytest.mark.parametrize("temperature", [0, -1, float("nan"), float("inf")])
 def test_bad_temperature(temperature):
-    with pytest.raises(ValueError, match="temperature must be positive, got"):
+    with pytest.raises(ValueError, match="temperature must be positive and finite, got"):
         KD(temperature)
 
 
@@ -70,3 +70,8 @@ def test_bad_temperature(temperature):
 def test_bad_alpha(alpha):
     with pytest.raises(ValueError, match=r"alpha must lie in \[0, 1\], got"):
         KD(alpha=alpha)
+
+
+def test_bad_weight():
+    with pytest.raises(ValueError, match="KD: weight must be finite and at least 0, got nan"):
+        KD(weight=float("nan"))

@@ -42,3 +42,9 @@ def test_gradient_pulls_towards_the_teacher(logits):
 def test_bad_reduction():
     with pytest.raises(ValueError, match='must be "sum" or "mean", got \'none\''):
         L2(reduction="none")
+
+
+@pytest.mark.parametrize("weight", [float("nan"), float("inf"), -1.0])
+def test_bad_weight(weight):
+    with pytest.raises(ValueError, match="L2: weight must be finite and at least 0, got"):
+        L2(weight)
