@@ -7,7 +7,7 @@ The tensors of the state dict stand beside the architecture, a JSON tree of node
     {"same_as": "path.of.a.node"}                                       a module with two names
     null                                                                a child that is None
 
-`config` holds the constructor's arguments. The children in the file are the truth: they override
+`config` holds the constructor's arguments that are not its defaults. The children in the file are the truth: they override
 those that the constructor makes, which is how a converted network comes back. A foreign class can
 stand inside a network of `nncx.models`, whose constructor makes it; elsewhere `load` needs `into`.
 A parameter with two names is stored once; "tied" in the metadata says who shares it.
@@ -16,6 +16,7 @@ A file is untrusted: nothing in it names code to run, modules are built on the m
 number is bounded, and their tensors are compared with those of the file before anything is changed.
 """
 
+import functools
 import inspect
 import math
 import os
@@ -195,17 +196,38 @@ def _describe(
 
 
 def _config(module: nn.Module) -> dict[str, Any]:
-    """The arguments that construct `module`, as JSON has them."""
-    config = {name: getattr(module, name) for name in _arguments(type(module))}
-    if "bias" in config:
-        config["bias"] = config["bias"] is not None
-    return {name: _encoded(value, module, name) for name, value in config.items()}
+    """The arguments that construct `module`, as JSON has them.
+
+    Defaults are left out: a torch whose layer has one argument more writes what others can read.
+    """
+    config = {
+        name: _encoded(_argument(module, name), module, name) for name in _arguments(type(module))
+    }
+    return {
+        name: value
+        for name, value in config.items()
+        if value != _arguments(type(module))[name].default
+    }
 
 
-def _arguments(cls: type[nn.Module]) -> list[str]:
+def _argument(module: nn.Module, name: str) -> Any:
+    """What the constructor of `module` was given as `name`."""
+    value = getattr(module, name)
+    if name != "bias" or isinstance(value, bool):
+        return value
+    affine = getattr(module, "affine", True) and getattr(module, "elementwise_affine", True)
+    return value is not None or not affine  # a norm without a weight has no bias anyway
+
+
+@functools.cache
+def _arguments(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
+    """Parameters of the constructor that `config` may hold."""
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
-    parameters = inspect.signature(cls).parameters.values()
-    return [p.name for p in parameters if p.kind not in variadic and p.name not in _NOT_CONFIG]
+    return {
+        name: parameter
+        for name, parameter in inspect.signature(cls).parameters.items()
+        if parameter.kind not in variadic and name not in _NOT_CONFIG
+    }
 
 
 def _encoded(value: Any, module: nn.Module, name: str) -> Any:
@@ -340,7 +362,7 @@ class _Plan:
     def _construct(self, cls: type[nn.Module], config: Any, frozen: bool) -> nn.Module:
         """A module on the meta device, of whatever size."""
         name = cls.__name__
-        if not isinstance(config, dict) or not config.keys() <= set(_arguments(cls)):
+        if not isinstance(config, dict) or not config.keys() <= _arguments(cls).keys():
             raise _RefusalError(f"it has arguments that a {name} does not take")
         if frozen and not issubclass(cls, PackedLayer):
             raise _RefusalError(f"it has a frozen {name}, which cannot be frozen")
@@ -398,10 +420,9 @@ def _may_become(present: nn.Module, fresh: nn.Module) -> bool:
         return isinstance(present, NON_NEGATIVE_MODULES)
     if not isinstance(fresh, PackedLayer) or type(present) not in _NAMES:
         return False
-    config = _config(fresh)
-    return isinstance(fresh, type(present)) and all(
-        config[name] == value for name, value in _config(present).items()
-    )
+    known = _arguments(type(present))
+    config = {name: value for name, value in _config(fresh).items() if name in known}
+    return isinstance(fresh, type(present)) and config == _config(present)
 
 
 def _check_name(module: nn.Module, name: str) -> None:

@@ -179,6 +179,24 @@ def test_a_frozen_layer_costs_one_bit_a_weight_and_less_than_2_kb(file):
     assert size(1) - packed_bytes < 2048
 
 
+@pytest.mark.parametrize(
+    "module, config",
+    [
+        (nn.BatchNorm2d(3), {"num_features": 3}),
+        (nn.BatchNorm1d(3, affine=False), {"num_features": 3, "affine": False}),
+        (nn.LayerNorm(3, elementwise_affine=False), {"elementwise_affine": False}),
+        (nn.GroupNorm(2, 4, eps=0.5), {"num_groups": 2, "num_channels": 4, "eps": 0.5}),
+        (nn.Linear(3, 4, bias=False), {"in_features": 3, "out_features": 4, "bias": False}),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_defaults_are_not_stored_so_a_torch_without_the_argument_can_read(module, config, file):
+    save(module, file)
+    stored = _files.read(file)[1]["architecture"]["config"]
+    assert stored | config == stored and "device" not in stored
+    assert ("bias" in stored) == ("bias" in config)
+
+
 # ---------------------------------------------------------------------------------------------
 # the list of types
 
