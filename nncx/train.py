@@ -10,6 +10,7 @@ minimised and the others are logged. What is trained, and how, is the task's: `S
 """
 
 import contextlib
+import copy
 import inspect
 import math
 import os
@@ -68,7 +69,8 @@ def fit(
             on: the task, optimizers, schedulers, history, torch's random state and that of
             `data.generator`. (Not the random state of `random` and NumPy.)
         resume: continue from `checkpoint` if it exists. The result is, to the bit, that of a run
-            that was never interrupted (on a GPU, if its kernels are deterministic).
+            that was never interrupted (on a GPU, if its kernels are deterministic). More epochs
+            may be asked for than at first; the settings of optimizers and schedulers must stay.
         progress: a line on stderr per epoch and, on a terminal, a bar within it.
 
     Returns:
@@ -76,8 +78,8 @@ def fit(
         task, and "validation".
 
     Raises:
-        ValueError: for bad arguments, a task without a loss, or a checkpoint that is damaged or of
-            another task.
+        ValueError: for bad arguments, optimizers that do not train the task, a task without a
+            loss, or a checkpoint that is damaged, of another task or settings, or past `epochs`.
         FloatingPointError: after an epoch whose loss is not finite. The checkpoint stays that of
             the epoch before.
         KeyboardInterrupt: as it came; its message says what the checkpoint holds.
@@ -91,7 +93,10 @@ def fit(
     if checkpoint is not None:
         _check_folder(checkpoint)
         if resume and os.path.exists(checkpoint):
-            run.load(checkpoint)
+            run.load(checkpoint, epochs)
+            if progress:
+                done = f"{len(run.history)} of {epochs} epochs done"
+                print(f"resumed {os.fspath(checkpoint)}: {done}", file=sys.stderr)
     saved = len(run.history)
     try:
         for epoch in range(saved + 1, epochs + 1):
@@ -99,7 +104,7 @@ def fit(
             title = f"epoch {epoch}/{epochs}"
             with contextlib.closing(_with_bar(data, title, progress)) as batches:
                 record = {"epoch": epoch, **_train_epoch(run.task, batches, run.optimizers)}
-            _check_finite(record)
+            _check_finite(record, checkpoint)
             if validate is not None:
                 record["validation"] = float(validate())
             for each in run.schedulers:
@@ -182,13 +187,16 @@ def _train_epoch(
     return {name: float(total) / counts[name] for name, total in sums.items()}
 
 
-def _check_finite(record: dict[str, float]) -> None:
+def _check_finite(record: dict[str, float], checkpoint: str | os.PathLike[str] | None) -> None:
     if not math.isfinite(record["loss"]):
+        anew = ""
+        if checkpoint is not None and os.path.exists(checkpoint):  # it would bring back the rate
+            anew = " and name another checkpoint, or start anew with resume=False"
         scalars = {name: value for name, value in record.items() if not math.isfinite(value)}
         raise FloatingPointError(
             f"training stopped in epoch {record['epoch']}, since its loss was not finite "
             f"({', '.join(f'{name} {value}' for name, value in scalars.items())}); "
-            "try a lower learning rate"
+            f"lower the learning rate{anew}"
         )
 
 
@@ -254,6 +262,7 @@ class _Run:
         self.optimizers = optimizers
         self.schedulers = schedulers
         self.generator = generator
+        self.settings = [_settings(each.state_dict()) for each in (*optimizers, *schedulers)]
         self.history: list[dict[str, float]] = []
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -261,7 +270,7 @@ class _Run:
         state = {name: _to_json(value, name, tensors) for name, value in self._state().items()}
         _files.write(path, tensors, {"kind": "checkpoint", "state": state})
 
-    def load(self, path: str | os.PathLike[str]) -> None:
+    def load(self, path: str | os.PathLike[str], epochs: int) -> None:
         """Take the state of a checkpoint, after it was found to fit: all of it or nothing."""
         tensors, metadata = _files.read(path)
         if metadata.get("kind") != "checkpoint":
@@ -273,6 +282,12 @@ class _Run:
                 f"{os.fspath(path)} is the checkpoint of another run ({difference}): name another "
                 "file, or start anew with resume=False"
             )
+        done = len(state["history"])
+        if epochs < done:
+            raise ValueError(
+                f"{os.fspath(path)} has {done} epochs done, more than epochs={epochs}: ask for at "
+                f"least {done}, name another file, or start anew with resume=False"
+            )
         self.task.load_state_dict(state["task"])
         for each, saved in zip(self.optimizers, state["optimizers"], strict=True):
             each.load_state_dict(saved)
@@ -283,6 +298,7 @@ class _Run:
             torch.cuda.set_rng_state(state["random"]["cuda"], _device(self.task))
         if self.generator is not None:
             self.generator.set_state(state["random"]["data"])
+        self.settings = state["settings"]
         self.history = state["history"]
 
     def _state(self) -> dict[str, Any]:
@@ -296,6 +312,7 @@ class _Run:
             "optimizers": [each.state_dict() for each in self.optimizers],
             "schedulers": [each.state_dict() for each in self.schedulers],
             "types": self._types(),
+            "settings": self.settings,
             "random": random,
             "history": self.history,
         }
@@ -306,7 +323,7 @@ class _Run:
     def _difference(self, state: dict[str, Any]) -> str | None:
         """The first thing in which a checkpoint's state does not fit this run."""
         mine, saved = self.task.state_dict(), state["task"]
-        for name in mine.keys() ^ saved.keys():
+        for name in sorted(mine.keys() ^ saved.keys()):
             return f"only {'this task' if name in mine else 'the file'} has '{name}'"
         for name, tensor in mine.items():
             if _kind(tensor) != _kind(saved[name]):
@@ -318,6 +335,15 @@ class _Run:
                 return f"{type(each).__name__} has other parameter groups here than in the file"
         if self.generator is not None and "data" not in state["random"]:
             return "data has a generator here, it had none there"
+        if "settings" not in state:
+            return "the file does not hold the settings of its optimizers"
+        reached = [_settings(each) for each in (*state["optimizers"], *state["schedulers"])]
+        places = zip(self._types(), self.settings, state["settings"], reached, strict=True)
+        for owner, *settings in places:
+            for name in _changed(*settings):
+                title = name.removeprefix("param_groups/0/").removeprefix("initial_")
+                here, there = (each.get(name) for each in settings[:2])
+                return f"{owner}'s {title} is {here} here, {there} in the file"
         return None
 
 
@@ -329,6 +355,36 @@ def _kind(value: Any) -> str:
 
 def _group_sizes(optimizer_state: dict[str, Any]) -> list[int]:
     return [len(group["params"]) for group in optimizer_state["param_groups"]]
+
+
+def _settings(state: Any, name: str = "") -> dict[str, Any]:
+    """What a state_dict holds beside parameters and their state, copied, by its place."""
+    if isinstance(state, dict) and not isinstance(state, Counter):
+        nested = {key: each for key, each in state.items() if key not in ("params", "state")}
+    elif isinstance(state, list) and any(isinstance(each, dict) for each in state):
+        nested = dict(enumerate(state))
+    else:
+        return {name: _plain(state)}
+    settings = {}
+    for key, each in nested.items():
+        settings |= _settings(each, f"{name}/{key}" if name else str(key))
+    return settings
+
+
+def _changed(here: dict[str, Any], begun: dict[str, Any], reached: dict[str, Any]) -> list[str]:
+    """The settings that are not those a run began with, sorted.
+
+    What has changed from `begun` to `reached` is the progress of that run, not a setting.
+    """
+    constants = {n for n in here.keys() | begun.keys() if begun.get(n) == reached.get(n)}
+    return sorted(name for name in constants if here.get(name) != begun.get(name))
+
+
+def _plain(value: Any) -> Any:
+    """A copy that compares as a whole: of Python's numbers, not of tensors and NumPy's."""
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    return value.tolist() if hasattr(value, "tolist") else copy.copy(value)
 
 
 def _to_json(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:

@@ -336,6 +336,158 @@ class TestResume:
             assert len(history) == 2
         assert len(_files.read(path)[1]["state"]["history"]["list"]) == 2
 
+    def test_same_objects_continue(self, tmp_path):
+        """A notebook's second cell: the schedulers stand where the checkpoint is."""
+        torch.manual_seed(0)
+        model, data = network(), batches()
+        optimizer = adam(model.parameters())
+        options = {
+            "optimizer": optimizer,
+            "scheduler": SCHEDULERS["warmup"](optimizer),
+            "checkpoint": tmp_path / "run",
+            "progress": False,
+        }
+        for epochs in (1, 3, 6):
+            assert len(fit(model, data, epochs=epochs, **options)) == epochs
+
+    def test_fewer_epochs_than_are_done(self, tmp_path):
+        path, parts = tmp_path / "run", (sgd, SCHEDULERS["none"])
+        self.run(*parts, epochs=3, checkpoint=path)
+        with pytest.raises(
+            ValueError, match=f"{path} has 3 epochs done, more than epochs=1: ask for at least 3"
+        ):
+            self.run(*parts, epochs=1, checkpoint=path)
+
+    def test_after_divergence_a_lower_rate_is_refused_until_started_anew(self, tmp_path):
+        class Diverging(nn.Module):
+            def forward(self, logits, targets):
+                return nn.functional.cross_entropy(logits, targets) * criterion_factor
+
+        def run(lr, **options):
+            model = network()
+            task = Supervised(model, Diverging())
+            optimizer = torch.optim.SGD(model.parameters(), lr=lr)
+            options |= {"optimizer": optimizer, "progress": False}
+            return fit(task, batches(), checkpoint=tmp_path / "run", **options)
+
+        criterion_factor = 1.0
+        run(0.2, epochs=1)
+        criterion_factor = float("nan")
+        with pytest.raises(
+            FloatingPointError,
+            match="lower the learning rate and name another checkpoint, or .* resume=False",
+        ):
+            run(0.2, epochs=2)
+        criterion_factor = 1.0
+        with pytest.raises(ValueError, match="SGD's lr is 1e-05 here, 0.2 in the file"):
+            run(1e-5, epochs=2)
+        assert len(run(1e-5, epochs=2, resume=False)) == 2
+
+
+class TestCheckpointOfOtherSettings:
+    """`settings` of a second call that differ from the first are never silently dropped."""
+
+    def fit(self, path, make_optimizer, make_scheduler=None, epochs=2):
+        model = network()
+        optimizer = make_optimizer(model)
+        fit(
+            model,
+            batches(),
+            epochs=epochs,
+            optimizer=optimizer,
+            scheduler=make_scheduler and make_scheduler(optimizer),
+            checkpoint=path,
+            progress=False,
+        )
+
+    def refused(self, path, first, second, message):
+        self.fit(path, *first)
+        whole = path.read_bytes()
+        with pytest.raises(ValueError, match=f"{path} is the checkpoint of another .*{message}"):
+            self.fit(path, *second, epochs=4)
+        assert path.read_bytes() == whole
+        self.fit(path, *first, epochs=4)
+
+    @pytest.mark.parametrize(
+        "settings, message",
+        [
+            ({"lr": 1e-5}, "SGD's lr is 1e-05 here, 0.1 in the file"),
+            ({"momentum": 0.5}, "SGD's momentum is 0.5 here, 0.9 in the file"),
+            ({"nesterov": True}, "SGD's nesterov is True here, False in the file"),
+            ({"lr": torch.tensor(0.5)}, "SGD's lr is 0.5 here, 0.1 in the file"),
+        ],
+    )
+    @pytest.mark.parametrize("schedule", SCHEDULERS)
+    def test_of_an_optimizer(self, tmp_path, settings, message, schedule):
+        def make(**changed):
+            settings = {"lr": 0.1, "momentum": 0.9} | changed
+            return lambda model: torch.optim.SGD(model.parameters(), **settings)
+
+        scheduler = SCHEDULERS[schedule]
+        self.refused(tmp_path / "run", (make(), scheduler), (make(**settings), scheduler), message)
+
+    def test_of_adam_with_a_tensor_as_rate(self, tmp_path):
+        def make(beta):
+            return lambda model: torch.optim.Adam(
+                model.parameters(), lr=torch.tensor(0.5), betas=(beta, 0.99)
+            )
+
+        message = r"Adam's betas is \[0.8, 0.99\] here, \[0.9, 0.99\] in the file"
+        scheduler = SCHEDULERS["cosine"]
+        self.refused(tmp_path / "run", (make(0.9), scheduler), (make(0.8), scheduler), message)
+
+    def test_of_a_second_parameter_group(self, tmp_path):
+        def make(lr):
+            return lambda model: torch.optim.SGD(
+                [{"params": model[0].parameters()}, {"params": model[4].parameters(), "lr": lr}],
+                lr=0.1,
+            )
+
+        message = "SGD's param_groups/1/lr is 0.3 here, 0.2 in the file"
+        self.refused(tmp_path / "run", (make(0.2),), (make(0.3),), message)
+
+    @pytest.mark.parametrize(
+        "first, second, message",
+        [
+            (
+                lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 2),
+                lambda optimizer: torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, 6),
+                "CosineAnnealingLR's T_max is 6 here, 2 in the file",
+            ),
+            (
+                SCHEDULERS["multistep"],
+                lambda optimizer: torch.optim.lr_scheduler.MultiStepLR(optimizer, [2, 4], 0.5),
+                "MultiStepLR's milestones is .*4: 1.* here, .*3: 1.* in the file",
+            ),
+            (
+                SCHEDULERS["warmup"],
+                lambda optimizer: torch.optim.lr_scheduler.SequentialLR(
+                    optimizer,
+                    [
+                        torch.optim.lr_scheduler.LinearLR(optimizer, 0.1, total_iters=2),
+                        torch.optim.lr_scheduler.ExponentialLR(optimizer, 0.8),
+                    ],
+                    milestones=[2],
+                ),
+                "SequentialLR's _schedulers/1/gamma is 0.8 here, 0.9 in the file",
+            ),
+        ],
+    )
+    def test_of_a_scheduler(self, tmp_path, first, second, message):
+        def make(model):
+            return sgd(model.parameters())
+
+        self.refused(tmp_path / "run", (make, first), (make, second), message)
+
+    def test_that_the_file_does_not_hold(self, tmp_path):
+        path = tmp_path / "run"
+        self.fit(path, lambda model: sgd(model.parameters()))
+        tensors, metadata = _files.read(path)
+        del metadata["state"]["settings"]
+        _files.write(path, tensors, metadata)
+        with pytest.raises(ValueError, match="does not hold the settings of its optimizers"):
+            self.fit(path, lambda model: sgd(model.parameters()))
+
 
 class TestCheckpointOfSomethingElse:
     @pytest.fixture
@@ -366,8 +518,8 @@ class TestCheckpointOfSomethingElse:
     @pytest.mark.parametrize(
         "model, message",
         [
-            (nn.Sequential(*network(), nn.Linear(3, 3)), r"only this task has 'model.5"),
-            (nn.Sequential(*network()[:4]), r"only the file has 'model.4"),
+            (nn.Sequential(*network(), nn.Linear(3, 3)), r"only this task has 'model.5.bias'"),
+            (nn.Sequential(*network()[:4]), r"only the file has 'model.4.bias'"),
             (
                 nn.Sequential(*network()[:4], nn.Linear(12, 4)),
                 r"'model.4.weight' is float32\[4, 12\] here, float32\[3, 12\] in the file",
@@ -452,6 +604,14 @@ class TestProgress:
         assert first.startswith("epoch 1/2  loss ") and second.startswith("epoch 2/2  loss ")
         assert "validation 12.5" in first and first.endswith(" s")
         assert output.out == ""
+
+    def test_a_line_when_resumed(self, tmp_path, capsys):
+        path = tmp_path / "run"
+        for _ in range(2):
+            model = network()
+            optimizer = sgd(model.parameters())
+            fit(model, batches(), epochs=2, optimizer=optimizer, checkpoint=path)
+        assert capsys.readouterr().err.splitlines()[2:] == [f"resumed {path}: 2 of 2 epochs done"]
 
     def test_silent(self, capsys):
         self.run(progress=False)
