@@ -7,9 +7,10 @@ The tensors of the state dict stand beside the architecture, a JSON tree of node
     {"same_as": "path.of.a.node"}                                       a module with two names
     null                                                                a child that is None
 
-`config` holds the constructor's arguments that are not its defaults. The children in the file are the truth: they override
-those that the constructor makes, which is how a converted network comes back. A foreign class can
-stand inside a network of `nncx.models`, whose constructor makes it; elsewhere `load` needs `into`.
+`config` holds the constructor's arguments, without those at their default. The children in the file
+are the truth: they override those that the constructor makes, which is how a converted network
+comes back. A foreign class can stand inside a network of `nncx.models`, whose constructor makes it;
+elsewhere `load` needs `into`.
 A parameter with two names is stored once; "tied" in the metadata says who shares it.
 
 A file is untrusted: nothing in it names code to run, modules are built on the meta device, their

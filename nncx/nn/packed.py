@@ -6,7 +6,9 @@
 
 The packed copy is made by everything that may change the weight from outside: `train(False)`,
 `load_state_dict`, `.to()` and its kin, unpickling, `repack()`. Never by forward, which must stay
-compilable. An optimizer step on a layer in evaluation mode is not seen until one of these runs.
+compilable: forward refuses a copy that the weight has outrun, as by an optimizer step in evaluation
+mode. It sees what autograd sees, hence neither a change through `weight.data` nor, in compiled
+code, any. What exists in one mode only is no buffer: `buffers()` must not depend on the mode.
 """
 
 import functools
@@ -30,10 +32,12 @@ class PackedLayer(nn.Module):
     op: ClassVar[str]  # the native op in nncx.ops that evaluates the layer
     packed_weight: Tensor | None
     _prepacked: Tensor | None
+    _packed_from: tuple[Tensor, int | None] | None  # what `_prepacked` was made of, its version
 
     def _init_packing(self) -> None:
         self.register_buffer("packed_weight", None)
-        self.register_buffer("_prepacked", None, persistent=False)
+        self._prepacked = None
+        self._packed_from = None
         self.register_load_state_dict_post_hook(_repack_after_load)
 
     def _pack(self) -> None:
@@ -60,10 +64,21 @@ class PackedLayer(nn.Module):
     @torch.no_grad()
     def repack(self) -> None:
         """Rebuild what the native kernel reads; a layer in training has no use for it."""
-        self._prepacked = None
-        stored = self.packed_weight if self.frozen else self.weight
+        self._prepacked = self._packed_from = None
+        stored = self._stored_weight
         if (self.frozen or not self.training) and has_kernel(self.op, stored.device):
             self._pack()
+            self._packed_from = (stored, _version(stored))
+
+    @property
+    def _stored_weight(self) -> Tensor:
+        return self.packed_weight if self.frozen else self.weight
+
+    def _is_stale(self) -> bool:
+        """Whether the weight is not the one that was packed; not to be asked in compiled code."""
+        packed, version = self._packed_from
+        stored = self._stored_weight
+        return stored is not packed or _version(stored) != version
 
     def train(self, mode: bool = True) -> "PackedLayer":
         super().train(mode)
@@ -75,6 +90,9 @@ class PackedLayer(nn.Module):
         super()._apply(fn, recurse)
         self.repack()
         return self
+
+    def __getstate__(self) -> dict[str, Any]:
+        return self.__dict__ | {"_prepacked": None, "_packed_from": None}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -105,6 +123,11 @@ class PackedLayer(nn.Module):
             return False
         if self._prepacked is None:
             raise RuntimeError(self._why_not_packed(input.device))
+        if not torch.compiler.is_compiling() and self._is_stale():
+            raise RuntimeError(
+                f"the weights of this {type(self).__name__} changed since they were packed; call"
+                " nncx.repack(model)"
+            )
         return True
 
     def _why_not_packed(self, device: torch.device) -> str:
@@ -115,6 +138,11 @@ class PackedLayer(nn.Module):
             f"a frozen {name} needs a native {self.op} kernel, of which this build of nncx has none"
             f" for {device.type}; move the model to the CPU"
         )
+
+
+def _version(tensor: Tensor) -> int | None:
+    """Autograd's count of in-place changes, which inference tensors lack."""
+    return None if tensor.is_inference() else tensor._version
 
 
 def _repack_after_load(layer: PackedLayer, incompatible_keys: Any) -> None:

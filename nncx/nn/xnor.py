@@ -36,7 +36,7 @@ class _XNORLayer(PackedLayer):
             raise ValueError(f"scale must be one of {', '.join(SCALES)}, got {scale!r}")
         self.scale = scale
         self._shape = tuple(self.weight.shape)
-        self.register_buffer("alpha", None, persistent=False)
+        self.alpha = None  # a buffer from freezing on
         self._init_packing()
 
     def extra_repr(self) -> str:
@@ -53,7 +53,8 @@ class _XNORLayer(PackedLayer):
     def _drop_weight(self) -> None:
         alpha = self._weight_alpha()
         self.packed_weight = pack_codes(self.weight >= 0, 1)
-        self.register_buffer("alpha", alpha, persistent=True)
+        del self.alpha
+        self.register_buffer("alpha", alpha)
 
     def _pack(self) -> None:
         if self.frozen:
@@ -170,6 +171,7 @@ class XNORConv2d(_XNORLayer, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() == 3:
             return self.forward(input.unsqueeze(0)).squeeze(0)
+        _check_floating(input, "XNORConv2d")
         if input.dim() != 4 or input.shape[1] != self.in_channels:
             raise RuntimeError(
                 f"XNORConv2d: input must be [N, {self.in_channels}, H, W] or"
@@ -276,6 +278,7 @@ class XNORLinear(_XNORLayer, nn.Linear):
         self._init_xnor(scale)
 
     def forward(self, input: Tensor) -> Tensor:
+        _check_floating(input, "XNORLinear")
         if input.dim() == 0 or input.shape[-1] != self.in_features:
             raise RuntimeError(
                 f"XNORLinear: input must be [..., {self.in_features}], got {list(input.shape)}"
@@ -304,6 +307,11 @@ class XNORLinear(_XNORLayer, nn.Linear):
 
     def _prepack(self, packed: Tensor) -> Tensor:
         return ops.binary_linear_prepack(packed, self.in_features)
+
+
+def _check_floating(input: Tensor, layer: str) -> None:
+    if not input.is_floating_point():
+        raise RuntimeError(f"{layer}: input must be floating, got {input.dtype}; convert it")
 
 
 def _both_sides(padding: tuple[int, int]) -> list[int]:

@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nncx import _C
+from nncx.compress import freeze, repack
 from nncx.nn import XNORConv2d, XNORLinear, packed
 from nncx.nn.xnor import SCALES
 
@@ -132,6 +133,16 @@ def test_forward_refuses_other_shapes(training):
     for shape in [(3, 64), (60, 3), ()]:
         with pytest.raises(RuntimeError, match=r"XNORLinear: input must be \[..., 60\]"):
             linear(torch.zeros(shape))
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_forward_refuses_integers(dtype, training):
+    for layer, shape in [(_conv(), (2, 6, 9, 8)), (XNORLinear(60, 4), (2, 60))]:
+        layer.train(training)
+        message = f"{type(layer).__name__}: input must be floating, got {dtype}; convert it"
+        with torch.no_grad(), pytest.raises(RuntimeError, match=message):
+            layer(torch.ones(shape, dtype=dtype))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -336,14 +347,75 @@ def test_forward_never_packs():
     assert layer._prepacked is prepacked and torch.equal(before, prepacked)
 
 
-def test_a_step_in_eval_is_seen_after_repack():
+STALE = r"XNORConv2d changed since they were packed; call nncx.repack\(model\)"
+
+
+@pytest.mark.filterwarnings("ignore:an nncx layer in eval mode was called with gradients")
+def test_a_step_in_eval_is_refused_until_repack():
     layer, x = _conv().eval(), _images()
     old = _evaluate(layer, x)
+    optimizer = torch.optim.SGD(layer.parameters(), lr=100.0)
+    layer(x).square().sum().backward()
+    optimizer.step()
     with torch.no_grad():
-        layer.weight.neg_()
-        assert torch.equal(layer(x), old)
+        with pytest.raises(RuntimeError, match=STALE):
+            layer(x)
         layer.repack()
+        assert torch.equal(layer(x), layer.train()(x))
         assert not torch.equal(layer(x), old)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_another_weight_is_refused_until_repack(frozen):
+    layer, other, x = _conv().eval(), _conv().eval(), _images()
+    with torch.no_grad():
+        other.weight.neg_()
+    name = "packed_weight" if frozen else "weight"
+    if frozen:
+        layer.freeze()
+        other.freeze()
+    expected = _evaluate(other.train(), x)
+    setattr(layer, name, getattr(other, name))
+    with torch.no_grad(), pytest.raises(RuntimeError, match=STALE):
+        layer(x)
+    layer.repack()
+    assert torch.equal(layer(x) if frozen else _evaluate(layer, x), expected)
+
+
+def test_weights_made_in_inference_mode_have_no_version():
+    x = _images()
+    with torch.inference_mode():
+        layer = _conv()
+        expected = layer(x)
+        assert torch.equal(layer.eval()(x), expected)
+        assert torch.equal(layer.freeze()(x), expected)
+
+
+@pytest.mark.parametrize("use_buffers", [True, False])
+def test_averaged_model_in_eval_while_the_model_trains(use_buffers):
+    model = nn.Sequential(_conv(padding=1), nn.BatchNorm2d(9), _conv(9, 4)).train()
+    average = torch.optim.swa_utils.AveragedModel(
+        model, multi_avg_fn=torch.optim.swa_utils.get_ema_multi_avg_fn(0.5), use_buffers=use_buffers
+    ).eval()
+    optimizer, x = torch.optim.SGD(model.parameters(), lr=0.1), _images()
+    for _ in range(2):
+        optimizer.zero_grad()
+        model(x).square().sum().backward()
+        optimizer.step()
+        average.update_parameters(model)
+    with torch.no_grad(), pytest.raises(RuntimeError, match=STALE):
+        average(x)
+    repack(average)
+    averaged, expected = average.module, copy.deepcopy(average.module).train()
+    expected[1].eval()
+    assert torch.equal(_evaluate(average, x), expected(x).detach())
+    assert not torch.equal(averaged[0].weight, model[0].weight)
+
+
+def test_buffers_do_not_depend_on_the_mode():
+    layer = _conv()
+    assert list(layer.train().buffers()) == list(layer.eval().buffers()) == []
+    assert {name for name, _ in layer.freeze().named_buffers()} == {"packed_weight", "alpha"}
 
 
 def test_repack_follows_the_kernel_path():
@@ -458,8 +530,8 @@ def test_moves_rebuild_the_packed_weights():
 
 
 def test_training_keeps_no_packed_weights():
-    layer = _conv().eval()
-    assert list(layer.train().buffers()) == []
+    layer = _conv().eval().train()
+    assert layer._prepacked is layer.alpha is None
 
 
 # ---------------------------------------------------------------------------------------------
@@ -497,6 +569,17 @@ def test_evaluation_compiles_into_one_graph(frozen):
         torch.testing.assert_close(compiled(x), model(x))
     if not frozen:
         torch.testing.assert_close(compiled(x), model.train()(x).detach())
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_evaluation_is_exported_with_a_dynamic_batch(frozen):
+    model = nn.Sequential(_conv(padding=1), nn.Flatten(1), XNORLinear(9 * 72, 3)).eval()
+    if frozen:
+        freeze(model)
+    x = _images(5, 6, 9, 8)
+    with torch.no_grad():
+        program = torch.export.export(model, (x[:3],), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        assert torch.equal(program.module()(x), model(x))
 
 
 # ---------------------------------------------------------------------------------------------
