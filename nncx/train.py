@@ -90,8 +90,11 @@ def fit(
         task = Supervised(task)
     generator = getattr(data, "generator", None)  # a DataLoader's
     run = _Run(task, _as_list(optimizer), _as_list(scheduler), generator)
+    _check_optimizers(run.task, run.optimizers)
+    _check_schedulers(run.schedulers, run.optimizers)
     if checkpoint is not None:
         _check_folder(checkpoint)
+        run.pack()  # what no file can hold is said before the first epoch, not after it
         if resume and os.path.exists(checkpoint):
             run.load(checkpoint, epochs)
             if progress:
@@ -187,6 +190,49 @@ def _train_epoch(
     return {name: float(total) / counts[name] for name, total in sums.items()}
 
 
+def _check_optimizers(task: nn.Module, optimizers: list[Optimizer]) -> None:
+    """Each must train the task, and nothing that a checkpoint of the task would not hold."""
+    if not optimizers:
+        raise ValueError("fit needs at least one optimizer, got none")
+    its_own = {id(parameter) for parameter in task.parameters()}
+    for optimizer in optimizers:
+        name = type(optimizer).__name__
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        foreign = sum(id(parameter) not in its_own for parameter in parameters)
+        if foreign:
+            raise ValueError(
+                f"an optimizer must hold parameters of the task, but {foreign} of the "
+                f"{len(parameters)} of {name} are not of {type(task).__name__}: make it from the "
+                "parameters of what is trained, after the last change of its layers"
+            )
+        if not any(parameter.requires_grad for parameter in parameters):
+            raise ValueError(
+                f"an optimizer must hold a parameter that requires a gradient, {name} has none"
+            )
+        if _needs_arguments(type(optimizer).step):
+            raise ValueError(
+                f"fit steps optimizers without a closure, which {name} needs: take another one"
+            )
+
+
+def _check_schedulers(schedulers: list[LRScheduler], optimizers: list[Optimizer]) -> None:
+    for scheduler in schedulers:
+        name = type(scheduler).__name__
+        if _needs_arguments(type(scheduler).step):
+            raise ValueError(
+                f"fit steps schedulers without arguments, which {name} needs: take another one"
+            )
+        if not any(scheduler.optimizer is optimizer for optimizer in optimizers):
+            raise ValueError(f"a scheduler must be of an optimizer that is given, {name} is not")
+
+
+def _needs_arguments(method: Callable) -> bool:
+    """Of the class, since schedulers put a function in the place of an optimizer's own `step`."""
+    _, *parameters = inspect.signature(method).parameters.values()
+    named = (p for p in parameters if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD))
+    return any(p.default is p.empty for p in named)
+
+
 def _check_finite(record: dict[str, float], checkpoint: str | os.PathLike[str] | None) -> None:
     if not math.isfinite(record["loss"]):
         anew = ""
@@ -266,9 +312,13 @@ class _Run:
         self.history: list[dict[str, float]] = []
 
     def save(self, path: str | os.PathLike[str]) -> None:
+        _files.write(path, *self.pack())
+
+    def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """The tensors and the metadata of a checkpoint."""
         tensors: dict[str, Tensor] = {}
         state = {name: _to_json(value, name, tensors) for name, value in self._state().items()}
-        _files.write(path, tensors, {"kind": "checkpoint", "state": state})
+        return tensors, {"kind": "checkpoint", "state": state}
 
     def load(self, path: str | os.PathLike[str], epochs: int) -> None:
         """Take the state of a checkpoint, after it was found to fit: all of it or nothing."""
@@ -391,13 +441,15 @@ def _to_json(value: Any, name: str, tensors: dict[str, Tensor]) -> Any:
     """JSON for a nest of what state_dicts hold; its tensors go to `tensors`, by their place."""
     if value is None or isinstance(value, bool | int | str):
         return value
-    if isinstance(value, float):
-        return value if math.isfinite(value) else {"float": str(value)}
     if isinstance(value, Tensor):
         if name in tensors:
             raise ValueError(f"a checkpoint cannot hold two tensors at '{name}'")
         tensors[name] = value
         return {"tensor": name}
+    if getattr(value, "ndim", None) == 0:  # NumPy's, and it stays: it rounds as Python's does not
+        return {"numpy": [value.dtype.name, _to_json(value.item(), name, tensors)]}
+    if isinstance(value, float):
+        return value if math.isfinite(value) else {"float": str(value)}
     if isinstance(value, dict):  # as pairs, since JSON would turn the keys of optimizers to strings
         kind = "counter" if isinstance(value, Counter) else "dict"
         return {kind: [[key, _to_json(v, f"{name}/{key}", tensors)] for key, v in value.items()]}
@@ -416,6 +468,11 @@ def _from_json(value: Any, tensors: dict[str, Tensor]) -> Any:
         return tensors[content]
     if kind == "float":
         return float(content)
+    if kind == "numpy":
+        import numpy as np
+
+        dtype, number = content
+        return np.dtype(dtype).type(_from_json(number, tensors))
     if kind in ("list", "tuple"):
         items = [_from_json(item, tensors) for item in content]
         return tuple(items) if kind == "tuple" else items

@@ -5,6 +5,7 @@ import os
 import sys
 from collections import Counter
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -47,6 +48,13 @@ def sgd(parameters):
 
 def adam(parameters):
     return torch.optim.Adam(parameters, lr=1e-2, amsgrad=True)
+
+
+def numpy_sgd(parameters):
+    """Settings as they come out of a sweep over NumPy arrays."""
+    return torch.optim.SGD(
+        parameters, lr=np.float32(0.1), momentum=np.float64(0.9), nesterov=np.bool_(True)
+    )
 
 
 def same(first, second):
@@ -192,6 +200,42 @@ class TestFit:
         with pytest.raises(FileNotFoundError, match="existing folder, got .*absent"):
             fit(model, [], epochs=1, optimizer=optimizer, checkpoint=tmp_path / "absent" / "run")
 
+    def test_optimizers_that_do_not_train_the_task(self):
+        model, other = network(), network()
+
+        def refused(optimizer, message, task=model):
+            before = copy.deepcopy(task.state_dict())
+            with pytest.raises(ValueError, match=message):
+                fit(task, batches(), epochs=1, optimizer=optimizer)
+            same(task.state_dict(), before)
+
+        for nothing in (None, []):
+            refused(nothing, "at least one optimizer, got none")
+        refused(sgd(other.parameters()), "but 6 of the 6 of SGD are not of Supervised")
+        stale = [*model[0].parameters(), *other[4].parameters()]
+        refused([sgd(model.parameters()), adam(stale)], "but 2 of the 4 of Adam are not of")
+        refused(sgd(other.parameters()), "6 of the 6 of SGD are not", task=nn.Flatten())
+        refused(torch.optim.LBFGS(model.parameters()), "without a closure, which LBFGS needs")
+        other.requires_grad_(False)
+        refused(sgd(other.parameters()), "requires a gradient, SGD has none", task=other)
+
+    def test_frozen_parameters_may_be_in_an_optimizer(self):
+        model = network()
+        model[0].requires_grad_(False)
+        before = model[0].weight.clone()
+        fit(model, batches(), epochs=1, optimizer=sgd(model.parameters()), progress=False)
+        assert torch.equal(model[0].weight, before)
+
+    def test_schedulers_that_cannot_be_stepped(self):
+        model = network()
+        optimizer = sgd(model.parameters())
+        plateau = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer)
+        with pytest.raises(ValueError, match="without arguments, which ReduceLROnPlateau needs"):
+            fit(model, batches(), epochs=1, optimizer=optimizer, scheduler=plateau)
+        other = torch.optim.lr_scheduler.ExponentialLR(sgd(model.parameters()), 0.9)
+        with pytest.raises(ValueError, match="an optimizer that is given, ExponentialLR is not"):
+            fit(model, batches(), epochs=1, optimizer=optimizer, scheduler=other)
+
     @pytest.mark.parametrize("result", [torch.tensor(1.0), {}, {"loss": 1.0}, {"loss": [1, 2]}])
     def test_task_without_a_loss(self, result):
         class Task(nn.Linear):
@@ -260,7 +304,7 @@ class TestResume:
         }
 
     @pytest.mark.parametrize("schedule", SCHEDULERS)
-    @pytest.mark.parametrize("make_optimizer", [sgd, adam])
+    @pytest.mark.parametrize("make_optimizer", [sgd, adam, numpy_sgd])
     def test_resumed_equals_uninterrupted(self, tmp_path, make_optimizer, schedule):
         path = tmp_path / "run.safetensors"
         parts = make_optimizer, SCHEDULERS[schedule]
@@ -349,6 +393,15 @@ class TestResume:
         }
         for epochs in (1, 3, 6):
             assert len(fit(model, data, epochs=epochs, **options)) == epochs
+
+    def test_what_no_checkpoint_can_hold_is_refused_before_training(self, tmp_path):
+        model = network()
+        optimizer = sgd([{"params": model.parameters(), "name": same}])
+        before = copy.deepcopy(model.state_dict())
+        with pytest.raises(ValueError, match="cannot hold a function .*optimizers/0"):
+            fit(model, batches(), epochs=1, optimizer=optimizer, checkpoint=tmp_path / "run")
+        same(model.state_dict(), before)
+        assert os.listdir(tmp_path) == []
 
     def test_fewer_epochs_than_are_done(self, tmp_path):
         path, parts = tmp_path / "run", (sgd, SCHEDULERS["none"])
@@ -572,6 +625,7 @@ class TestState:
             "groups": [{"betas": (0.9, 0.999), "nesterov": True, "lr": 0.1 + 0.2}, []],
             "best": float("inf"),
             "milestones": Counter({3: 2}),
+            "numpy": [np.float32(0.1), np.int64(3), np.bool_(True), np.float16("inf")],
         }
         tensors = {}
         restored = train._from_json(train._to_json(state, "state", tensors), tensors)
