@@ -5,7 +5,8 @@ from typing import ClassVar, Protocol
 
 from torch import fx, nn
 
-from nncx.compress._rewire import activations_to_remove, called_module, trace
+from nncx.compress._rewire import modules_to_remove
+from nncx.compress._trace import called_module, trace
 
 Skip = Iterable[str] | Callable[[str, nn.Module], bool]
 
@@ -66,7 +67,7 @@ def convert(
     removed = set()
     if rewire and method.binarizes_input:
         kept_names = [names[m][0] for m in names if m in kept and method.replaces(m)]
-        removed = activations_to_remove(graph, set(targets), kept_names)
+        removed = modules_to_remove(graph, set(targets), kept_names)
     swaps = {module: method.replace(module) for module in targets}
     swaps |= {module: nn.Identity() for module in removed}
     for module, new in swaps.items():

@@ -1,81 +1,24 @@
-"""Which activations stand before binary layers, and can they go?
+"""Which activations and dropouts stand before binary layers, and can they go?
 
 A binary layer reads signs, and the sign of what a ReLU gives is +1 everywhere. XNOR-Net therefore
-puts the sign right behind the BatchNorm, where the ReLU was.
+puts the sign right behind the BatchNorm, where the ReLU was. The zeros of a dropout have the sign
++1 as well, which drops nothing.
 """
 
-from collections.abc import Iterator
-
-import torch
-import torch.nn.functional as F
 from torch import fx, nn
 
-from nncx.nn import PackedLayer
+from nncx.compress._signs import ACTIVATIONS, DROPOUTS, drops, never_negative, passed_inputs
+from nncx.compress._trace import called_module
 
-# Activations that are never negative, where removal leaves the sign of what they were given.
-NON_NEGATIVE_MODULES = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
-_NON_NEGATIVE_FUNCTIONS = {
-    *(F.relu, F.relu_, F.relu6, F.sigmoid, F.hardsigmoid, F.softplus),
-    *(torch.relu, torch.relu_, torch.sigmoid, torch.sigmoid_),
-}
-_NON_NEGATIVE_METHODS = {"relu", "relu_", "sigmoid", "sigmoid_"}
-
-# What gives only non-negative values where it is given only such.
-_TRANSPARENT_MODULES = (
-    *(nn.MaxPool1d, nn.MaxPool2d, nn.AvgPool1d, nn.AvgPool2d),
-    *(nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d),
-    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Identity, nn.Flatten, nn.Unflatten),
-    *(nn.PixelShuffle, nn.PixelUnshuffle, nn.ChannelShuffle, nn.ZeroPad2d),
-)
-_TRANSPARENT_FUNCTIONS = {
-    *(F.max_pool2d, torch.max_pool2d, F.avg_pool2d, F.adaptive_avg_pool2d, F.adaptive_max_pool2d),
-    *(F.dropout, F.dropout2d, F.pixel_shuffle, F.pixel_unshuffle, F.channel_shuffle),
-    *(torch.flatten, torch.reshape, torch.squeeze, torch.unsqueeze, torch.permute),
-    *(torch.transpose, torch.cat, torch.concat, torch.mean),
-}
-_TRANSPARENT_METHODS = {
-    *("flatten", "reshape", "view", "squeeze", "unsqueeze", "permute", "transpose"),
-    *("contiguous", "mean", "to", "float", "half", "bfloat16"),
-}
+REMOVABLE_MODULES = (*ACTIVATIONS, *DROPOUTS)
+NON_NEGATIVE_MODULES = REMOVABLE_MODULES  # the name under which nncx._store knows them
 _SHAPE_METHODS = {"size", "dim", "numel"}
 
-
-class _Tracer(fx.Tracer):
-    """Sees through every module but torch's and our own layers."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, PackedLayer) or super().is_leaf_module(m, module_qualified_name)
+_Fed = dict[fx.Node, list[fx.Node]]  # what cannot stay -> the binary layers behind it
 
 
-def trace(model: nn.Module) -> fx.Graph:
-    """The calls of `model` in order of execution.
-
-    Raises:
-        ValueError: if torch.fx cannot trace it.
-    """
-    try:
-        graph = _Tracer().trace(model)
-    except Exception as error:  # the model's own code runs here and may raise anything
-        raise ValueError(
-            f"convert: torch.fx must be able to trace {type(model).__name__}, got"
-            f" {type(error).__name__} ({error}); pass rewire=False, which removes no ReLU before"
-            " a binary layer and takes layers in order of registration"
-        ) from error
-    for node in graph.nodes:
-        if node.op == "call_module":
-            node.meta["module"] = model.get_submodule(node.target)
-    return graph
-
-
-def called_module(node: fx.Node) -> nn.Module | None:
-    """The module that a node of `trace` calls, None if it calls a function."""
-    return node.meta.get("module")
-
-
-def activations_to_remove(
-    graph: fx.Graph, targets: set[nn.Module], kept: list[str]
-) -> set[nn.Module]:
-    """Activations to replace by `nn.Identity` once `targets` are binary.
+def modules_to_remove(graph: fx.Graph, targets: set[nn.Module], kept: list[str]) -> set[nn.Module]:
+    """Activations and dropouts to replace by `nn.Identity` once `targets` are binary.
 
     Args:
         graph: from `trace`.
@@ -83,79 +26,122 @@ def activations_to_remove(
         kept: names of the layers that will not be: what the error says to skip includes them.
 
     Raises:
-        ValueError: if a binary layer is fed by one that cannot be removed.
+        ValueError: if a binary layer is fed by one that cannot be removed, or by other values that
+            are never negative.
     """
-    binary = [node for node in graph.nodes if _is_binary(called_module(node), targets)]
-    fed: dict[fx.Node, list[fx.Node]] = {}  # activation -> binary layers behind it
-    for layer in binary:
-        for activation in _non_negative_sources(layer.all_input_nodes[0]):
-            fed.setdefault(activation, []).append(layer)
-    obstacles = {node: _obstacle(node, graph, set(binary)) for node in fed}
-    stuck = {node: reason for node, reason in obstacles.items() if reason}
-    if stuck:
-        activation, reason = next(iter(stuck.items()))
-        skip = list(dict.fromkeys([*kept, *(layer.target for n in stuck for layer in fed[n])]))
+    rewiring = _Rewiring(graph)
+    fed, obstacles = rewiring.examine(targets)
+    if obstacles:
+        node = min(obstacles, key=drops)
+        does = "sets dropped values to zero" if drops(node) else "is never negative"
+        where = "for every dropped value" if drops(node) else "everywhere"
         raise ValueError(
-            f"convert: the binary layer '{fed[activation][0].target}' would see +1 everywhere,"
-            f" because '{_label(activation)}' before it is never negative, and that cannot be"
-            f" removed, because it {reason}; pass skip={skip}, or order the block as"
-            " BatchNorm -> nn.ReLU -> layer (pre-activation), with a ReLU of its own"
+            f"convert: the binary layer '{fed[node][0].target}' would see +1 {where}, because"
+            f" '{_label(node)}' before it {does}, and that cannot be removed, because it"
+            f" {obstacles[node]};"
+            f" {_remedy(rewiring, targets, kept, 'Dropout' if drops(node) else 'ReLU')}"
         )
     return {called_module(node) for node in fed}
 
 
-def _is_binary(module: nn.Module | None, targets: set[nn.Module]) -> bool:
-    return module in targets or getattr(module, "precision", None) == "binary"
-
-
-def _calls(node: fx.Node, modules: tuple[type, ...], functions: set, methods: set[str]) -> bool:
+def _remedy(rewiring: "_Rewiring", targets: set[nn.Module], kept: list[str], kind: str) -> str:
+    """What to do, as the end of a sentence: a skip only where one leaves layers to convert."""
+    remaining = rewiring.convertible(targets)
+    if not remaining:
+        return (
+            f"give each {kind} before a binary layer its own nn.{kind} module on the branch, after"
+            " the shortcut (pre-activation order, as nncx.models.ResNet)"
+        )
+    stuck = (n.target for n in rewiring.graph.nodes if called_module(n) in targets - remaining)
+    order = "BatchNorm -> nn.ReLU -> layer" if kind == "ReLU" else "nn.Dropout -> layer"
     return (
-        isinstance(called_module(node), modules)
-        or (node.op == "call_function" and node.target in functions)
-        or (node.op == "call_method" and node.target in methods)
+        f"pass skip={list(dict.fromkeys([*kept, *stuck]))}, or order the block as {order}"
+        f" (pre-activation), with a {kind} of its own"
     )
 
 
-def _is_transparent(node: fx.Node) -> bool:
-    return _calls(node, _TRANSPARENT_MODULES, _TRANSPARENT_FUNCTIONS, _TRANSPARENT_METHODS)
+class _Rewiring:
+    """What is known of a graph, whichever of its layers become binary."""
+
+    def __init__(self, graph: fx.Graph) -> None:
+        self.graph = graph
+        self.never_negative = never_negative(graph)
+        self.calls: dict[nn.Module, list[fx.Node]] = {}
+        for node in graph.nodes:
+            self.calls.setdefault(called_module(node), []).append(node)
+
+    def examine(self, targets: set[nn.Module]) -> tuple[_Fed, dict[fx.Node, str]]:
+        """What cannot stay if `targets` are binary, and why some of it cannot go."""
+        binary = [node for node in self.graph.nodes if _is_binary(called_module(node), targets)]
+        fed: _Fed = {}
+        for layer in binary:
+            for node in self._harmful_before(layer):
+                fed.setdefault(node, []).append(layer)
+        readers = self._other_readers(set(binary))
+        obstacles = {node: self._obstacle(node, readers) for node in fed}
+        return fed, {node: reason for node, reason in obstacles.items() if reason}
+
+    def convertible(self, targets: set[nn.Module]) -> set[nn.Module]:
+        """Those of `targets` that can be binary if the others are not."""
+        while True:
+            fed, obstacles = self.examine(targets)
+            stuck = {called_module(layer) for node in obstacles for layer in fed[node]}
+            if not stuck:
+                return targets
+            if not stuck & targets:  # layers that are binary already
+                return set()
+            targets = targets - stuck
+
+    def _harmful_before(self, layer: fx.Node) -> list[fx.Node]:
+        """What makes the input of `layer`, or some channels of it, non-negative or dropped."""
+        harmful, seen, waiting = [], set(), layer.all_input_nodes[:1]
+        while waiting:
+            node = waiting.pop()
+            if node in seen:
+                continue
+            seen.add(node)
+            passed = _inputs_once_removed(node)
+            computes = node.op != "get_attr" and not passed_inputs(node)
+            if drops(node) or (computes and node in self.never_negative):
+                harmful.append(node)
+            waiting.extend(passed)
+        return harmful
+
+    def _other_readers(self, binary: set[fx.Node]) -> dict[fx.Node, fx.Node | None]:
+        """For each node who reads its values, besides binary layers."""
+        readers: dict[fx.Node, fx.Node | None] = {}
+        for node in reversed(self.graph.nodes):
+            others = (
+                readers[user] if node in _inputs_once_removed(user) else user
+                for user in node.users
+                if user not in binary and not _reads_only_shape(user)
+            )
+            readers[node] = next((reader for reader in others if reader is not None), None)
+        return readers
+
+    def _obstacle(self, node: fx.Node, readers: dict[fx.Node, fx.Node | None]) -> str | None:
+        """Why `node` cannot be removed, as the end of a sentence."""
+        module = called_module(node)
+        if module is None:
+            return "is a function call, not a module"
+        if not isinstance(module, REMOVABLE_MODULES):
+            return f"is a {type(module).__name__}, not a ReLU"
+        for call in self.calls[module]:
+            if readers[call] is not None:
+                return f"also feeds '{_label(readers[call])}'"
+            if getattr(module, "inplace", False) and len(call.all_input_nodes[0].users) > 1:
+                return "changes in place what others read"
+        return None
 
 
-def _non_negative_sources(node: fx.Node) -> Iterator[fx.Node]:
-    """The activations that make `node`, or some channels of it, non-negative."""
-    if _calls(node, NON_NEGATIVE_MODULES, _NON_NEGATIVE_FUNCTIONS, _NON_NEGATIVE_METHODS):
-        yield node
-    elif _is_transparent(node):
-        for source in node.all_input_nodes:
-            yield from _non_negative_sources(source)
+def _inputs_once_removed(node: fx.Node) -> list[fx.Node]:
+    """The inputs whose signs `node` passes on, now or as the `nn.Identity` it may become."""
+    removable = isinstance(called_module(node), REMOVABLE_MODULES)
+    return node.all_input_nodes[:1] if removable else passed_inputs(node)
 
 
-def _obstacle(activation: fx.Node, graph: fx.Graph, binary: set[fx.Node]) -> str | None:
-    """Why `activation` cannot be removed, as the end of a sentence."""
-    module = called_module(activation)
-    if module is None:
-        return "is a function call, not a module"
-    for call in graph.nodes:
-        if called_module(call) is not module:
-            continue
-        other = _other_reader(call, binary)
-        if other is not None:
-            return f"also feeds '{_label(other)}'"
-        if getattr(module, "inplace", False) and len(call.all_input_nodes[0].users) > 1:
-            return "changes in place what others read"
-    return None
-
-
-def _other_reader(node: fx.Node, binary: set[fx.Node]) -> fx.Node | None:
-    """Who reads the values of `node` and is not a binary layer."""
-    for user in node.users:
-        if user in binary or _reads_only_shape(user):
-            continue
-        if not _is_transparent(user):
-            return user
-        other = _other_reader(user, binary)
-        if other is not None:
-            return other
-    return None
+def _is_binary(module: nn.Module | None, targets: set[nn.Module]) -> bool:
+    return module in targets or getattr(module, "precision", None) == "binary"
 
 
 def _reads_only_shape(node: fx.Node) -> bool:

@@ -1,5 +1,6 @@
 """convert: what it swaps, what it removes, what it refuses."""
 
+import ast
 import copy
 
 import pytest
@@ -8,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nncx.compress import XNOR, convert
-from nncx.models import LeNet5, ResNet
+from nncx.models import LeNet5, NiN, ResNet
 from nncx.nn import XNORConv2d, XNORLinear
 
 
@@ -24,7 +25,7 @@ def _chain(*between, activation=nn.ReLU):
 
 
 class _Net(nn.Module):
-    """first -> bn -> (forward given) -> last, with the parts that the cases need."""
+    """first -> other -> bn -> (forward given) -> last, with the parts that the cases need."""
 
     def __init__(self, middle, **modules):
         super().__init__()
@@ -38,7 +39,7 @@ class _Net(nn.Module):
         self.run_middle = middle
 
     def forward(self, x):
-        return self.last(self.run_middle(self, self.bn(self.first(x))))
+        return self.last(self.run_middle(self, self.bn(self.other(self.first(x)))))
 
 
 def _types(model):
@@ -261,6 +262,15 @@ def _inplace(net, x):
     return net.middle(net.relu_(x)) + x
 
 
+def _functional_dropout(net, x):
+    return net.middle(F.dropout(x, 0.1))
+
+
+def _dropped_residual(net, x):
+    x = net.dropout(x)
+    return x + net.middle(x)
+
+
 CANNOT = {
     "residual": (_residual, "'relu' before it .* also feeds 'add'"),
     "pooled residual": (_pooled_residual, "'relu' before it .* also feeds 'add'"),
@@ -270,13 +280,24 @@ CANNOT = {
     ".relu()": (_method, "'relu' before it .* is a function call"),
     "cat": (_concatenated, "'relu' before it .* is a function call"),
     "in place": (_inplace, "'relu_' before it .* changes in place"),
+    "F.dropout": (_functional_dropout, "'dropout' before it .* is a function call"),
+    "dropped residual": (_dropped_residual, "'dropout' before it .* also feeds 'add'"),
 }
+
+
+def _cannot(middle):
+    return _Net(
+        middle,
+        relu=nn.ReLU(),
+        relu_=nn.ReLU(inplace=True),
+        dropout=nn.Dropout(0.1),
+    )
 
 
 @pytest.mark.parametrize("case", CANNOT)
 def test_what_cannot_be_rewired_is_refused_before_anything_changes(case):
     middle, reason = CANNOT[case]
-    net = _Net(middle, relu=nn.ReLU(), relu_=nn.ReLU(inplace=True))
+    net = _cannot(middle)
     net(torch.zeros(1, 3, 8, 8))
     before = list(net.modules())
     with pytest.raises(ValueError, match=f"binary layer 'middle' would see .*{reason}") as error:
@@ -285,7 +306,165 @@ def test_what_cannot_be_rewired_is_refused_before_anything_changes(case):
     advice = "skip=['first', 'last', 'middle']"
     assert advice in str(error.value)
     convert(net, XNOR(), skip=["first", "last", "middle"])  # as advised
-    convert(_Net(middle, relu=nn.ReLU(), relu_=nn.ReLU(True)), XNOR(), rewire=False)
+    convert(_cannot(middle), XNOR(), rewire=False)
+
+
+# Each gives what is never negative, of a signed x or of y = relu(x).
+NEVER_NEGATIVE = {
+    "clamp(min=0)": lambda x, y: x.clamp(min=0),
+    "torch.clamp": lambda x, y: torch.clamp(x, 0, 6),
+    "clamp_min": lambda x, y: x.clamp_min(0),
+    "F.hardtanh": lambda x, y: F.hardtanh(x, 0, 6),
+    "F.threshold": lambda x, y: F.threshold(x, 0, 0),
+    "abs": lambda x, y: abs(x),
+    "torch.abs": lambda x, y: torch.abs(x),
+    "square": lambda x, y: x.square(),
+    "**": lambda x, y: x**2,
+    "x * x": lambda x, y: x * x,
+    "exp": lambda x, y: x.exp(),
+    "softmax": lambda x, y: F.softmax(x, 1),
+    "maximum": lambda x, y: torch.maximum(x, torch.zeros(1)),
+    "max": lambda x, y: torch.max(x, torch.zeros_like(x)),
+    "relu + relu": lambda x, y: y + F.relu(x),
+    "+=": lambda x, y: y.clone().add_(y),
+    "+ 1": lambda x, y: y + 1,
+    "* 0.5": lambda x, y: y * 0.5,
+    "0.5 *": lambda x, y: 0.5 * y,
+    "/ 2": lambda x, y: y / 2,
+    "gate": lambda x, y: y * x.mean((2, 3), keepdim=True).sigmoid(),
+    "minimum": lambda x, y: torch.minimum(y, x.abs()),
+    "cat and add": lambda x, y: torch.cat([y[:, :4], y[:, 4:]], 1) + y,
+}
+
+
+@pytest.mark.parametrize("case", NEVER_NEGATIVE)
+def test_whatever_is_never_negative_is_refused(case):
+    def middle(net, x):
+        return net.middle(NEVER_NEGATIVE[case](x, net.relu(x)))
+
+    x = torch.randn(2, 8, 4, 4)
+    assert NEVER_NEGATIVE[case](x, x.relu()).min() >= 0
+    with pytest.raises(ValueError, match="'middle' would see [+]1 everywhere.*is never negative"):
+        convert(_Net(middle, relu=nn.ReLU()), XNOR())
+
+
+PASSING = {
+    "slice": lambda y: y[:, :, ::2, ::2],
+    "chunk": lambda y: torch.cat([y.chunk(2, 1)[0]] * 2, 1),
+    "split": lambda y: torch.cat(torch.split(y, [4, 4], 1)[::-1], 1),
+    "stack": lambda y: torch.stack([y, y]).sum(0),
+    "interpolate": lambda y: F.interpolate(y, scale_factor=2),
+    "pad": lambda y: F.pad(y, (1, 1, 1, 1)),
+    "reflect": lambda y: F.pad(y, (1, 1, 1, 1), mode="reflect"),
+    "pools": lambda y: F.adaptive_max_pool2d(F.avg_pool2d(F.max_pool2d(y, 2, 1), 2, 1), 3),
+    "lrn": lambda y: F.local_response_norm(y, 2),
+    "shuffle": lambda y: F.channel_shuffle(y, 2).permute(0, 2, 3, 1).permute(0, 3, 1, 2),
+}
+
+
+@pytest.mark.parametrize("case", PASSING)
+def test_a_relu_goes_through_what_passes_signs_on(case):
+    def middle(net, x):
+        return net.middle(PASSING[case](net.relu(x)))
+
+    net = convert(_Net(middle, relu=nn.ReLU()), XNOR())
+    assert isinstance(net.relu, nn.Identity) and isinstance(net.middle, XNORConv2d)
+
+
+@pytest.mark.parametrize(
+    "between", [nn.Upsample(scale_factor=2), nn.LocalResponseNorm(2), nn.ReflectionPad2d(1)]
+)
+def test_a_relu_goes_through_modules_that_pass_signs_on(between):
+    assert isinstance(convert(_chain(between), XNOR())[4], nn.Identity)
+
+
+SIGNED = {
+    "x": lambda x, y: x,
+    "clamp": lambda x, y: x.clamp(-1, 1),
+    "hardtanh": lambda x, y: F.hardtanh(x),
+    "residual": lambda x, y: x + y,
+    "difference": lambda x, y: y - 1,
+    "negative scale": lambda x, y: y * -0.5,
+    "cube": lambda x, y: x**3,
+    "normed": lambda x, y: F.layer_norm(y, y.shape[1:]),
+}
+
+
+@pytest.mark.parametrize("case", SIGNED)
+def test_signed_inputs_are_left_alone(case):
+    def middle(net, x):
+        return net.middle(SIGNED[case](x, net.relu(x)))
+
+    net = convert(_Net(middle, relu=nn.ReLU()), XNOR())
+    assert isinstance(net.relu, nn.ReLU) and isinstance(net.middle, XNORConv2d)
+
+
+@pytest.mark.parametrize("activation", [nn.Hardtanh(0, 6), nn.Softmax(1), nn.Threshold(0, 0)])
+def test_a_non_negative_module_that_is_no_relu_is_refused(activation):
+    name = type(activation).__name__
+    with pytest.raises(ValueError, match=f"'1' before it .* is a {name}, not a ReLU"):
+        convert(_chain(activation=lambda: activation), XNOR())
+
+
+def test_activations_one_behind_the_other_all_go():
+    model = convert(_chain(nn.Dropout(0.1), nn.ReLU6()), XNOR())
+    assert [type(model[i]) for i in (4, 5, 6)] == [nn.Identity] * 3
+
+
+def test_a_graph_of_many_paths_takes_linear_time():
+    def middle(net, x):
+        x = net.relu(x)
+        for _ in range(60):
+            x = torch.cat([F.max_pool2d(x, 1), F.avg_pool2d(x, 1)], 1)[:, :8]
+        return net.middle(x)
+
+    assert isinstance(convert(_Net(middle, relu=nn.ReLU()), XNOR()).relu, nn.Identity)
+
+
+def test_dropout_goes_as_its_zeros_would_have_a_sign():
+    model = convert(NiN(), XNOR())
+    assert isinstance(model.dropout1, nn.Identity) and isinstance(model.dropout2, nn.Identity)
+    model = convert(_chain(nn.BatchNorm2d(8), nn.Dropout2d(), nn.Identity()), XNOR())
+    assert isinstance(model[4], nn.ReLU) and isinstance(model[6], nn.Identity)
+
+
+def test_dropout_before_a_float_layer_stays():
+    model = _chain()
+    model.insert(8, nn.Dropout())
+    assert isinstance(convert(model, XNOR())[8], nn.Dropout)
+
+
+def _post_activation(block):
+    """As torchvision's ResNet: each ReLU feeds a layer and the shortcut around it."""
+
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv1, self.bn1 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+            self.conv2, self.bn2 = nn.Conv2d(8, 8, 3, padding=1), nn.BatchNorm2d(8)
+            self.relu = nn.ReLU()
+
+        def forward(self, x):
+            y = self.relu(self.bn1(self.conv1(x)))
+            return self.relu(x + self.bn2(self.conv2(y)))
+
+    return nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), Block(), Block(), block, nn.Conv2d(8, 4, 1))
+
+
+def test_no_skip_is_advised_that_leaves_nothing():
+    with pytest.raises(ValueError, match="give each ReLU .* as nncx.models.ResNet") as error:
+        convert(_post_activation(nn.Identity()), XNOR())
+    assert "skip" not in str(error.value)
+
+
+def test_the_advised_skip_is_enough():
+    model = _post_activation(
+        nn.Sequential(nn.BatchNorm2d(8), nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8))
+    )
+    with pytest.raises(ValueError, match="pass skip=") as error:
+        convert(model, XNOR())
+    skip = ast.literal_eval(str(error.value).partition("skip=")[2].partition("]")[0] + "]")
+    assert isinstance(convert(model, XNOR(), skip=skip)[4][1], XNORConv2d)
 
 
 def test_all_or_nothing_also_for_a_layer_that_cannot_be_swapped():
