@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -37,7 +38,7 @@ def write(
     """Write `tensors` and `metadata` to `path`: afterwards it holds the new file or the old one.
 
     Args:
-        path: the file, replaced if it exists; its folder must exist.
+        path: the file, replaced if it exists, with its permissions; its folder must exist.
         tensors: by name. Any device, strides and storage; they are stored dense and apart.
         metadata: what JSON can say: dicts with string keys, lists, strings, finite numbers, None.
 
@@ -52,6 +53,8 @@ def write(
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
+            if path.exists():
+                shutil.copymode(path, temporary)
             file.write(header)
             file.write(body)
             file.flush()

@@ -199,3 +199,11 @@ def test_permissions_follow_the_umask(tmp_path):
     _files.write(tmp_path / "file", {}, {})
     (tmp_path / "plain").touch()
     assert (tmp_path / "file").stat().st_mode == (tmp_path / "plain").stat().st_mode
+
+
+@pytest.mark.parametrize("mode", [0o600, 0o640, 0o664])
+def test_permissions_of_a_replaced_file_stay(tmp_path, mode):
+    _files.write(tmp_path / "file", {}, {})
+    (tmp_path / "file").chmod(mode)
+    _files.write(tmp_path / "file", {}, {"a": 1})
+    assert (tmp_path / "file").stat().st_mode & 0o777 == mode
