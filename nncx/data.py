@@ -9,7 +9,7 @@ is for the figure that is reported.
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -75,17 +75,18 @@ def load(
     Raises:
         ValueError: for an argument that cannot be, and for a folder or an image that is not as it
             must be; the message names it.
-        FileNotFoundError: if `root` or $NNCX_DATA does not hold the data set.
+        FileNotFoundError: if `root` or $NNCX_DATA does not hold the data set whole.
         ImportError: if the library that reads it is missing.
     """
     if not 0 <= validation < 1:
         raise ValueError(f"validation must be a fraction in [0, 1), got {validation}")
+    folder = Path(os.path.expanduser(name))
     if name in _NAMED:
         if image_size is not None or channels is not None:
             raise ValueError(f"image_size and channels are for folders, {name!r} has its own")
         pixels = _NAMED[name](root)
-    elif os.path.isdir(name):
-        pixels = _folder(Path(name), image_size, 3 if channels is None else channels)
+    elif folder.is_dir():
+        pixels = _folder(folder, image_size, 3 if channels is None else channels)
     else:
         known = ", ".join(_NAMED)
         raise ValueError(
@@ -114,13 +115,15 @@ class _Pixels:
 
 def _split(name: str, pixels: _Pixels, validation: float, seed: int) -> Splits:
     images, labels = pixels.train
+    counts = labels.bincount(minlength=len(pixels.classes)).tolist()
+    classes = dict(zip(pixels.classes, counts, strict=True))
     if pixels.test is None:
-        train, part = _stratified(labels, _TEST_FRACTION, _TEST_SEED, pixels.classes)
+        train, part = _stratified(labels, _TEST_FRACTION, _TEST_SEED, classes)
         test_images, test_labels = images[part], labels[part]
         images, labels = images[train], labels[train]
     else:
         test_images, test_labels = pixels.test
-    train, part = _stratified(labels, validation, seed, pixels.classes)
+    train, part = _stratified(labels, validation, seed, classes)
 
     train_images = images[train].float().div_(pixels.white)
     std, mean = torch.std_mean(train_images, dim=(0, 2, 3), correction=0, keepdim=True)
@@ -144,16 +147,20 @@ def _split(name: str, pixels: _Pixels, validation: float, seed: int) -> Splits:
 
 
 def _stratified(
-    labels: Tensor, fraction: float, seed: int, classes: Sequence[str]
+    labels: Tensor, fraction: float, seed: int, classes: Mapping[str, int]
 ) -> tuple[Tensor, Tensor]:
-    """Indices of the rest and of the part: `fraction` of each class, at least one image of it."""
+    """Indices of the rest and of the part: `fraction` of each class, at least one image of it.
+
+    Args:
+        classes: the name of each label, and how many images it had before any split.
+    """
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label, name in enumerate(classes):
+    for label, (name, total) in enumerate(classes.items()):
         members = (labels == label).nonzero().flatten()
         count = max(1, round(fraction * len(members))) if fraction > 0 else 0
         if len(members) <= count:
-            raise ValueError(f"class {name!r} has too few images to split ({len(members)})")
+            raise ValueError(f"class {name!r} has too few images to split ({total})")
         order = torch.randperm(len(members), generator=generator)
         chosen[members[order[:count]]] = True
     return (~chosen).nonzero().flatten(), chosen.nonzero().flatten()
@@ -169,7 +176,7 @@ def _digits(root: object) -> _Pixels:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError(
-            "the data set 'digits' comes with scikit-learn: pip install nncx[demo]"
+            f"the data set 'digits' comes with scikit-learn: {_install('demo')}"
         ) from error
     digits = load_digits()
     images = torch.from_numpy(digits.images).to(torch.uint8).unsqueeze(1)
@@ -194,19 +201,25 @@ def _torchvision(family: str, root: str | os.PathLike[str] | None) -> _Pixels:
     except (ImportError, RuntimeError) as error:  # RuntimeError: it was built for another torch
         raise ImportError(
             f"{family} is read by a torchvision that fits torch {torch.__version__}: "
-            f"pip install nncx[data] ({error})"
+            f"{_install('data')} ({error})"
         ) from error
     given = root or os.environ.get("NNCX_DATA")
-    folder = Path(given or Path.home() / ".cache" / "nncx")
+    folder = Path(os.path.expanduser(given or "~/.cache/nncx"))
     try:
         train, test = (
             getattr(datasets, family)(folder, train=train, download=not given)
             for train in (True, False)
         )
-    except RuntimeError as error:
+    except (RuntimeError, ValueError, EOFError, AssertionError) as error:  # absent or damaged
+        raw = folder / family / "raw"
+        remedy = (
+            "put it there, or give no root and unset NNCX_DATA to have it downloaded"
+            if given
+            else f"delete {raw} to have it downloaded anew, or put it there"
+        )
         raise FileNotFoundError(
-            f"{folder} does not hold {family} as torchvision lays it out ({family}/raw/*): put it "
-            f"there, or give no root and unset NNCX_DATA to have it downloaded ({error})"
+            f"{folder} does not hold {family} whole, as torchvision lays it out ({family}/raw/*): "
+            f"{remedy} ({type(error).__name__}: {error})"
         ) from error
     classes = tuple(re.sub(r"^\d - ", "", name) for name in train.classes)
     return _Pixels(
@@ -307,8 +320,12 @@ def _pillow() -> ModuleType:
         import PIL.Image
         import PIL.ImageOps
     except ImportError as error:
-        raise ImportError("image folders are read by Pillow: pip install nncx[data]") from error
+        raise ImportError(f"image folders are read by Pillow: {_install('data')}") from error
     return PIL
+
+
+def _install(extra: str) -> str:
+    return f"pip install 'nncx[{extra}]' (in a checkout: pip install '.[{extra}]')"
 
 
 def _natural(text: str) -> tuple[list[str | int], str]:

@@ -112,7 +112,7 @@ class TestDigits:
 
     def test_needs_scikit_learn(self, monkeypatch):
         monkeypatch.setitem(sys.modules, "sklearn.datasets", None)
-        with pytest.raises(ImportError, match=r"pip install nncx\[demo\]"):
+        with pytest.raises(ImportError, match=r"pip install 'nncx\[demo\]' .* '\.\[demo\]'"):
             data.load("digits")
 
 
@@ -155,9 +155,29 @@ class TestMnist:
             data.load(name, tmp_path)
         assert not list(tmp_path.rglob("*ubyte*"))
 
+    @pytest.mark.parametrize("damage", ["empty", "short", "other", "header"])
+    @pytest.mark.parametrize("file", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
+    def test_damaged_files_are_placed(self, tmp_path, name, family, damage, file):
+        pytest.importorskip("torchvision", reason="MNIST is read by torchvision")
+        write_idx(tmp_path, family, (40, 20))
+        path = tmp_path / family / "raw" / file
+        whole = path.read_bytes()
+        damaged = {"empty": b"", "short": whole[:-9], "other": b"<html>" * 9, "header": whole[:6]}
+        path.write_bytes(damaged[damage])
+        with pytest.raises(FileNotFoundError, match=f"{tmp_path} does not hold {family} whole"):
+            data.load(name, tmp_path)
+
+    @pytest.mark.parametrize("where", ["root", "environment"])
+    def test_root_may_begin_with_home(self, tmp_path, monkeypatch, name, family, where):
+        pytest.importorskip("torchvision", reason="MNIST is read by torchvision")
+        write_idx(tmp_path / "sets", family, (40, 20))
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("NNCX_DATA", "~/sets" if where == "environment" else "/nowhere")
+        assert len(data.load(name, "~/sets" if where == "root" else None).test) == 20
+
     def test_needs_torchvision(self, monkeypatch, name, family):
         monkeypatch.setitem(sys.modules, "torchvision", None)
-        with pytest.raises(ImportError, match=rf"{family} .* pip install nncx\[data\]"):
+        with pytest.raises(ImportError, match=rf"{family} .* pip install 'nncx\[data\]'"):
             data.load(name)
 
     def test_takes_no_folder_options(self, name, family):
@@ -285,10 +305,19 @@ class TestFolder:
         save_image(flat_folder / "lion" / "0.png", 0)
         with pytest.raises(ValueError, match=r"class 'lion' has too few images to split \(1\)"):
             data.load(flat_folder)
+        save_image(flat_folder / "lion" / "1.png", 1)
+        with pytest.raises(ValueError, match=r"class 'lion' has too few images to split \(2\)"):
+            data.load(flat_folder)
+        save_image(flat_folder / "lion" / "2.png", 2)
+        assert data.load(flat_folder).classes == ("cat", "dog", "lion")
+
+    def test_may_begin_with_home(self, flat_folder, monkeypatch):
+        monkeypatch.setenv("HOME", str(flat_folder.parent))
+        assert data.load(f"~/{flat_folder.name}").classes == ("cat", "dog")
 
     def test_needs_pillow(self, flat_folder, monkeypatch):
         monkeypatch.setitem(sys.modules, "PIL.ImageOps", None)
-        with pytest.raises(ImportError, match=r"pip install nncx\[data\]"):
+        with pytest.raises(ImportError, match=r"pip install 'nncx\[data\]' .* '\.\[data\]'"):
             data.load(flat_folder)
 
 
