@@ -6,7 +6,7 @@ from typing import ClassVar, Protocol
 from torch import fx, nn
 
 from nncx.compress._rewire import modules_to_remove
-from nncx.compress._trace import called_module, trace
+from nncx.compress._trace import called_module, read_value, trace
 
 Skip = Iterable[str] | Callable[[str, nn.Module], bool]
 
@@ -33,8 +33,12 @@ def convert(
     """Swap every layer that `method` has a counterpart for, in place; all of it or nothing.
 
     The new layers hold the old layers' Parameters, so optimizers stay valid. A method that
-    binarises inputs also removes each ReLU (or another activation that is never negative) that
-    feeds only its layers: the sign of what it gives is +1 everywhere.
+    binarises inputs also removes each ReLU (or another activation that is never negative) and each
+    dropout that feeds only its layers: the sign of what a ReLU gives, and of the zeros of a
+    dropout, is +1.
+
+    Layers inside torch's own blocks, as `nn.TransformerEncoderLayer`, stay as they are: such a
+    block reads their weights itself.
 
     Args:
         model: any module; the layers are found by type, exactly: subclasses are left alone.
@@ -43,20 +47,25 @@ def convert(
             predicate of (name, layer). Default: the first and last layer with weights, in order of
             execution, where the method says so, else none.
         rewire: look at the graph of the model. False converts a model that torch.fx cannot trace;
-            then no activation is removed, and first and last are those in order of registration.
+            then nothing is removed, first and last are those in order of registration, and whether
+            forward calls the layers is not known.
 
     Returns:
         `model`.
 
     Raises:
         ValueError: for an unknown name in `skip`, if nothing is left to convert, if the model
-            cannot be traced, or if an activation before a binary layer cannot be removed.
+            cannot be traced, if forward does not call a layer as a module, if the input of a binary
+            layer is never negative and that cannot be removed, if a swap would lose hooks, or for a
+            compiled model.
     """
+    _check_arguments(model, method)
     names = _names(model)
     by_order = skip is None and method.keeps_first_and_last
     graph = trace(model) if rewire and (method.binarizes_input or by_order) else None
     kept = _first_and_last(names, graph) if by_order else _skipped(names, skip or ())
-    targets = [m for m in names if method.replaces(m) and m not in kept]
+    inside = {m for block in names if _is_torch_block(block) for m in block.modules()}
+    targets = [m for m in names if method.replaces(m) and m not in kept | inside]
     if not targets:
         raise ValueError(
             f"convert: {type(model).__name__} has no layer for {method} that is not skipped; pass"
@@ -64,10 +73,15 @@ def convert(
         )
     for module in targets:
         _check_replaceable(module, names[module])
-    removed = set()
+    kept_names = [names[m][0] for m in names if m in kept and method.replaces(m)]
+    if graph is not None:
+        _check_called(graph, {m: names[m][0] for m in targets}, kept_names)
+    removed: set[nn.Module] = set()
     if rewire and method.binarizes_input:
-        kept_names = [names[m][0] for m in names if m in kept and method.replaces(m)]
         removed = modules_to_remove(graph, set(targets), kept_names)
+    for module in (*targets, *removed):
+        _check_no_hooks(module, names[module])
+    _check_held_once(names, {*targets, *removed})
     swaps = {module: method.replace(module) for module in targets}
     swaps |= {module: nn.Identity() for module in removed}
     for module, new in swaps.items():
@@ -75,6 +89,20 @@ def convert(
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, new)
     return model
+
+
+def _check_arguments(model: nn.Module, method: Method) -> None:
+    if isinstance(method, type) or not callable(getattr(method, "replaces", None)):
+        got = method.__name__ if isinstance(method, type) else repr(method)
+        raise ValueError(
+            f"convert: method must be an object such as nncx.XNOR(), got {got}; pass convert(model,"
+            " nncx.XNOR())"
+        )
+    if any("_orig_mod" in module._modules for module in model.modules()):
+        raise ValueError(
+            "convert: the model must not be compiled yet, got the result of torch.compile; convert"
+            " before torch.compile"
+        )
 
 
 def _names(model: nn.Module) -> dict[nn.Module, list[str]]:
@@ -117,18 +145,74 @@ def _first_and_last(names: dict[nn.Module, list[str]], graph: fx.Graph | None) -
     return {weighted[0], weighted[-1]} if weighted else set()
 
 
+def _is_torch_block(module: nn.Module) -> bool:
+    """Whether it is a module of torch with a forward of its own, which may read its layers."""
+    containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
+    return type(module).__module__.startswith("torch.nn.modules.") and not (
+        isinstance(module, containers) or next(module.children(), None) is None
+    )
+
+
+def _check_called(graph: fx.Graph, targets: dict[nn.Module, str], kept: list[str]) -> None:
+    """Refuse layers whose swap forward would not see, as when it uses the weight of one itself."""
+    called = {called_module(node) for node in graph.nodes}
+    read = {id(read_value(node)) for node in graph.nodes if node.op == "get_attr"}
+    unseen = {
+        module: name
+        for module, name in targets.items()
+        if module not in called or any(id(p) in read for p in module.parameters())
+    }
+    if not unseen:
+        return
+    module, name = next(iter(unseen.items()))
+    fault = (
+        f"forward reads the parameters of '{name}' itself"
+        if module in called
+        else f"'{name}' is never called as a module in forward"
+    )
+    advice = f"pass skip={[*kept, *unseen.values()]}"
+    if len(unseen) == len(targets):
+        advice = "call it as a module there"
+    raise ValueError(f"convert: {fault}; {advice}")
+
+
 def _check_replaceable(module: nn.Module, names: list[str]) -> None:
     if "" in names:
         raise ValueError(
             f"convert: the model must contain the layers to swap, got a bare {module}; wrap it in"
             " nn.Sequential"
         )
+    if not isinstance(module.weight, nn.Parameter):
+        raise ValueError(
+            f"convert: '{names[0]}' must be a plain layer, got one with a reparametrised weight,"
+            " which the swap would lose; remove that first"
+        )
+
+
+def _check_no_hooks(module: nn.Module, names: list[str]) -> None:
     hooks = (
         *(module._forward_hooks, module._forward_pre_hooks),
         *(module._backward_hooks, module._backward_pre_hooks),
     )
-    if any(hooks) or not isinstance(module.weight, nn.Parameter):
+    if any(hooks):
         raise ValueError(
-            f"convert: '{names[0]}' must be a plain layer, got one with hooks or a reparametrised"
-            " weight, which the swap would lose; remove them first"
+            f"convert: '{names[0]}' must be a plain layer, got one with hooks, which the swap would"
+            " lose; remove them first"
         )
+
+
+def _check_held_once(names: dict[nn.Module, list[str]], swapped: set[nn.Module]) -> None:
+    """Refuse modules that a model also holds outside the tree of modules, as in a list."""
+    for owner in names:
+        for attribute, value in vars(owner).items():
+            if attribute == "_modules":
+                continue
+            held = value.values() if isinstance(value, dict) else value
+            held = held if isinstance(value, list | tuple | set | dict) else (value,)
+            for module in held:
+                if isinstance(module, nn.Module) and module in swapped:
+                    raise ValueError(
+                        f"convert: '{names[module][0]}' must be held as a submodule only, got it in"
+                        f" {type(owner).__name__}.{attribute} as well, which the swap would not"
+                        " reach; use an nn.ModuleList or the submodule itself"
+                    )

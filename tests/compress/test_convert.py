@@ -511,3 +511,100 @@ def test_a_converted_model_copies():
     x = torch.randn(2, 3, 8, 8)
     with torch.no_grad():
         assert torch.equal(copy.deepcopy(model)(x), model(x))
+
+
+# ---------------------------------------------------------------------------------------------
+# what a swap would not reach, or would lose
+
+
+def _reads_weight(net, x):
+    return F.conv2d(net.middle(x), net.extra.weight)
+
+
+def _calls_and_reads_weight(net, x):
+    return F.conv2d(net.extra(net.middle(x)), net.extra.weight)
+
+
+@pytest.mark.parametrize(
+    "middle, message",
+    [
+        (lambda net, x: net.middle(x), "'extra' is never called as a module in forward"),
+        (_reads_weight, "'extra' is never called as a module in forward"),
+        (_calls_and_reads_weight, "forward reads the parameters of 'extra' itself"),
+    ],
+)
+def test_layers_that_forward_does_not_call_are_refused(middle, message):
+    net = _Net(middle, extra=nn.Conv2d(8, 8, 1))
+    with pytest.raises(ValueError, match=f"{message}; pass skip=.'first', 'last', 'extra'."):
+        convert(net, XNOR())
+    assert type(net.extra) is type(net.middle) is nn.Conv2d
+    convert(net, XNOR(), skip=["first", "last", "extra"])
+    assert isinstance(net.middle, XNORConv2d) and type(net.extra) is nn.Conv2d
+
+
+def test_no_skip_is_advised_if_forward_calls_no_layer():
+    class Reads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a = nn.Linear(4, 4)
+
+        def forward(self, x):
+            return F.linear(x, self.a.weight)
+
+    with pytest.raises(ValueError, match="'a' is never called .*; call it as a module there"):
+        convert(Reads(), XNOR(), skip=[])
+
+
+@pytest.mark.parametrize("hold", [lambda m: m, lambda m: [m], lambda m: {"key": m}])
+@pytest.mark.parametrize("rewire", [True, False])
+def test_layers_held_outside_the_tree_are_refused(hold, rewire):
+    net = _Net(lambda net, x: net.middle(x))
+    object.__setattr__(net, "path", hold(net.middle))
+    with pytest.raises(ValueError, match="'middle' must be held as a submodule only.*_Net.path"):
+        convert(net, XNOR(), rewire=rewire)
+    assert type(net.other) is nn.Conv2d
+
+
+@pytest.mark.parametrize("rewire", [True, False])
+def test_layers_inside_blocks_of_torch_stay(rewire):
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 1)
+    model = nn.Sequential(nn.Linear(8, 8), encoder, nn.Linear(8, 8), nn.Linear(8, 2))
+    convert(model, XNOR(), rewire=rewire)
+    assert [n for n, kind in _types(model).items() if kind is XNORLinear] == ["2"]
+    model(torch.randn(2, 3, 8)).sum().backward()
+
+
+def test_hooks_on_a_removed_relu_are_refused():
+    model = _chain()
+    model[4].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="'4' must be a plain layer, got one with hooks"):
+        convert(model, XNOR())
+    assert type(model[2]) is nn.Conv2d
+
+
+def test_a_trace_leaves_nothing_behind():
+    def middle(net, x):
+        net.feature = x
+        net.calls += 1
+        return net.middle(x) * torch.ones(1)
+
+    net = _Net(middle)
+    net.calls = 0
+    before = set(vars(net))
+    convert(net, XNOR())
+    assert set(vars(net)) == before and net.calls == 0
+    net.feature = torch.zeros(1)
+    with pytest.raises(ValueError, match="no layer for XNOR"):
+        convert(net, XNOR())
+    assert torch.equal(net.feature, torch.zeros(1))
+
+
+@pytest.mark.parametrize("method, got", [(XNOR, "XNOR"), ("xnor", "'xnor'"), (None, "None")])
+def test_a_method_is_an_object(method, got):
+    with pytest.raises(ValueError, match=f"such as nncx.XNOR.., got {got};"):
+        convert(_chain(), method)
+
+
+def test_a_compiled_model_is_refused():
+    with pytest.raises(ValueError, match="convert before torch.compile"):
+        convert(torch.compile(_chain()), XNOR())
