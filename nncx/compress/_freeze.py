@@ -1,6 +1,7 @@
 """What is done to all nncx layers of a model at once."""
 
 from torch import nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from nncx.nn import PackedLayer
 
@@ -15,9 +16,17 @@ def freeze(model: nn.Module) -> nn.Module:
         `model`.
 
     Raises:
-        ValueError: if it has no nncx layer.
+        ValueError: if it has no nncx layer, or one with a reparametrised weight; before anything
+            is changed.
     """
-    for layer in _packed_layers(model, "freeze"):
+    layers = _packed_layers(model, "freeze")
+    for name, layer in model.named_modules():
+        if isinstance(layer, PackedLayer) and not _has_plain_weight(layer):
+            raise ValueError(
+                f"freeze: '{name}' must have a plain weight, got a reparametrised one; call"
+                " torch.nn.utils.parametrize.remove_parametrizations (or remove_weight_norm) first"
+            )
+    for layer in layers:
         layer.freeze()
     return model.eval().requires_grad_(False)
 
@@ -34,6 +43,11 @@ def repack(model: nn.Module) -> nn.Module:
     for layer in _packed_layers(model, "repack"):
         layer.repack()
     return model
+
+
+def _has_plain_weight(layer: PackedLayer) -> bool:
+    """Not so under weight_norm and its kin, be they parametrizations or hooks."""
+    return not is_parametrized(layer) and "weight" in layer._parameters
 
 
 def _packed_layers(model: nn.Module, task: str) -> list[PackedLayer]:

@@ -6,6 +6,7 @@ from torch import nn
 
 from nncx.compress import XNOR, convert, freeze, repack
 from nncx.models import ResNet
+from nncx.nn import XNORLinear
 
 
 def _model():
@@ -43,3 +44,22 @@ def test_refuses_a_model_without_nncx_layers(task):
     with pytest.raises(ValueError, match="Sequential has no nncx layer; call nncx.convert"):
         task(model)
     assert model.training
+
+
+@pytest.mark.parametrize(
+    "reparametrise",
+    [
+        nn.utils.parametrizations.weight_norm,
+        pytest.param(
+            nn.utils.weight_norm, marks=pytest.mark.filterwarnings("ignore::FutureWarning")
+        ),
+        nn.utils.spectral_norm,
+        lambda layer: nn.utils.parametrize.register_parametrization(layer, "bias", nn.Identity()),
+    ],
+)
+def test_freeze_refuses_reparametrised_weights_before_it_freezes_any(reparametrise):
+    model = nn.Sequential(XNORLinear(8, 8), nn.Tanh(), XNORLinear(8, 8))
+    reparametrise(model[2])
+    with pytest.raises(ValueError, match="freeze: '2' must have a plain weight"):
+        freeze(model)
+    assert model.training and not model[0].frozen and not model[2].frozen
