@@ -12,8 +12,16 @@ from nncx.nn.xnor import PAD_VALUES, SCALES, XNORConv2d, XNORLinear
 class XNOR:
     """The method of XNOR-Net for `nncx.convert`: every `nn.Conv2d` and `nn.Linear` becomes binary.
 
-    The first and the last layer stay float, and a ReLU in front of a binary layer goes, because
-    the sign of its output is +1 everywhere.
+    The first and the last layer stay float. A ReLU in front of a binary layer goes, because the
+    sign of its output is +1 everywhere; so does a dropout, because the sign of the zeros it sets is
+    +1 and nothing would be dropped (in XNOR-Net no dropout precedes a sign). Where one cannot go,
+    `convert` refuses. The order BatchNorm -> sign -> layer is the user's to build: no BatchNorm is
+    added to a model that has none, as `nncx.models.NiN`.
+
+    Of the released code, these are left out: at each step it subtracts from the weights their mean
+    over the input channels, clamps them to [-1, 1], and multiplies their gradient by
+    `(1 - 1/c_in) * n`, for c_in input channels and n weights per filter. K, the scale of the input,
+    is in the paper but not in that code, and here it is off by default (`scale="alpha_k"`).
 
     Args:
         scale: "none", "alpha" (mean magnitude per filter), or "alpha_k" (and that of the input).
