@@ -20,14 +20,20 @@ number is bounded, and their tensors are compared with those of the file before 
 import functools
 import inspect
 import math
+import numbers
 import os
+import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_module_registration_hook
+from torch.nn.modules.module import (
+    register_module_module_registration_hook,
+    register_module_parameter_registration_hook,
+)
 
 import nncx.models
 from nncx import _files
@@ -38,19 +44,22 @@ from nncx.nn import PackedLayer, XNORConv2d, XNORLinear
 _TORCH_TYPES = """
     Sequential ModuleList ModuleDict Identity
     Linear Bilinear Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d
+    Embedding EmbeddingBag RNN LSTM GRU RNNCell LSTMCell GRUCell
     BatchNorm1d BatchNorm2d BatchNorm3d InstanceNorm1d InstanceNorm2d InstanceNorm3d
     GroupNorm LayerNorm RMSNorm LocalResponseNorm
     CELU ELU GELU GLU Hardshrink Hardsigmoid Hardswish Hardtanh LeakyReLU LogSigmoid LogSoftmax
-    Mish PReLU ReLU ReLU6 SELU SiLU Sigmoid Softmax Softplus Softshrink Softsign Tanh Tanhshrink
-    Threshold
+    Mish PReLU RReLU ReLU ReLU6 SELU SiLU Sigmoid Softmax Softmax2d Softmin Softplus Softshrink
+    Softsign Tanh Tanhshrink Threshold
     AdaptiveAvgPool1d AdaptiveAvgPool2d AdaptiveAvgPool3d
     AdaptiveMaxPool1d AdaptiveMaxPool2d AdaptiveMaxPool3d
-    AvgPool1d AvgPool2d AvgPool3d LPPool1d LPPool2d MaxPool1d MaxPool2d MaxPool3d
+    AvgPool1d AvgPool2d AvgPool3d LPPool1d LPPool2d LPPool3d
+    MaxPool1d MaxPool2d MaxPool3d MaxUnpool1d MaxUnpool2d MaxUnpool3d
     AlphaDropout Dropout Dropout1d Dropout2d Dropout3d FeatureAlphaDropout
-    ChannelShuffle Flatten PixelShuffle PixelUnshuffle Unflatten
-    Upsample UpsamplingBilinear2d UpsamplingNearest2d
-    CircularPad1d CircularPad2d ConstantPad1d ConstantPad2d ReflectionPad1d ReflectionPad2d
-    ReplicationPad1d ReplicationPad2d ZeroPad1d ZeroPad2d
+    ChannelShuffle Flatten Fold PixelShuffle PixelUnshuffle Unflatten Unfold
+    Upsample UpsamplingBilinear2d UpsamplingNearest2d CosineSimilarity
+    CircularPad1d CircularPad2d CircularPad3d ConstantPad1d ConstantPad2d ConstantPad3d
+    ReflectionPad1d ReflectionPad2d ReflectionPad3d
+    ReplicationPad1d ReplicationPad2d ReplicationPad3d ZeroPad1d ZeroPad2d ZeroPad3d
 """.split()
 _MODELS = ("LeNet300100", "LeNet4", "LeNet5", "NiN", "ResNet")
 
@@ -62,18 +71,24 @@ TYPES: dict[str, type[nn.Module]] = {
 }
 _NAMES = {cls: name for name, cls in TYPES.items()}
 
-# Device and dtype are those of the tensors; children come from the tree; Hardtanh's old spellings.
-_NOT_CONFIG = {"device", "dtype", "modules", "min_value", "max_value"}
+# Device and dtype are those of the tensors, and so is the weight of an embedding; children come from
+# the tree; Hardtanh's old spellings.
+_NOT_CONFIG = {"device", "dtype", "modules", "min_value", "max_value", "_weight", "_freeze"}
 
 _MAX_DEPTH = 100
 _MAX_MODULES = 20_000
+_MAX_PARAMETERS = 100_000
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write the tensors and the architecture of `model` to one safetensors file.
 
-    Layers of `nncx.freeze` are stored at their packed size. A model of any class can be saved;
-    where the class is not one that nncx can rebuild, `load` wants it as `into`.
+    Layers of `nncx.freeze` are stored at their packed size. A model of any class can be saved, but
+    `load` rebuilds only networks of `nncx.models`, nncx layers, and of torch.nn: containers but
+    ParameterList and ParameterDict; linear, convolution, embedding, recurrent, batch, instance,
+    group, layer and RMS norm, dropout, padding, pooling (but for fractional) and upsampling
+    layers; activations but MultiheadAttention (`nncx._store.TYPES` lists all). With any other class
+    in it, `save` warns that `load` will want a new model of that class as `into`.
 
     Args:
         model: on any device; not changed.
@@ -82,11 +97,17 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Raises:
         ValueError: if a layer holds something that the format has no place for, or was changed
             since its construction, so that its attributes do not describe its tensors.
+        TypeError: if `model` is no nn.Module.
         OSError: if the file cannot be written.
     """
-    tensors, tied = _stored_tensors(model)
+    if not isinstance(model, nn.Module):
+        raise TypeError(
+            f"save: model must be an nn.Module, got {type(model).__name__}; pass the model itself"
+        )
+    model = getattr(model, "_orig_mod", model)  # of torch.compile
     architecture = _describe(model, "", {})
-    _check_rebuildable(architecture, model.state_dict())
+    tensors, tied = _stored_tensors(model)
+    _check_rebuildable(architecture, model)
     metadata = {"kind": "model", "architecture": architecture, "tied": tied}
     _files.write(path, tensors, metadata)
 
@@ -110,22 +131,26 @@ def load(
 
     Raises:
         ValueError: if the file is damaged, holds no model, or does not fit `into` or itself.
+        TypeError: if `into` is no nn.Module, as if its class were passed.
         OSError: if it cannot be opened.
     """
+    if into is not None and not isinstance(into, nn.Module):
+        raise TypeError(_not_a_model(into))
     tensors, metadata = _files.read(path)
     try:
         tensors = _untied(tensors, metadata)
-        plan = _Plan(into)
+        plan = _Plan()
         model = plan.resolve(metadata["architecture"], into, "", users=into is not None)
         _compare(plan.expected, tensors)
     except _RefusalError as reason:
         raise ValueError(f"{os.fspath(path)} cannot be loaded: {reason}") from reason
     tensors = {name: tensor.to(device) for name, tensor in tensors.items()}
-    plan.apply()
-    model.eval()
-    model.load_state_dict(tensors, assign=True)
-    for name, source in metadata["tied"].items():
-        setattr(*_owner(model, name), getattr(*_owner(model, source)))
+    with _restored_on_error(model):
+        plan.apply()
+        model.eval()
+        model.load_state_dict(tensors, assign=True)
+        for name, source in metadata["tied"].items():
+            setattr(*_owner(model, name), getattr(*_owner(model, source)))
     if any(isinstance(module, PackedLayer) and module.frozen for module in model.modules()):
         model.requires_grad_(False)
     return model if into is None else model.to(device)
@@ -149,10 +174,10 @@ def _stored_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]
     tied: dict[str, str] = {}
     first: dict[int, str] = {}
     for name, tensor in model.state_dict(keep_vars=True).items():
-        if not isinstance(tensor, Tensor):
+        if name.rpartition(".")[2] == "_extra_state":
             raise ValueError(
-                f"save: a state dict must hold tensors, got {type(tensor).__name__} '{name}'; drop"
-                " get_extra_state"
+                f"save: a state dict must hold parameters and buffers, got '{name}'; keep it in a"
+                " buffer and drop get_extra_state"
             )
         if id(tensor) in first:
             tied[name] = first[id(tensor)]
@@ -162,16 +187,27 @@ def _stored_tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]
     return tensors, tied
 
 
-def _check_rebuildable(architecture: dict[str, Any], tensors: dict[str, Tensor]) -> None:
+def _check_rebuildable(architecture: dict[str, Any], model: nn.Module) -> None:
     """Find out now, while the model is still there."""
-    plan = _Plan(None)
     try:
-        plan.resolve(architecture, None, "", users=False)
-        _compare(plan.expected, tensors)
-    except _ForeignError:
-        pass  # load will ask for `into`
+        try:
+            _check_plan(_Plan(), architecture, None, model)
+        except _ForeignError as reason:
+            _check_plan(_Plan(), architecture, model, model)  # load will ask for `into`
+            _warn_of_into(reason)
     except _RefusalError as reason:
         raise ValueError(f"save: the file could not be loaded again: {reason}") from reason
+
+
+def _check_plan(
+    plan: "_Plan", architecture: dict[str, Any], into: nn.Module | None, model: nn.Module
+) -> None:
+    plan.resolve(architecture, into, "", users=into is not None)
+    _compare(plan.expected, model.state_dict())
+
+
+def _warn_of_into(reason: _ForeignError) -> None:
+    warnings.warn(f"nncx.save: load will not do without into=, because {reason}", stacklevel=4)
 
 
 def _describe(
@@ -180,6 +216,11 @@ def _describe(
     """The node of `module`, which stands at `path`; `seen` has the paths of those before."""
     if module is None:
         return None
+    if path.count(".") >= _MAX_DEPTH:
+        raise ValueError(
+            f"save: modules must be nested at most {_MAX_DEPTH} deep, got more at '{path[:40]}...';"
+            " flatten the model"
+        )
     if module in seen:
         return {"same_as": seen[module]}
     seen[module] = path
@@ -224,22 +265,33 @@ def _argument(module: nn.Module, name: str) -> Any:
 def _arguments(cls: type[nn.Module]) -> dict[str, inspect.Parameter]:
     """Parameters of the constructor that `config` may hold."""
     variadic = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+    parameters = dict(inspect.signature(cls).parameters)
+    if issubclass(cls, nn.RNNBase):  # they take *args and hand them on
+        parameters = dict(inspect.signature(nn.RNNBase).parameters)
+        del parameters["mode"]
+    if cls is nn.RNN:
+        parameters["nonlinearity"] = inspect.signature(nn.RNNCell).parameters["nonlinearity"]
     return {
         name: parameter
-        for name, parameter in inspect.signature(cls).parameters.items()
+        for name, parameter in parameters.items()
         if parameter.kind not in variadic and name not in _NOT_CONFIG
     }
 
 
 def _encoded(value: Any, module: nn.Module, name: str) -> Any:
-    if value is None or isinstance(value, (bool, int, str)):
+    if value is None or isinstance(value, (bool, str)):
         return value
-    if isinstance(value, float) and math.isfinite(value):
-        return value
+    if isinstance(value, np.bool_):
+        return bool(value)
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        value = float(value)
+        return value if math.isfinite(value) else {"float": str(value)}  # JSON has no such numbers
     if isinstance(value, (tuple, list)):
         return [_encoded(item, module, name) for item in value]
     raise ValueError(
-        f"save: {type(module).__name__}.{name} must be made of finite numbers and strings, got"
+        f"save: {type(module).__name__}.{name} must be made of numbers and strings, got"
         f" {value!r}; set it to what the constructor takes"
     )
 
@@ -268,13 +320,13 @@ class _Plan:
     Nothing of a user's model changes before `apply`.
     """
 
-    def __init__(self, into: nn.Module | None) -> None:
-        self.into = into
+    def __init__(self) -> None:
         self.expected: dict[str, Tensor] = {}  # the state dict of the model to be
         self._swaps: list[tuple[nn.Module, str, nn.Module | None]] = []
         self._drops: list[tuple[nn.Module, str]] = []
         self._resolved: dict[str, _Resolved] = {}
         self._made = 0
+        self._parameters = 0
 
     def resolve(
         self, node: Any, present: nn.Module | None, path: str, *, users: bool
@@ -293,7 +345,7 @@ class _Plan:
         """
         if node is None:
             if users and present is not None:
-                raise _RefusalError(_misfit(path, "None", present))
+                raise _RefusalError(_misfit(path, "None", _name_of(present)))
             return None
         if path.count(".") >= _MAX_DEPTH or not isinstance(node, dict):
             raise _RefusalError(f"its architecture is not sound at '{path}'")
@@ -303,8 +355,6 @@ class _Plan:
         self._count()
         module = self._choose(node, present, path, users)
         users = users and module is present
-        for name, tensor in _own_tensors(module):
-            self.expected[_join(path, name)] = tensor
         children = node.get("children", {})
         if not isinstance(children, dict):
             raise _RefusalError(f"its architecture is not sound at '{path}'")
@@ -349,24 +399,30 @@ class _Plan:
             if not known:
                 raise _ForeignError(_call_for_into(str(name), path))
             if type(present) in _NAMES:
-                raise _RefusalError(_misfit(path, str(name), present))
+                raise _RefusalError(_misfit(path, str(name), _name_of(present)))
+            self._expect(path, present)
             return present
         if not isinstance(name, str) or name not in TYPES:
             raise _RefusalError(f"this nncx does not know its layer type {name!r}; upgrade nncx")
         fresh = self._construct(TYPES[name], node.get("config"), bool(node.get("frozen")))
+        self._expect(path, fresh)  # not `present`, whose tensors may have been replaced since
         if present is not None and _same(present, fresh):
             return present
         if users and not (path and _may_become(present, fresh)):
-            raise _RefusalError(_misfit(path, repr(fresh), present))
+            raise _RefusalError(_misfit(path, *_difference(fresh, present)))
         return fresh
+
+    def _expect(self, path: str, module: nn.Module) -> None:
+        for name, tensor in _own_tensors(module):
+            self.expected[_join(path, name)] = tensor
 
     def _construct(self, cls: type[nn.Module], config: Any, frozen: bool) -> nn.Module:
         """A module on the meta device, of whatever size."""
         name = cls.__name__
         if not isinstance(config, dict) or not config.keys() <= _arguments(cls).keys():
-            raise _RefusalError(f"it has arguments that a {name} does not take")
+            raise _RefusalError(f"it has arguments that {name} does not take")
         if frozen and not issubclass(cls, PackedLayer):
-            raise _RefusalError(f"it has a frozen {name}, which cannot be frozen")
+            raise _RefusalError(f"it says that {name} is frozen, which cannot be")
         try:
             with torch.device("meta"), self._bounded():
                 module = cls(**{key: _decoded(value) for key, value in config.items()})
@@ -378,12 +434,21 @@ class _Plan:
 
     @contextmanager
     def _bounded(self) -> Iterator[None]:
-        """Stop a constructor that would run on for hours, as of a ResNet of depth 10**9."""
-        hook = register_module_module_registration_hook(lambda *_: self._count())
+        """Stop a constructor that would run on for hours, as of a ResNet or LSTM 10**9 deep."""
+        hooks = (
+            register_module_module_registration_hook(lambda *_: self._count()),
+            register_module_parameter_registration_hook(lambda *_: self._count_parameter()),
+        )
         try:
             yield
         finally:
-            hook.remove()
+            for hook in hooks:
+                hook.remove()
+
+    def _count_parameter(self) -> None:
+        self._parameters += 1
+        if self._parameters > _MAX_PARAMETERS:
+            raise _RefusalError(f"it has more than {_MAX_PARAMETERS} parameters")
 
     def _count(self, modules: int = 1) -> None:
         self._made += modules
@@ -392,6 +457,9 @@ class _Plan:
 
 
 def _decoded(value: Any) -> Any:
+    """Undo `_encoded`, but for lists, which become tuples."""
+    if isinstance(value, dict):
+        return float(value["float"])
     return tuple(_decoded(item) for item in value) if isinstance(value, list) else value
 
 
@@ -408,11 +476,16 @@ def _own_tensors(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _same(present: nn.Module, fresh: nn.Module) -> bool:
-    return (
-        type(present) is type(fresh)
-        and _config(present) == _config(fresh)
-        and getattr(present, "frozen", False) == getattr(fresh, "frozen", False)
-    )
+    return type(present) is type(fresh) and _traits(present) == _traits(fresh)
+
+
+def _traits(module: nn.Module) -> dict[str, Any]:
+    """What a module of its type must have in common with another to take its place."""
+    return _config(module) | {"frozen": getattr(module, "frozen", False)}
+
+
+def _trait(module: nn.Module, name: str) -> Any:
+    return module.frozen if name == "frozen" else _argument(module, name)
 
 
 def _may_become(present: nn.Module, fresh: nn.Module) -> bool:
@@ -429,24 +502,41 @@ def _may_become(present: nn.Module, fresh: nn.Module) -> bool:
 def _check_name(module: nn.Module, name: str) -> None:
     """Refuse what register_module would refuse, before anything is changed."""
     if not name or "." in name or (hasattr(module, name) and name not in module._modules):
-        raise _RefusalError(f"a {type(module).__name__} cannot have a module named '{name}'")
+        raise _RefusalError(f"{type(module).__name__} cannot have a module named '{name}'")
 
 
 def _call_for_into(name: str, path: str) -> str:
     short = name.rpartition(".")[2]
     if not path:
-        return f"it holds a {short}, which nncx cannot rebuild; pass into={short}()"
+        return f"it holds the class {short}, which nncx cannot rebuild; pass into={short}(...)"
     return (
-        f"it holds a {short} as '{path}', which nncx cannot rebuild; pass a new model of the class"
-        " that was saved as into="
+        f"it holds the class {short} as '{path}', which nncx cannot rebuild; pass a new model of"
+        " the class that was saved as into="
     )
 
 
-def _misfit(path: str, stored: str, present: nn.Module | None) -> str:
+def _misfit(path: str, stored: str, present: str) -> str:
+    where = f"'{path}'" if path else "the model"
     return (
-        f"'{path}' is {stored} in the file and {present} in into=; pass a model built with the"
+        f"{where} is {stored} in the file and {present} in into=; pass a model built with the"
         " arguments of the one that was saved"
     )
+
+
+def _difference(fresh: nn.Module, present: nn.Module | None) -> tuple[str, str]:
+    """What tells the two apart, as short as can be: their types, else one argument."""
+    if type(fresh) is not type(present):
+        return _name_of(fresh), _name_of(present)
+    ours, theirs = _traits(fresh), _traits(present)
+    name = next(name for name in ours | theirs if ours.get(name, ...) != theirs.get(name, ...))
+    return (
+        f"{_name_of(fresh)}({name}={_trait(fresh, name)})",
+        f"{_name_of(present)}({name}={_trait(present, name)})",
+    )
+
+
+def _name_of(module: nn.Module | None) -> str:
+    return "None" if module is None else type(module).__name__
 
 
 def _untied(tensors: dict[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, Tensor]:
@@ -475,6 +565,36 @@ def _compare(expected: dict[str, Tensor], stored: dict[str, Tensor]) -> None:
                 f"its tensor '{name}' must be {want.dtype} {list(want.shape)}, got {tensor.dtype}"
                 f" {list(tensor.shape)}"
             )
+
+
+@contextmanager
+def _restored_on_error(model: nn.Module) -> Iterator[None]:
+    """Give every module its children, tensors and mode back if a user's class raises."""
+    kinds = ("_modules", "_parameters", "_buffers")
+    before = [
+        (module, module.training, [dict(getattr(module, kind)) for kind in kinds])
+        for module in model.modules()
+    ]
+    try:
+        yield
+    except BaseException:
+        for module, training, contents in before:
+            module.training = training
+            for kind, content in zip(kinds, contents, strict=True):
+                getattr(module, kind).clear()
+                getattr(module, kind).update(content)
+        for module, *_ in before:
+            if isinstance(module, PackedLayer):
+                module.repack()
+        raise
+
+
+def _not_a_model(into: Any) -> str:
+    if isinstance(into, type):
+        return (
+            f"load: into must be a model, got the class {into.__name__}; pass {into.__name__}(...)"
+        )
+    return f"load: into must be a model, got {type(into).__name__}; pass an nn.Module"
 
 
 def _owner(model: nn.Module, name: str) -> tuple[nn.Module, str]:

@@ -1,8 +1,9 @@
 """save and load: the same bits again, from a small file, or one clear refusal."""
 
 import copy
-import math
+import warnings
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -14,6 +15,8 @@ from nncx._store import load, save
 from nncx.compress import XNOR, convert, freeze
 from nncx.models import LeNet5, LeNet300100, NiN, ResNet
 from nncx.nn import XNORConv2d, XNORLinear
+
+pytestmark = pytest.mark.filterwarnings("ignore:nncx.save. load will not do without into=")
 
 
 def _plain():
@@ -197,6 +200,53 @@ def test_defaults_are_not_stored_so_a_torch_without_the_argument_can_read(module
     assert ("bias" in stored) == ("bias" in config)
 
 
+@pytest.mark.parametrize(
+    "module, name, value",
+    [
+        (nn.Linear(np.prod((3, 4)), 10), "in_features", 12),
+        (nn.Dropout(np.float32(0.25)), "p", 0.25),
+        (nn.Flatten(np.int16(2)), "start_dim", 2),
+        (nn.ReLU(np.bool_(True)), "inplace", True),
+        (nn.ConstantPad2d(1, -float("inf")), "value", -float("inf")),
+        (nn.Hardtanh(-float("inf"), np.float64("inf")), "max_val", float("inf")),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_numbers_of_numpy_and_infinity_are_stored(module, name, value, file):
+    save(nn.Sequential(module), file)
+    rebuilt = getattr(load(file)[0], name)
+    assert rebuilt == value and type(rebuilt) is type(value)
+
+
+def test_nan_is_stored(file):
+    save(nn.Sequential(nn.ConstantPad1d(1, float("nan"))), file)
+    into = nn.Sequential(nn.ConstantPad1d(1, float("nan")))
+    assert load(file, into=into)(torch.ones(1, 1)).isnan().tolist() == [[True, False, True]]
+
+
+def test_a_compiled_model_is_saved_as_the_model(file):
+    model, x = _plain(), torch.randn(2, 3, 10, 10)
+    expected = _output(model, x)
+    save(torch.compile(model), file)
+    loaded = load(file)
+    assert type(loaded) is nn.Sequential and torch.equal(_output(loaded, x), expected)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.LSTM(4, 3, 2, bidirectional=True, proj_size=2, batch_first=True),
+        nn.GRU(4, 3, bias=False),
+        nn.RNN(4, 3, nonlinearity="relu"),
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_recurrent_layers_compute_the_same(module, file):
+    save(module, file)
+    x = torch.randn(2, 5, 4)
+    assert torch.equal(_output(load(file), x)[0], _output(module, x)[0])
+
+
 # ---------------------------------------------------------------------------------------------
 # the list of types
 
@@ -226,6 +276,13 @@ SAMPLES = [
     *(nn.CircularPad2d((1, 0, 2, 1)), nn.ConstantPad1d(1, 0.5), nn.ConstantPad2d(1, -1)),
     *(nn.ReflectionPad1d(1), nn.ReflectionPad2d(1), nn.ReplicationPad1d(1)),
     *(nn.ReplicationPad2d((1, 2, 3, 4)), nn.ZeroPad1d(1), nn.ZeroPad2d((1, 2, 0, 0))),
+    *(nn.Embedding(5, 3, padding_idx=1, max_norm=2.0), nn.EmbeddingBag(5, 3, mode="sum")),
+    *(nn.RNN(3, 4, nonlinearity="relu"), nn.LSTM(3, 4, 2, False), nn.GRU(3, 4, dropout=0.0)),
+    *(nn.RNNCell(3, 4, False, "relu"), nn.LSTMCell(3, 4), nn.GRUCell(3, 4, bias=False)),
+    *(nn.RReLU(0.1, 0.2), nn.Softmax2d(), nn.Softmin(1), nn.CosineSimilarity(0, 1e-3)),
+    *(nn.LPPool3d(2, 3), nn.MaxUnpool1d(2), nn.MaxUnpool2d((2, 3), 2), nn.MaxUnpool3d(2)),
+    *(nn.Fold((4, 5), 2, padding=1), nn.Unfold((2, 3), stride=2), nn.CircularPad3d(1)),
+    *(nn.ConstantPad3d(1, 2.5), nn.ReflectionPad3d(1), nn.ReplicationPad3d(1), nn.ZeroPad3d(1)),
     *(XNORConv2d(4, 6, 3, scale="none", pad_value=1), XNORLinear(3, 4, scale="alpha_k")),
 ]
 
@@ -275,10 +332,10 @@ def test_foreign_model_is_filled_into_a_new_one(method, file):
 
 def test_foreign_model_needs_into(file):
     save(MyNet(), file)
-    with pytest.raises(ValueError, match=r"holds a MyNet, which nncx cannot rebuild; pass into="):
+    with pytest.raises(ValueError, match=r"class MyNet, which nncx cannot rebuild; pass into="):
         load(file)
     save(nn.Sequential(MyBlock(3)), file)
-    with pytest.raises(ValueError, match="holds a MyBlock as '0', .* pass a new model"):
+    with pytest.raises(ValueError, match="holds the class MyBlock as '0', .* pass a new model"):
         load(file)
 
 
@@ -314,12 +371,15 @@ class _OtherParameter(MyNet):
 @pytest.mark.parametrize(
     "other, message",
     [
-        (_Wider, r"'stem' is Conv2d\(3, 8.*\) in the file and Conv2d\(3, 9.* in into="),
+        (
+            _Wider,
+            r"'stem' is Conv2d\(out_channels=8\) in the file and Conv2d\(out_channels=9\) in into=",
+        ),
         (_Deeper, "differ in modules of 'blocks': 2"),
-        (_OtherActivation, r"'blocks.0.relu' is Identity\(\) in the file and Tanh\(\) in into="),
-        (_WithLayerForNone, r"'nothing' is None in the file and Dropout\(.*\) in into="),
+        (_OtherActivation, "'blocks.0.relu' is Identity in the file and Tanh in into="),
+        (_WithLayerForNone, "'nothing' is None in the file and Dropout in into="),
         (_OtherParameter, r"'gain' must be torch.float32 \[3\], got torch.float32 \[\]"),
-        (lambda: nn.Linear(2, 2), "'' is .*MyNet in the file and Linear"),
+        (lambda: nn.Linear(2, 2), "the model is .*MyNet in the file and Linear"),
         (lambda: ResNet(8), "in the file and ResNet"),
     ],
 )
@@ -372,8 +432,8 @@ def test_a_failed_save_leaves_the_old_file(file, monkeypatch):
     old = file.read_bytes()
     broken = _plain()
     broken[0].register_forward_hook(lambda *_: None)
-    broken[12].in_features = math.nan
-    with pytest.raises(ValueError, match="Linear.in_features must be made of finite numbers"):
+    broken[12].in_features = {3}
+    with pytest.raises(ValueError, match="Linear.in_features must be made of numbers and strings"):
         save(broken, file)
     monkeypatch.setattr("os.replace", lambda *_: (_ for _ in ()).throw(OSError("disk full")))
     with pytest.raises(OSError, match="disk full"):
@@ -387,13 +447,101 @@ def test_save_refuses_what_could_not_be_loaded(file):
     with pytest.raises(ValueError, match=r"'0.weight' must be .* \[4, 4\], got .* \[2, 4\]"):
         save(nn.Sequential(pruned), file)
 
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("state", [{"a": 1}, torch.ones(2)], ids=["dict", "tensor"])
+def test_save_refuses_extra_state(state, file):
     class Stateful(nn.Module):
         def get_extra_state(self):
-            return {"a": 1}
+            return state
 
-    with pytest.raises(ValueError, match="must hold tensors, got dict '_extra_state'"):
-        save(Stateful(), file)
+    with pytest.raises(ValueError, match="must hold parameters and buffers, got '0._extra_state'"):
+        save(nn.Sequential(Stateful()), file)
     assert not file.exists()
+
+
+def test_save_refuses_of_foreign_classes_what_could_not_be_loaded(file):
+    pruned = MyNet()
+    pruned.head.weight = nn.Parameter(torch.ones(2, 8, 1, 1))
+    with pytest.raises(ValueError, match=r"'head.weight' must be .* \[4, 8, 1, 1\], got .* \[2, 8"):
+        save(pruned, file)
+
+    class Renaming(MyNet):
+        def _save_to_state_dict(self, destination, prefix, keep_vars):
+            super()._save_to_state_dict(destination, prefix, keep_vars)
+            destination[prefix + "more"] = torch.ones(1)
+
+    with pytest.raises(ValueError, match="holds the tensor 'more', which its layers do not have"):
+        save(Renaming(), file)
+    assert not file.exists()
+
+
+@pytest.mark.parametrize("innermost", [nn.ReLU, MyNet])
+def test_save_refuses_what_is_nested_too_deep(innermost, file):
+    def nested(depth):
+        model = innermost()
+        for _ in range(depth):
+            model = nn.Sequential(model)
+        return model
+
+    save(nested(90), file)
+    for depth in (150, 2000):
+        with pytest.raises(ValueError, match="nested at most 100 deep, got more at '0.0.*'; flat"):
+            save(nested(depth), file)
+
+
+@pytest.mark.parametrize("module", [nn.ReLU, {}, MyNet().state_dict()], ids=["type", "dict", "st"])
+def test_save_refuses_what_is_no_model(module, file):
+    with pytest.raises(TypeError, match="save: model must be an nn.Module, got .*; pass the model"):
+        save(module, file)
+
+
+def test_load_refuses_an_into_that_is_no_model(file):
+    save(MyNet(), file)
+    with pytest.raises(TypeError, match=r"got the class MyNet; pass MyNet\(...\)"):
+        load(file, into=MyNet)
+    with pytest.raises(TypeError, match="into must be a model, got dict; pass an nn.Module"):
+        load(file, into={})
+
+
+def test_save_says_when_load_will_need_into(file):
+    with pytest.warns(UserWarning, match="without into=, because it holds the class MyNet") as said:
+        save(MyNet(), file)
+    assert said[0].filename == __file__
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        save(_plain(), file)
+        save(ResNet(8, width=4), file)
+
+
+@pytest.mark.parametrize("frozen", [True, False])
+def test_an_error_of_the_users_class_leaves_into_alone(frozen, file):
+    class Refusing(MyNet):
+        refusing = False
+
+        def _load_from_state_dict(self, *args):
+            super()._load_from_state_dict(*args)
+            if self.refusing:
+                raise KeyError("mine")
+
+    def build():
+        return convert(Refusing(), XNOR(), skip=["stem", "head"])
+
+    save(freeze(build()) if frozen else build(), file)
+    into = build()
+    into.blocks[1].eval()
+    into.refusing, x = True, torch.randn(2, 3, 8, 8)
+    before, state = repr(into), {k: v.clone() for k, v in into.state_dict().items()}
+    parameters, modes = list(into.parameters()), [m.training for m in into.modules()]
+    with pytest.raises(KeyError, match="mine"):
+        load(file, into=into)
+    assert repr(into) == before and [m.training for m in into.modules()] == modes
+    assert all(a is b for a, b in zip(into.parameters(), parameters, strict=True))
+    assert all(torch.equal(value, state[name]) for name, value in into.state_dict().items())
+    with torch.no_grad():
+        expected = copy.deepcopy(into).eval()(x)
+    assert torch.equal(_output(into, x), expected)
 
 
 def _root(metadata):
@@ -433,8 +581,14 @@ HOSTILE = {
     "no type": (lambda t, m: _linear(m).pop("type"), "does not know its layer type None"),
     "node is a list": (lambda t, m: _root(m)["children"].update({"0": []}), "not sound at '0'"),
     "children are a list": (lambda t, m: _linear(m).update(children=[]), "not sound at '0'"),
-    "device": (lambda t, m: _linear(m)["config"].update(device="cpu"), "a Linear does not take"),
-    "argument": (lambda t, m: _linear(m)["config"].update(foo=1), "a Linear does not take"),
+    "device": (
+        lambda t, m: _linear(m)["config"].update(device="cpu"),
+        "arguments that Linear does not take",
+    ),
+    "argument": (
+        lambda t, m: _linear(m)["config"].update(foo=1),
+        "arguments that Linear does not take",
+    ),
     "wrong kind of argument": (
         lambda t, m: _linear(m)["config"].update(in_features="x"),
         "Linear cannot be built from its arguments",
@@ -448,9 +602,20 @@ HOSTILE = {
         lambda t, m: _linear(m).update(type="nncx.models.ResNet", config={"depth": 6 * 10**9 + 2}),
         "more than 20000 modules",
     ),
+    "endless layer": (
+        lambda t, m: _linear(m).update(
+            type="torch.nn.LSTM",
+            config={"input_size": 1, "hidden_size": 1, "num_layers": 10**9},
+        ),
+        "more than 100000 parameters",
+    ),
+    "not a number": (
+        lambda t, m: _linear(m)["config"].update(in_features={"double": "inf"}),
+        "Linear cannot be built",
+    ),
     "deep": (_deep, "not sound"),
     "bomb": (_bomb, "more than 20000 modules"),
-    "frozen Linear": (lambda t, m: _linear(m).update(frozen=True), "cannot be frozen"),
+    "frozen Linear": (lambda t, m: _linear(m).update(frozen=True), "says that Linear is frozen"),
     "missing tensor": (lambda t, m: t.pop("0.bias"), "lacks the tensor '0.bias'"),
     "spare tensor": (lambda t, m: t.update(x=torch.ones(1)), "holds the tensor 'x'"),
     "shape": (lambda t, m: t.update({"0.bias": torch.ones(5)}), r"'0.bias' must be .*\[4\], got"),
