@@ -15,6 +15,7 @@ A parameter with two names is stored once; "tied" in the metadata says who share
 
 A file is untrusted: nothing in it names code to run, modules are built on the meta device, their
 number is bounded, and their tensors are compared with those of the file before anything is changed.
+Should a user's class raise while it is filled, the user's model gets all it had back.
 """
 
 import functools
@@ -71,13 +72,13 @@ TYPES: dict[str, type[nn.Module]] = {
 }
 _NAMES = {cls: name for name, cls in TYPES.items()}
 
-# Device and dtype are those of the tensors, and so is the weight of an embedding; children come from
-# the tree; Hardtanh's old spellings.
+# Device, dtype and an embedding's weight are those of the tensors; children come from the tree;
+# Hardtanh's old spellings.
 _NOT_CONFIG = {"device", "dtype", "modules", "min_value", "max_value", "_weight", "_freeze"}
 
 _MAX_DEPTH = 100
 _MAX_MODULES = 20_000
-_MAX_PARAMETERS = 100_000
+_MAX_PARAMETERS = 20_000  # torch's LSTM takes a time quadratic in them
 
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:

@@ -607,7 +607,7 @@ HOSTILE = {
             type="torch.nn.LSTM",
             config={"input_size": 1, "hidden_size": 1, "num_layers": 10**9},
         ),
-        "more than 100000 parameters",
+        "more than 20000 parameters",
     ),
     "not a number": (
         lambda t, m: _linear(m)["config"].update(in_features={"double": "inf"}),
