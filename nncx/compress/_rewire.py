@@ -7,7 +7,14 @@ puts the sign right behind the BatchNorm, where the ReLU was. The zeros of a dro
 
 from torch import fx, nn
 
-from nncx.compress._signs import ACTIVATIONS, DROPOUTS, drops, never_negative, passed_inputs
+from nncx.compress._signs import (
+    ACTIVATIONS,
+    DROPOUTS,
+    activates,
+    drops,
+    never_negative,
+    passed_inputs,
+)
 from nncx.compress._trace import called_module
 
 REMOVABLE_MODULES = (*ACTIVATIONS, *DROPOUTS)
@@ -39,25 +46,27 @@ def modules_to_remove(graph: fx.Graph, targets: set[nn.Module], kept: list[str])
             f"convert: the binary layer '{fed[node][0].target}' would see +1 {where}, because"
             f" '{_label(node)}' before it {does}, and that cannot be removed, because it"
             f" {obstacles[node]};"
-            f" {_remedy(rewiring, targets, kept, 'Dropout' if drops(node) else 'ReLU')}"
+            f" {_remedy(rewiring, targets, kept, node)}"
         )
     return {called_module(node) for node in fed}
 
 
-def _remedy(rewiring: "_Rewiring", targets: set[nn.Module], kept: list[str], kind: str) -> str:
+def _remedy(rewiring: "_Rewiring", targets: set[nn.Module], kept: list[str], node: fx.Node) -> str:
     """What to do, as the end of a sentence: a skip only where one leaves layers to convert."""
+    if drops(node):
+        change = "give the layer an nn.Dropout module of its own, or none"
+    elif activates(node):
+        change = (
+            "give each ReLU before a binary layer its own nn.ReLU module on the branch, after the"
+            " shortcut (pre-activation order, as nncx.models.ResNet)"
+        )
+    else:
+        change = "put a BatchNorm between the two"
     remaining = rewiring.convertible(targets)
     if not remaining:
-        return (
-            f"give each {kind} before a binary layer its own nn.{kind} module on the branch, after"
-            " the shortcut (pre-activation order, as nncx.models.ResNet)"
-        )
+        return change
     stuck = (n.target for n in rewiring.graph.nodes if called_module(n) in targets - remaining)
-    order = "BatchNorm -> nn.ReLU -> layer" if kind == "ReLU" else "nn.Dropout -> layer"
-    return (
-        f"pass skip={list(dict.fromkeys([*kept, *stuck]))}, or order the block as {order}"
-        f" (pre-activation), with a {kind} of its own"
-    )
+    return f"pass skip={list(dict.fromkeys([*kept, *stuck]))}, or {change}"
 
 
 class _Rewiring:

@@ -10,13 +10,14 @@ from nncx.compress._trace import called_module, read_value
 
 # Activations that are never negative, where removal leaves the sign of what they were given.
 ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.Sigmoid, nn.Hardsigmoid, nn.Softplus)
+_ACTIVATION_OPERATIONS = {"relu", "relu6", "sigmoid", "hardsigmoid", "softplus"}
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _DROPOUT_OPERATIONS = {"dropout", "dropout1d", "dropout2d", "dropout3d", "feature_dropout"}
 
 # Never negative, whatever they are given. Operations are functions and methods alike.
 _NON_NEGATIVE_MODULES = (*ACTIVATIONS, nn.Softmax, nn.Softmax2d, nn.Softmin)
 _NON_NEGATIVE_OPERATIONS = {
-    *("relu", "relu6", "sigmoid", "hardsigmoid", "softplus", "softmax", "softmin"),
+    *(*_ACTIVATION_OPERATIONS, "softmax", "softmin"),
     *("abs", "absolute", "square", "sqrt", "exp", "norm", "var", "std"),
     *("zeros", "zeros_like", "new_zeros", "ones", "ones_like", "new_ones"),
 }
@@ -78,6 +79,11 @@ def passed_inputs(node: fx.Node) -> list[fx.Node]:
 def drops(node: fx.Node) -> bool:
     """Whether `node` is a dropout, which sets values to zero."""
     return isinstance(called_module(node), DROPOUTS) or operation(node) in _DROPOUT_OPERATIONS
+
+
+def activates(node: fx.Node) -> bool:
+    """Whether `node` is a ReLU or another activation whose removal would help."""
+    return isinstance(called_module(node), ACTIVATIONS) or operation(node) in _ACTIVATION_OPERATIONS
 
 
 def operation(node: fx.Node) -> str | None:

@@ -401,8 +401,8 @@ def test_signed_inputs_are_left_alone(case):
 
 @pytest.mark.parametrize("activation", [nn.Hardtanh(0, 6), nn.Softmax(1), nn.Threshold(0, 0)])
 def test_a_non_negative_module_that_is_no_relu_is_refused(activation):
-    name = type(activation).__name__
-    with pytest.raises(ValueError, match=f"'1' before it .* is a {name}, not a ReLU"):
+    message = f"'1' before it .* is a {type(activation).__name__}, not a ReLU; put a BatchNorm"
+    with pytest.raises(ValueError, match=message):
         convert(_chain(activation=lambda: activation), XNOR())
 
 
