@@ -38,7 +38,7 @@ from torch.nn.modules.module import (
 
 import nncx.models
 from nncx import _files
-from nncx.compress._rewire import NON_NEGATIVE_MODULES
+from nncx.compress._rewire import REMOVABLE_MODULES
 from nncx.nn import PackedLayer, XNORConv2d, XNORLinear
 
 # Layers whose constructor's arguments are attributes of the same name (`bias`: is there one?).
@@ -492,7 +492,7 @@ def _trait(module: nn.Module, name: str) -> Any:
 def _may_become(present: nn.Module, fresh: nn.Module) -> bool:
     """Whether `convert` or `freeze` could have made `fresh` of `present`."""
     if type(fresh) is nn.Identity:
-        return isinstance(present, NON_NEGATIVE_MODULES)
+        return isinstance(present, REMOVABLE_MODULES)
     if not isinstance(fresh, PackedLayer) or type(present) not in _NAMES:
         return False
     known = _arguments(type(present))

@@ -18,7 +18,6 @@ from nncx.compress._signs import (
 from nncx.compress._trace import called_module
 
 REMOVABLE_MODULES = (*ACTIVATIONS, *DROPOUTS)
-NON_NEGATIVE_MODULES = REMOVABLE_MODULES  # the name under which nncx._store knows them
 _SHAPE_METHODS = {"size", "dim", "numel"}
 
 _Fed = dict[fx.Node, list[fx.Node]]  # what cannot stay -> the binary layers behind it
