@@ -247,9 +247,8 @@ def test_bad_arguments(images):
 
 
 @pytest.mark.cuda
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs an NVIDIA GPU")
-def test_cuda(images):
-    result = report(small().cuda(), images.cuda(), repeats=3)
+def test_cuda(images, cuda):
+    result = report(small().to(cuda), images.to(cuda), repeats=3)
     assert result.device == torch.cuda.get_device_name() and result.total.latency_ms > 0
     assert all(row.latency_ms > 0 for row in result.layers)
 
