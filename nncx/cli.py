@@ -8,6 +8,9 @@ from typing import Annotated
 
 import typer
 
+from nncx import _recipe
+from nncx._recipe import LAYERS, LOSSES, OPTIMIZERS, Recipe
+
 app = typer.Typer(
     help="Compress neural networks and really run the result.",
     no_args_is_help=True,
@@ -77,3 +80,55 @@ def demo(
 
         settings = _demo.Settings(data, root, image_size, epochs, seed)
         _demo.run(settings, out, Console(highlight=False))
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for model.safetensors and result.json.")],
+    data: Annotated[
+        str, typer.Option(help="digits, mnist, fashion-mnist, or a folder of images.")
+    ] = Recipe.data,
+    root: Annotated[
+        str | None, typer.Option(help="Where mnist and fashion-mnist are; else $NNCX_DATA.")
+    ] = Recipe.root,
+    image_size: Annotated[
+        int, typer.Option(help="To what square the images of a folder are scaled.")
+    ] = Recipe.image_size,
+    model: Annotated[
+        str, typer.Option(help="lenet300100, lenet4, lenet5, nin, or resnet with its depth.")
+    ] = Recipe.model,
+    layers: Annotated[str, typer.Option(help=f"{', '.join(LAYERS)}.")] = Recipe.layers,
+    loss: Annotated[str, typer.Option(help=f"{', '.join(LOSSES)}.")] = Recipe.loss,
+    epochs: Annotated[int, typer.Option(help="The best on the validation split is kept.")] = (
+        Recipe.epochs
+    ),
+    batch: Annotated[int, typer.Option(help="Images per step.")] = Recipe.batch,
+    optimizer: Annotated[str, typer.Option(help=f"{', '.join(OPTIMIZERS)}.")] = Recipe.optimizer,
+    lr: Annotated[float, typer.Option(help="Learning rate of the first epoch.")] = Recipe.lr,
+    lr_decay: Annotated[
+        float, typer.Option(help="That of the last epoch by that of the first; exponential.")
+    ] = Recipe.lr_decay,
+    weight_decay: Annotated[float, typer.Option(help="Of the optimizer.")] = Recipe.weight_decay,
+    seed: Annotated[int, typer.Option(help="Of all that is random.")] = Recipe.seed,
+) -> None:
+    """Train a network from labels; report what its frozen file does when it is loaded again.
+
+    An interrupted run continues when the same command is given again.
+    """
+    with _readable_errors():
+        recipe = Recipe(
+            data=data,
+            root=root,
+            image_size=image_size,
+            model=model,
+            layers=layers,
+            loss=loss,
+            epochs=epochs,
+            batch=batch,
+            optimizer=optimizer,
+            lr=lr,
+            lr_decay=lr_decay,
+            weight_decay=weight_decay,
+            seed=seed,
+        )
+        print(_recipe.run(recipe, out))

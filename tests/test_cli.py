@@ -115,3 +115,45 @@ def test_bad_input_gets_one_sentence(tmp_path: Path, arguments: list[str], sente
     result = run("demo", *arguments)
     assert result.exit_code == 1
     assert sentence in result.output and "Traceback" not in result.output
+
+
+def test_train_prints_what_the_file_does(tmp_path: Path) -> None:
+    """Every option reaches the recipe."""
+    options = {
+        "data": "digits",
+        "model": "resnet8",
+        "layers": "xnor",
+        "loss": "cross-entropy",
+        "epochs": 1,
+        "batch": 100,
+        "optimizer": "sgd",
+        "lr": 0.05,
+        "lr_decay": 0.5,
+        "weight_decay": 1e-4,
+        "seed": 3,
+        "image_size": 16,
+        "root": str(tmp_path),
+    }
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    result = run("train", "--out", str(tmp_path), *flags)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert record["recipe"] == options
+    line = result.stdout.strip()
+    assert line.startswith(f"digits resnet8 xnor: test error {record['test_error']:.2f} % of 359")
+    assert f"{(tmp_path / 'model.safetensors').stat().st_size:,} B" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--data=no-such-thing"], "a data set is one of"),
+        (["--model=lenet5"], "image_size must leave something"),
+        (["--layers=ternary"], "layers must be one of"),
+        (["--lr=1e30", "--epochs=1"], "lower the learning rate"),
+    ],
+)
+def test_bad_training_gets_one_sentence(tmp_path: Path, options: list[str], sentence: str) -> None:
+    result = run("train", "--out", str(tmp_path), *options)
+    assert result.exit_code == 1
+    assert sentence in result.output and "Traceback" not in result.output
