@@ -132,3 +132,20 @@ def train(
             seed=seed,
         )
         print(_recipe.run(recipe, out))
+
+
+@app.command()
+def doctor() -> None:
+    """Say which kernels run here and why, and test each against its reference.
+
+    The exit code is 1 if anything is wrong; each such line says what mends it.
+    """
+    with _readable_errors():
+        from rich.console import Console
+
+        from nncx import _doctor
+
+        diagnosis = _doctor.examine()
+        _doctor.show(diagnosis, Console(highlight=False))
+        if diagnosis.problems:
+            raise typer.Exit(1)
