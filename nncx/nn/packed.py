@@ -19,6 +19,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+
 
 class PackedLayer(nn.Module):
     """Mixin, to stand before the torch layer it extends, which has a `weight`.
