@@ -11,8 +11,8 @@ import hashlib
 import json
 import tempfile
 import time
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,11 +23,21 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
 
 from nncx import _machine, _report, _store, data, models, train
-from nncx.compress import XNOR, convert, freeze
+from nncx.compress import XNOR, BinaryConnect, convert, freeze
 from nncx.compress._convert import Method
+from nncx.compress.binary_connect import parameter_groups
+from nncx.nn import SquaredHingeLoss
 
-LAYERS: dict[str, Method | None] = {"float": None, "xnor": XNOR()}
-LOSSES: dict[str, Callable[[], nn.Module]] = {"cross-entropy": nn.CrossEntropyLoss}
+LAYERS: dict[str, Method | None] = {
+    "float": None,
+    "xnor": XNOR(),
+    "binaryconnect": BinaryConnect(),
+    "binaryconnect-stochastic": BinaryConnect(stochastic=True),
+}
+LOSSES: dict[str, Callable[[], nn.Module]] = {
+    "cross-entropy": nn.CrossEntropyLoss,
+    "squared-hinge": SquaredHingeLoss,
+}
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": Adam,
     "sgd": partial(SGD, momentum=0.9, nesterov=True),
@@ -44,11 +54,12 @@ class Recipe:
     Args:
         data, root: as `data.load`.
         image_size: of an image folder; the other data sets have their own.
-        model: as `models.by_name`.
-        layers: "float", or the method whose layers `convert` puts in: "xnor".
-        loss: "cross-entropy".
+        model, options: as `models.by_name`: its name, and more arguments of its constructor.
+        layers: "float", or the method whose layers `convert` puts in: "xnor", "binaryconnect",
+            "binaryconnect-stochastic".
+        loss: "cross-entropy", or "squared-hinge".
         optimizer: "adam", or "sgd" with Nesterov's momentum of 0.9.
-        lr: the learning rate of the first epoch.
+        lr: the learning rate of the first epoch; BinaryConnect scales that of its weights.
         lr_decay: the learning rate of the last epoch, divided by `lr`; between them it falls
             exponentially. 1 keeps it constant.
 
@@ -60,6 +71,7 @@ class Recipe:
     root: str | None = None
     image_size: int = 32
     model: str = "resnet8"
+    options: Mapping[str, Any] = field(default_factory=dict)
     layers: str = "float"
     loss: str = "cross-entropy"
     epochs: int = 20
@@ -153,20 +165,27 @@ def build(recipe: Recipe, splits: data.Splits) -> nn.Module:
 
 def _float_network(recipe: Recipe, splits: data.Splits) -> nn.Module:
     torch.manual_seed(recipe.seed)
-    return models.by_name(
-        recipe.model,
-        image_size=splits.image_size,
-        in_channels=splits.in_channels,
-        num_classes=splits.num_classes,
-    )
+    arguments = {"in_channels": splits.in_channels, "num_classes": splits.num_classes}
+    try:
+        return models.by_name(
+            recipe.model, image_size=splits.image_size, **{**arguments, **recipe.options}
+        )
+    except TypeError as error:  # an option that it does not have, or of another type
+        raise ValueError(f"{recipe.model} cannot be made with {recipe.options}: {error}") from error
+
+
+def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
+    parameters = model.parameters()
+    if isinstance(LAYERS[recipe.layers], BinaryConnect):
+        parameters = parameter_groups(model, recipe.lr, squared=recipe.optimizer == "sgd")
+    make = OPTIMIZERS[recipe.optimizer]
+    return make(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
 
 
 def _fit(
     recipe: Recipe, model: nn.Module, splits: data.Splits, checkpoint: Path
 ) -> list[dict[str, float]]:
-    optimizer = OPTIMIZERS[recipe.optimizer](
-        model.parameters(), lr=recipe.lr, weight_decay=recipe.weight_decay
-    )
+    optimizer = _optimizer(recipe, model)
     per_epoch = recipe.lr_decay ** (1 / max(1, recipe.epochs - 1))
     validation = data.loader(splits.validation, EVALUATION_BATCH)
     torch.manual_seed(recipe.seed)

@@ -1,10 +1,11 @@
 """The command `nncx`. Each subcommand is a thin shell over a function of the library."""
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,6 +33,17 @@ def _readable_errors() -> Iterator[None]:
     except _USER_ERRORS as error:
         print(f"nncx: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
+
+
+def _name_and_value(option: str) -> tuple[str, Any]:
+    """What `norm=true` says; values are JSON's."""
+    name, _, value = option.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError as error:
+        raise ValueError(
+            f"an option must be a name and a JSON value, as norm=true, got {option!r}"
+        ) from error
 
 
 def _print_version(wanted: bool) -> None:
@@ -95,8 +107,13 @@ def train(
         int, typer.Option(help="To what square the images of a folder are scaled.")
     ] = Recipe.image_size,
     model: Annotated[
-        str, typer.Option(help="lenet300100, lenet4, lenet5, nin, or resnet with its depth.")
+        str,
+        typer.Option(help="lenet300100, lenet4, lenet5, mlp, nin, vgg9, or resnet with its depth."),
     ] = Recipe.model,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="Of the network, as norm=true or dropout=0.5; can be repeated."),
+    ] = None,
     layers: Annotated[str, typer.Option(help=f"{', '.join(LAYERS)}.")] = Recipe.layers,
     loss: Annotated[str, typer.Option(help=f"{', '.join(LOSSES)}.")] = Recipe.loss,
     epochs: Annotated[int, typer.Option(help="The best on the validation split is kept.")] = (
@@ -121,6 +138,7 @@ def train(
             root=root,
             image_size=image_size,
             model=model,
+            options=dict(map(_name_and_value, option or ())),
             layers=layers,
             loss=loss,
             epochs=epochs,

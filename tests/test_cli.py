@@ -121,9 +121,10 @@ def test_train_prints_what_the_file_does(tmp_path: Path) -> None:
     """Every option reaches the recipe."""
     options = {
         "data": "digits",
-        "model": "resnet8",
+        "model": "lenet5",
+        "options": {"padding": 2, "norm": True},
         "layers": "xnor",
-        "loss": "cross-entropy",
+        "loss": "squared-hinge",
         "epochs": 1,
         "batch": 100,
         "optimizer": "sgd",
@@ -134,13 +135,18 @@ def test_train_prints_what_the_file_does(tmp_path: Path) -> None:
         "image_size": 16,
         "root": str(tmp_path),
     }
-    flags = [f"--{name.replace('_', '-')}={value}" for name, value in options.items()]
+    flags = [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in options.items()
+        if name != "options"
+    ]
+    flags += ["--option=padding=2", "--option", "norm=true"]
     result = run("train", "--out", str(tmp_path), *flags)
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "result.json").read_text())
     assert record["recipe"] == options
     line = result.stdout.strip()
-    assert line.startswith(f"digits resnet8 xnor: test error {record['test_error']:.2f} % of 359")
+    assert line.startswith(f"digits lenet5 xnor: test error {record['test_error']:.2f} % of 359")
     assert f"{(tmp_path / 'model.safetensors').stat().st_size:,} B" in line
 
 
@@ -150,6 +156,9 @@ def test_train_prints_what_the_file_does(tmp_path: Path) -> None:
         (["--data=no-such-thing"], "a data set is one of"),
         (["--model=lenet5"], "image_size must leave something"),
         (["--layers=ternary"], "layers must be one of"),
+        (["--option=norm"], "an option must be a name and a JSON value"),
+        (["--option=norm=yes"], "an option must be a name and a JSON value"),
+        (["--option=norm=true"], "resnet8 cannot be made with {'norm': True}: "),
         (["--lr=1e30", "--epochs=1"], "lower the learning rate"),
     ],
 )
