@@ -39,7 +39,7 @@ LOSSES: dict[str, Callable[[], nn.Module]] = {
     "squared-hinge": SquaredHingeLoss,
 }
 OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
-    "adam": Adam,
+    "adam": partial(Adam, fused=True),
     "sgd": partial(SGD, momentum=0.9, nesterov=True),
 }
 
