@@ -124,11 +124,12 @@ class Result:
 
     def __str__(self) -> str:
         recipe = self.recipe
+        smaller = "" if recipe.layers == "float" else f", {self.ratio:.1f}x smaller than float"
         return (
             f"{recipe.data} {recipe.model} {recipe.layers}: test error {self.test_error:.2f} % of "
             f"{self.test_images} images (validation {self.validation_error:.2f} %, epoch "
-            f"{self.best_epoch} of {recipe.epochs}); {self.file_bytes:,} B, {self.ratio:.1f}x "
-            f"smaller than float; {self.seconds:.0f} s"
+            f"{self.best_epoch} of {recipe.epochs}); {self.file_bytes:,} B{smaller}; "
+            f"{self.seconds:.0f} s"
         )
 
 
@@ -165,12 +166,15 @@ def build(recipe: Recipe, splits: data.Splits) -> nn.Module:
 
 def _float_network(recipe: Recipe, splits: data.Splits) -> nn.Module:
     torch.manual_seed(recipe.seed)
-    arguments = {"in_channels": splits.in_channels, "num_classes": splits.num_classes}
     try:
         return models.by_name(
-            recipe.model, image_size=splits.image_size, **{**arguments, **recipe.options}
+            recipe.model,
+            image_size=splits.image_size,
+            in_channels=splits.in_channels,
+            num_classes=splits.num_classes,
+            **recipe.options,
         )
-    except TypeError as error:  # an option that it does not have, or of another type
+    except TypeError as error:  # an option that it does not have, or that the data decides
         raise ValueError(f"{recipe.model} cannot be made with {recipe.options}: {error}") from error
 
 

@@ -127,7 +127,14 @@ def test_bad_recipes_are_refused_at_once(changes: dict, sentence: str) -> None:
 
 
 def test_nothing_is_written_for_a_network_that_cannot_be(tmp_path: Path) -> None:
-    for changes in ({"model": "resnet7"}, {"model": "alexnet"}, {"data": "nowhere"}):
+    impossible = (
+        {"model": "resnet7"},
+        {"model": "alexnet"},
+        {"model": "mlp", "options": {"in_channels": 3}},  # the data decide
+        {"model": "mlp", "options": {"norm": True}},
+        {"data": "nowhere"},
+    )
+    for changes in impossible:
         with pytest.raises(ValueError):
             _recipe.run(replace(SMALL, **changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
