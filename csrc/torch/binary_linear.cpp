@@ -33,12 +33,10 @@ Tensor binary_linear(const Tensor& input, const Tensor& weight, int64_t in_featu
 
   BinaryConv2dParams p{};
   p.shape = {.groups = 1, .out_channels = out_features, .taps = 1, .channels = in_features};
-  p.batch = input.size(0);
-  p.height = p.width = p.out_height = p.out_width = 1;
-  p.kernel_h = p.kernel_w = p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = 1;
+  static_cast<Conv2dGeometry&>(p) = row_geometry(input.size(0));
 
-  const Tensor output =
-      torch::stable::new_empty(input, {p.batch, out_features}, out_dtype_or_float(op, out_dtype));
+  const Tensor output = torch::stable::new_empty(
+      input, {p.batch, out_features}, check_out_dtype(op, out_dtype.value_or(ScalarType::Float)));
   const BinaryEpilogueTensors epilogue = {{op, "scale", input, scale, {out_features}},
                                           {op, "bias", input, bias, {out_features}},
                                           {op, "input_scale", input, input_scale, {p.batch}}};

@@ -2,6 +2,8 @@
 
 from nncx.ops.binary_conv2d import binary_conv2d, binary_conv2d_prepack
 from nncx.ops.binary_linear import binary_linear, binary_linear_prepack
+from nncx.ops.codebook_conv2d import codebook_conv2d, codebook_conv2d_prepack
+from nncx.ops.codebook_linear import codebook_linear, codebook_linear_prepack
 from nncx.ops.pack_signs import pack_signs
 
 __all__ = [
@@ -9,5 +11,9 @@ __all__ = [
     "binary_conv2d_prepack",
     "binary_linear",
     "binary_linear_prepack",
+    "codebook_conv2d",
+    "codebook_conv2d_prepack",
+    "codebook_linear",
+    "codebook_linear_prepack",
     "pack_signs",
 ]

@@ -20,11 +20,11 @@ def shape_text(tensor: Tensor) -> str:
     return str(list(tensor.shape))
 
 
-def refuse_gradient(op: str, advice: str) -> None:
+def refuse_gradient(op: str, through: str, advice: str) -> None:
     """Makes the op's backward raise: a gradient that is asked for is never silently None."""
 
     def backward(context: Any, *gradients: Tensor) -> None:
-        raise RuntimeError(f"{op}: no gradient flows through packed signs; {advice}")
+        raise RuntimeError(f"{op}: no gradient flows through {through}; {advice}")
 
     torch.library.register_autograd(f"nncx::{op}", backward)
 
@@ -41,7 +41,7 @@ def unpack_signs(packed: Tensor, channels: int) -> Tensor:
 
 
 def check_weight_shape(op: str, groups: int, out_channels: int, taps: int, channels: int) -> None:
-    """Bounds the sizes of a binary weight, those of one group, before any is multiplied."""
+    """Bounds the sizes of a weight, those of one group, before any is multiplied."""
     check(
         channels * taps < 2**30 and channels < 2**30,
         lambda: f"{op}: a dot product must have less than 2^30 terms, got {taps} x {channels}",
@@ -72,18 +72,27 @@ def check_epilogue(
     out_dtype: torch.dtype | None,
 ) -> torch.dtype:
     """Checks what follows the geometry of a binary op; returns the dtype of its output."""
-    dtype = torch.float32 if out_dtype is None else out_dtype
-    check(
-        dtype in (torch.float32, torch.float16, torch.bfloat16),
-        lambda: f"{op}: out_dtype must be float32, float16 or bfloat16, got {dtype}",
-    )
+    dtype = check_out_dtype(op, torch.float32 if out_dtype is None else out_dtype)
     for name, tensor, shape in (
         ("scale", scale, [out_channels]),
         ("bias", bias, [out_channels]),
         ("input_scale", input_scale, per_pixel),
     ):
         if tensor is not None:
-            _check_epilogue_tensor(op, name, input, tensor, shape)
+            check_operand(op, name, input, tensor, shape)
+    check_prepacked(op, input, weight)
+    return dtype
+
+
+def check_out_dtype(op: str, dtype: torch.dtype) -> torch.dtype:
+    check(
+        dtype in (torch.float32, torch.float16, torch.bfloat16),
+        lambda: f"{op}: out_dtype must be float32, float16 or bfloat16, got {dtype}",
+    )
+    return dtype
+
+
+def check_prepacked(op: str, input: Tensor, weight: Tensor) -> None:
     check(weight.device == input.device, lambda: f"{op}: weight must be on the input's device")
     check(
         weight.dtype == torch.uint8 and weight.dim() == 1,
@@ -91,12 +100,11 @@ def check_epilogue(
             f"{op}: weight must come from {op}_prepack, got a tensor of shape {shape_text(weight)}"
         ),
     )
-    return dtype
 
 
-def _check_epilogue_tensor(
-    op: str, name: str, input: Tensor, tensor: Tensor, shape: list[int]
-) -> None:
+def check_operand(op: str, name: str, input: Tensor, tensor: Tensor, shape: list[int]) -> None:
+    """Refuses what goes with `input`, such as a bias, in another dtype or shape."""
+
     def sentence() -> str:
         return (
             f"{op}: {name} must be float32 of shape {shape} on the input's device, got "
