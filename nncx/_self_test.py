@@ -5,6 +5,7 @@ Which ops it covers is seen while it runs; a new op needs a few lines here, and 
 them. These are no substitute for tests/ops: they find a library that does not fit its machine.
 """
 
+import itertools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -14,9 +15,14 @@ from torch.overrides import TorchFunctionMode
 
 from nncx import ops
 from nncx._native import _C
+from nncx.nn.codes import pack_codes
 from nncx.ops.binary_conv2d import binary_conv2d_reference
 from nncx.ops.binary_linear import binary_linear_reference
+from nncx.ops.codebook_conv2d import codebook_conv2d_reference
+from nncx.ops.codebook_linear import codebook_linear_reference
 from nncx.ops.pack_signs import pack_signs_reference
+
+FLOAT_SUMS = 1e-5  # float32 sums of some hundred terms, in another order than the reference's
 
 
 class Check(NamedTuple):
@@ -56,7 +62,36 @@ def _binary_conv2d(device: str) -> Iterator[Check]:
         yield Check(y, expected)
 
 
-SELF_TESTS: tuple[SelfTest, ...] = (_pack_signs, _binary_linear, _binary_conv2d)
+def _codebook_linear(device: str) -> Iterator[Check]:
+    for rows, bits in itertools.product((1, 70), (1, 2, 4, 8)):
+        x, codebook = torch.randn(rows, 131), torch.randn(2**bits)
+        codes = pack_codes(torch.randint(2**bits, (70, 131), dtype=torch.uint8), bits)
+        geometry = (bits, 131, 70)
+        expected = codebook_linear_reference(x, codes, codebook, *geometry)
+        prepacked = ops.codebook_linear_prepack(codes.to(device), *geometry)
+        y = ops.codebook_linear(x.to(device), prepacked, codebook.to(device), *geometry)
+        yield Check(y, expected, FLOAT_SUMS)
+
+
+def _codebook_conv2d(device: str) -> Iterator[Check]:
+    x = torch.randn(2, 38, 9, 11)
+    for bits in (1, 4):
+        codebook = torch.randn(22, 2**bits)  # one for each filter
+        codes = pack_codes(torch.randint(2**bits, (22, 19, 3, 3), dtype=torch.uint8), bits)
+        geometry = (bits, 38, 22, (3, 3), (2, 1), (1, 2), (1, 2), 2)
+        expected = codebook_conv2d_reference(x, codes, codebook, *geometry)
+        prepacked = ops.codebook_conv2d_prepack(codes.to(device), bits, 38, 22, (3, 3), 2)
+        y = ops.codebook_conv2d(x.to(device), prepacked, codebook.to(device), *geometry)
+        yield Check(y, expected, FLOAT_SUMS)
+
+
+SELF_TESTS: tuple[SelfTest, ...] = (
+    _pack_signs,
+    _binary_linear,
+    _binary_conv2d,
+    _codebook_linear,
+    _codebook_conv2d,
+)
 
 
 def registered_ops(dispatch_key: str | None = None) -> list[str]:
@@ -80,7 +115,8 @@ def run(self_tests: Sequence[SelfTest] = SELF_TESTS) -> dict[str, dict[str, str 
     """
     results: dict[str, dict[str, str | None]] = {op: {} for op in registered_ops()}
     on_cuda = set(registered_ops("CUDA")) if torch.cuda.is_available() else set()
-    active = _C.isa()
+    active, threads = _C.isa(), torch.get_num_threads()
+    torch.set_num_threads(1)  # so small are the tensors that more only wait for one another
     try:
         for self_test in self_tests:
             for path in _C.supported_isas():
@@ -90,6 +126,7 @@ def run(self_tests: Sequence[SelfTest] = SELF_TESTS) -> dict[str, dict[str, str 
                 _judge(results, self_test, "cuda", "cuda")
     finally:
         _C.set_isa(active)
+        torch.set_num_threads(threads)
     return results
 
 
