@@ -9,8 +9,6 @@ last update is first used. No output depends on it, since clipping changes neith
 probability; it bounds how many updates a weight is away from its next change of sign.
 """
 
-from typing import Any
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -18,7 +16,7 @@ from torch import Tensor, nn
 from nncx import ops
 from nncx.nn.codes import pack_codes
 from nncx.nn.geometry import PackedConv2d, PackedLinear
-from nncx.nn.packed import KERNEL_DTYPES, PackedLayer
+from nncx.nn.packed import PackedLayer
 from nncx.nn.quantizers import binary_connect_sample, binary_connect_sign
 
 
@@ -65,16 +63,17 @@ class _BinaryConnectLayer(PackedLayer):
         bias = None if self.bias is None else self.bias.to(input.dtype)
         return {"weight": weight.to(input.dtype), "bias": bias}
 
-    def _kernel_epilogue(self, dtype: torch.dtype) -> dict[str, Any]:
-        """The epilogue arguments of the codebook ops."""
-        return {"bias": None if self.bias is None else self.bias.float(), "out_dtype": dtype}
+    def _kernel_bias(self) -> Tensor | None:
+        return None if self.bias is None else self.bias.float()
 
 
-def _kernel_dtype(input: Tensor) -> torch.dtype:
-    """The dtype in which the native op computes and answers: as torch's would, float64 apart."""
-    if torch.is_autocast_enabled(input.device.type) and input.dtype != torch.float64:
-        return torch.get_autocast_dtype(input.device.type)
-    return input.dtype if input.dtype in KERNEL_DTYPES else torch.float32
+def _kernel_input(input: Tensor) -> Tensor:
+    """In a dtype that the native ops take, which is that of their output: under autocast its."""
+    if input.dtype == torch.float64:
+        return input.float()
+    if torch.is_autocast_enabled(input.device.type):
+        return input.to(torch.get_autocast_dtype(input.device.type))
+    return input
 
 
 class BinaryConnectConv2d(_BinaryConnectLayer, PackedConv2d):
@@ -132,9 +131,8 @@ class BinaryConnectConv2d(_BinaryConnectLayer, PackedConv2d):
         self._init_binary_connect(stochastic)
 
     def _kernel(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
-        dtype = _kernel_dtype(input)
         output = ops.codebook_conv2d(
-            input.to(dtype),
+            _kernel_input(input),
             self._prepacked,
             self._codebook,
             1,
@@ -145,7 +143,7 @@ class BinaryConnectConv2d(_BinaryConnectLayer, PackedConv2d):
             padding,
             self.dilation,
             self.groups,
-            **self._kernel_epilogue(dtype),
+            bias=self._kernel_bias(),
         )
         return output.double() if input.dtype == torch.float64 else output
 
@@ -192,15 +190,14 @@ class BinaryConnectLinear(_BinaryConnectLayer, PackedLinear):
         self._init_binary_connect(stochastic)
 
     def _kernel(self, rows: Tensor) -> Tensor:
-        dtype = _kernel_dtype(rows)
         output = ops.codebook_linear(
-            rows.to(dtype),
+            _kernel_input(rows),
             self._prepacked,
             self._codebook,
             1,
             self.in_features,
             self.out_features,
-            **self._kernel_epilogue(dtype),
+            bias=self._kernel_bias(),
         )
         return output.double() if rows.dtype == torch.float64 else output
 
