@@ -1,6 +1,6 @@
 """codebook_linear on floats against torch's float32 linear, which reads 32 bits a weight.
 
-One row against a large weight (m=1) is bound by reading the weight in torch, by decoding it in ours.
+One row against a large weight (m=1) is bound by reading it in torch, and by decoding it in ours.
 With many rows both multiply floats at the same peak rate and ours also decodes: 1x is the most.
 """
 

@@ -72,10 +72,11 @@ void codebook_conv2d(const CodebookConv2dParams& params, const Conv2dTile& tile,
 }  // namespace avx2
 
 namespace avx512 {
-using avx2::codebook_conv2d;
-using avx2::codebook_conv2d_prepack;
-using avx2::codebook_conv2d_prepacked_bytes;
-using avx2::codebook_conv2d_scratch_bytes;
+int64_t codebook_conv2d_prepacked_bytes(const Conv2dWeightShape& shape, int bits);
+void codebook_conv2d_prepack(const Conv2dWeightShape& shape, int bits, const uint8_t* codes,
+                             uint8_t* prepacked);
+int64_t codebook_conv2d_scratch_bytes(const CodebookConv2dParams& params);
+void codebook_conv2d(const CodebookConv2dParams& params, const Conv2dTile& tile, uint8_t* scratch);
 }  // namespace avx512
 
 }  // namespace nncx

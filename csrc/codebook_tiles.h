@@ -150,10 +150,9 @@ void decode_panel(const Decoder& decoder, const uint8_t* weights, int64_t begin,
   constexpr int kCodes = 32 / Decoder::kSlot;
   for (int64_t step = begin; step < end; ++step, panel += kCodes * kCodebookBlock) {
     for_each<kCodebookBlock / V::kLanes>([&](auto v) NNCX_INLINE {
-      const auto words = V::load_words(weights + step * kStepBytes + v * 4 * V::kLanes);
-      decoder.decode(v, words, [&](auto j, typename V::Floats w) NNCX_INLINE {
-        V::store(panel + j * kCodebookBlock + v * V::kLanes, w);
-      });
+      decoder.decode(v, weights + step * kStepBytes + v * 4 * V::kLanes,
+                     [&](auto j, typename V::Floats w)
+                         NNCX_INLINE { V::store(panel + j * kCodebookBlock + v * V::kLanes, w); });
     });
   }
 }
@@ -216,6 +215,44 @@ void multiply_block(const CodebookConv2dParams& p, const Decoder& decoder, const
 }
 
 // ---------------------------------------------------------------------------------------------
+// One row, of a kernel with a single tap
+
+// The steps that are whole go from the decoder into the product, the rest through the panel.
+template <class V, class Decoder>
+void multiply_row(const CodebookConv2dParams& p, const Decoder& decoder, const uint8_t* weights,
+                  const Scratch& scratch) {
+  constexpr int kCodes = 32 / Decoder::kSlot;
+  constexpr int kVectors = kCodebookBlock / V::kLanes;
+  constexpr int kChains = 8 / kVectors;  // an addition waits for the one before in its chain
+  const float* x = scratch.taps[0];
+  const int64_t channels = p.shape.channels;
+  const int64_t whole = channels / kCodes;
+  typename V::Floats acc[kVectors * kChains];
+  for_each<kVectors * kChains>([&](auto i) NNCX_INLINE { acc[i] = V::zero(); });
+  for (int64_t step = 0; step < whole; ++step, x += kCodes) {
+    for_each<kVectors>([&](auto v) NNCX_INLINE {
+      decoder.decode(v, weights + step * kStepBytes + v * 4 * V::kLanes,
+                     [&](auto j, typename V::Floats w) NNCX_INLINE {
+                       auto& sum = acc[v * kChains + j % kChains];
+                       sum = V::fma(V::broadcast(x + j), w, sum);
+                     });
+    });
+  }
+  for_each<kVectors>([&](auto v) NNCX_INLINE {
+    for (int width = kChains / 2; width > 0; width /= 2) {
+      for (int i = 0; i < width; ++i) {
+        acc[v * kChains + i] = V::add(acc[v * kChains + i], acc[v * kChains + i + width]);
+      }
+    }
+    V::store(scratch.sums + v * V::kLanes, acc[v * kChains]);
+  });
+  if (whole * kCodes == channels) return;
+  decode_panel<V>(decoder, weights, whole, whole + 1, scratch.panel);
+  multiply_rows<V, 1>(scratch.taps, channels, whole * kCodes, channels, scratch.panel,
+                      scratch.sums);
+}
+
+// ---------------------------------------------------------------------------------------------
 // Epilogue
 
 template <class T>
@@ -275,20 +312,26 @@ void run(const CodebookConv2dParams& p, const Conv2dTile& tile, uint8_t* memory)
   const int64_t blocks = codebook_blocks(s);
   const int64_t block_bytes = steps(s, p.bits) * kStepBytes;
   const Scratch scratch = Scratch::carve<V>(p, memory);
+  const bool few = s.taps == 1 && p.batch * p.out_height * p.out_width <= V::kFewRows;
   std::fill_n(scratch.zeros, s.channels, 0.0f);
   for (int64_t group = tile.block_begin / blocks; group * blocks < tile.block_end; ++group) {
     const int64_t block_begin = std::max(tile.block_begin, group * blocks);
     const int64_t block_end = std::min(tile.block_end, (group + 1) * blocks);
     int64_t end;
     for (int64_t begin = tile.pixel_begin; begin < tile.pixel_end; begin = end) {
-      end = std::min(begin + strip_pixels<V>(p), tile.pixel_end);
+      end = std::min(begin + (few ? 1 : strip_pixels<V>(p)), tile.pixel_end);
       locate<V>(p, group, begin, end, scratch);
       for (int64_t block = block_begin; block < block_end; ++block) {
         const int64_t first = (block - group * blocks) * kCodebookBlock;
         const int64_t outputs = std::min(kCodebookBlock, s.out_channels - first);
         const int64_t o = group * s.out_channels + first;
         const Decoder decoder(p, o, outputs);
-        multiply_block<V>(p, decoder, p.weight + block * block_bytes, end - begin, scratch);
+        const uint8_t* weights = p.weight + block * block_bytes;
+        if (few) {
+          multiply_row<V>(p, decoder, weights, scratch);
+        } else {
+          multiply_block<V>(p, decoder, weights, end - begin, scratch);
+        }
         finish_strip(p, o, outputs, begin, end - begin, scratch.sums);
       }
     }
