@@ -19,8 +19,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
-
 
 class PackedLayer(nn.Module):
     """Mixin, to stand before the torch layer it extends, which has a `weight`.
@@ -153,8 +151,6 @@ def _repack_after_load(layer: PackedLayer, incompatible_keys: Any) -> None:
 
 def has_kernel(op: str, device: torch.device) -> bool:
     """Whether this build has a native kernel of `nncx.ops.<op>` for the device."""
-    if not hasattr(torch.ops.nncx, op):  # until the codebook ops are merged
-        return False
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(device.type)
     return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"nncx::{op}", key)
 

@@ -16,11 +16,13 @@ from torch import Tensor
 from nncx import ops
 from nncx.nn.codes import pack_codes, unpack_codes
 from nncx.nn.geometry import PackedConv2d, PackedLinear, both_sides
-from nncx.nn.packed import KERNEL_DTYPES, PackedLayer
+from nncx.nn.packed import PackedLayer
 from nncx.nn.quantizers import sign, xnor_alpha, xnor_sign
 
 SCALES = ("none", "alpha", "alpha_k")
 PAD_VALUES = (-1, 0, 1)
+
+_KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class _XNORLayer(PackedLayer):
@@ -85,7 +87,7 @@ class _XNORLayer(PackedLayer):
             "scale": self.alpha,
             "bias": None if self.bias is None else self.bias.float(),
             "input_scale": input_scale,
-            "out_dtype": input.dtype if input.dtype in KERNEL_DTYPES else torch.float32,
+            "out_dtype": input.dtype if input.dtype in _KERNEL_DTYPES else torch.float32,
         }
 
     def _float_epilogue(self, dots: Tensor, input_scale: Tensor | None) -> Tensor:

@@ -77,7 +77,7 @@ def test_unbatched_image(training, family):
     layer = family.conv(padding=1).train(training)
     x = images()
     with torch.no_grad():
-        assert torch.equal(layer(x[0]), layer(x)[0])
+        family.assert_equal(layer(x[0]), layer(x)[0])
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
@@ -91,6 +91,16 @@ def test_memory_format_follows_the_input(memory_format, padding, training, famil
         output = layer(x)
     assert output.is_contiguous(memory_format=memory_format)
     assert nn.Conv2d(6, 9, 2, padding=padding)(x).stride() == output.stride()
+
+
+def test_weights_in_channels_last_give_the_same(family):
+    layer, x = family.conv(padding=1), images()
+    expected = evaluate(layer, x)
+    layer.to(memory_format=torch.channels_last)
+    assert not layer.weight.is_contiguous()
+    assert torch.equal(evaluate(layer, x), expected)
+    family.assert_equal(layer.train()(x).detach(), expected)
+    assert torch.equal(evaluate(layer.freeze(), x), expected)
 
 
 def test_non_contiguous_and_empty_inputs(family):
@@ -316,6 +326,12 @@ def test_training_keeps_no_packed_weights(family):
 
 # ---------------------------------------------------------------------------------------------
 # compilation
+
+
+@pytest.fixture(autouse=True)
+def _forget_graphs():
+    """Each family compiles the same functions anew, which torch allows a few times only."""
+    torch.compiler.reset()
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
