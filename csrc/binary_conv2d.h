@@ -13,7 +13,7 @@
 //         as pack_signs leaves them (otherwise the result is unspecified)
 // Weight  prepacked: an order that one path likes, made by its binary_conv2d_prepack from
 //         [groups * out_channels, kernel_h, kernel_w, packed_bytes(channels)]
-// Output  [batch, out_height, out_width, groups * out_channels]  (channels innermost)
+// Output  numbers or signs, as the epilogue says (binary_epilogue.h)
 #pragma once
 
 #include <cstdint>
@@ -44,7 +44,7 @@ struct BinaryConv2dParams {
   int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
   int pad_value;  // -1, 0 or +1
   int64_t out_height, out_width;
-  BinaryEpilogue epilogue;  // input_scale: [batch, groups, out_height, out_width]
+  BinaryEpilogue epilogue;
 };
 
 // A rectangle of the work: output pixels of batch * out_height * out_width, and blocks of

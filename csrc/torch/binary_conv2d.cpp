@@ -39,11 +39,11 @@ Tensor binary_conv2d_prepack(const Tensor& weight, int64_t in_channels, int64_t 
                           .channels = channels});
 }
 
-void check_pair(const char* name, Pair pair, int64_t least) {
+void check_pair(const char* op, const char* name, Pair pair, int64_t least) {
   constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
   NNCX_CHECK(pair.size() == 2 && std::min(pair[0], pair[1]) >= least &&
                  std::max(pair[0], pair[1]) <= kMost,
-             "binary_conv2d: ", name, " must be two numbers from ", least, " to ", kMost, ", got ",
+             op, ": ", name, " must be two numbers from ", least, " to ", kMost, ", got ",
              shape_text(pair));
 }
 
@@ -53,15 +53,14 @@ int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding, 
 }
 
 // The geometry, checked; its pointers are still null.
-BinaryConv2dParams read_geometry(const Tensor& input, int64_t in_channels, int64_t out_channels,
-                                 Pair kernel_size, Pair stride, Pair padding, Pair dilation,
-                                 int64_t groups, int64_t pad_value) {
-  constexpr const char* op = "binary_conv2d";
+BinaryConv2dParams read_geometry(const char* op, const Tensor& input, int64_t in_channels,
+                                 int64_t out_channels, Pair kernel_size, Pair stride, Pair padding,
+                                 Pair dilation, int64_t groups, int64_t pad_value) {
   check_groups(op, in_channels, out_channels, groups);
-  check_pair("kernel_size", kernel_size, 1);
-  check_pair("stride", stride, 1);
-  check_pair("padding", padding, 0);
-  check_pair("dilation", dilation, 1);
+  check_pair(op, "kernel_size", kernel_size, 1);
+  check_pair(op, "stride", stride, 1);
+  check_pair(op, "padding", padding, 0);
+  check_pair(op, "dilation", dilation, 1);
   NNCX_CHECK(pad_value >= -1 && pad_value <= 1, op, ": pad_value must be -1, 0 or 1, got ",
              pad_value);
   const int64_t channels = in_channels / groups;
@@ -102,18 +101,37 @@ Tensor binary_conv2d(const Tensor& input, const Tensor& weight, int64_t in_chann
                      std::vector<int64_t> stride, std::vector<int64_t> padding,
                      std::vector<int64_t> dilation, int64_t groups, int64_t pad_value,
                      std::optional<Tensor> scale, std::optional<Tensor> bias,
-                     std::optional<Tensor> input_scale, std::optional<ScalarType> out_dtype) {
+                     std::optional<Tensor> input_scale, std::optional<ScalarType> out_dtype,
+                     bool channels_last) {
   constexpr const char* op = "binary_conv2d";
-  const BinaryConv2dParams p = read_geometry(input, in_channels, out_channels, kernel_size, stride,
-                                             padding, dilation, groups, pad_value);
+  BinaryConv2dParams p = read_geometry(op, input, in_channels, out_channels, kernel_size, stride,
+                                       padding, dilation, groups, pad_value);
+  using torch::headeronly::MemoryFormat;
   const Tensor output = torch::stable::empty(
       {p.batch, out_channels, p.out_height, p.out_width}, out_dtype_or_float(op, out_dtype),
-      std::nullopt, input.device(), std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
-  const std::vector<int64_t> per_pixel = {p.batch, groups, p.out_height, p.out_width};
-  const BinaryEpilogueTensors epilogue = {{op, "scale", input, scale, {out_channels}},
-                                          {op, "bias", input, bias, {out_channels}},
-                                          {op, "input_scale", input, input_scale, per_pixel}};
-  execute(op, p, input, weight, epilogue, output);
+      std::nullopt, input.device(), std::nullopt,
+      channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  p.epilogue.channels_last = channels_last;
+  execute_numbers(op, p, input, weight, scale, bias, input_scale,
+                  {p.batch, groups, p.out_height, p.out_width}, output);
+  return output;
+}
+
+Tensor binary_conv2d_sign(const Tensor& input, const Tensor& weight, const Tensor& threshold,
+                          const Tensor& flip, int64_t in_channels, int64_t out_channels,
+                          std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
+                          std::vector<int64_t> padding, std::vector<int64_t> dilation,
+                          int64_t groups, int64_t pad_value, int64_t out_groups) {
+  constexpr const char* op = "binary_conv2d_sign";
+  const BinaryConv2dParams p = read_geometry(op, input, in_channels, out_channels, kernel_size,
+                                             stride, padding, dilation, groups, pad_value);
+  NNCX_CHECK(out_groups >= 1 && out_channels % out_groups == 0, op,
+             ": out_groups must divide out_channels, got out_groups=", out_groups,
+             ", out_channels=", out_channels);
+  const Tensor output = torch::stable::new_empty(
+      input,
+      {p.batch, p.out_height, p.out_width, out_groups, packed_bytes(out_channels / out_groups)});
+  execute_signs(op, p, input, weight, threshold, flip, out_groups, output);
   return output;
 }
 
@@ -125,12 +143,17 @@ NNCX_SCHEMAS(library) {
       "binary_conv2d(Tensor input, Tensor weight, int in_channels, int out_channels, "
       "int[2] kernel_size, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, "
       "int pad_value=0, Tensor? scale=None, Tensor? bias=None, Tensor? input_scale=None, "
-      "ScalarType? out_dtype=None) -> Tensor");
+      "ScalarType? out_dtype=None, bool channels_last=True) -> Tensor");
+  library.def(
+      "binary_conv2d_sign(Tensor input, Tensor weight, Tensor threshold, Tensor flip, "
+      "int in_channels, int out_channels, int[2] kernel_size, int[2] stride=1, int[2] padding=0, "
+      "int[2] dilation=1, int groups=1, int pad_value=0, int out_groups=1) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nncx, NNCX_DEVICE, library) {
   library.impl("binary_conv2d_prepack", TORCH_BOX(&binary_conv2d_prepack));
   library.impl("binary_conv2d", TORCH_BOX(&binary_conv2d));
+  library.impl("binary_conv2d_sign", TORCH_BOX(&binary_conv2d_sign));
 }
 
 }  // namespace nncx
