@@ -7,6 +7,8 @@
 
 #include <algorithm>
 #include <cstring>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "binary_conv2d.h"
@@ -57,6 +59,13 @@ inline Tensor prepack(const Tensor& weight, const BinaryWeightShape& s) {
   return prepacked;
 }
 
+// Of the op that makes the weights of `op`, whether numbers or signs leave it.
+inline std::string prepack_name(std::string_view op) {
+  constexpr std::string_view kSign = "_sign";
+  if (op.ends_with(kSign)) op.remove_suffix(kSign.size());
+  return std::string(op) + "_prepack";
+}
+
 // The bytes behind the header, if `weight` was prepacked by this path for this shape.
 inline const uint8_t* open_prepacked(const char* op, Isa isa, const Tensor& input,
                                      const Tensor& weight, const BinaryWeightShape& s) {
@@ -66,8 +75,8 @@ inline const uint8_t* open_prepacked(const char* op, Isa isa, const Tensor& inpu
   const bool is_prepacked = weight.scalar_type() == ScalarType::Byte && weight.dim() == 1 &&
                             weight.is_contiguous() &&
                             weight.numel() >= static_cast<int64_t>(sizeof header);
-  NNCX_CHECK(is_prepacked, op, ": weight must come from ", op, "_prepack, got a tensor of shape ",
-             shape_text(weight));
+  NNCX_CHECK(is_prepacked, op, ": weight must come from ", prepack_name(op),
+             ", got a tensor of shape ", shape_text(weight));
   const auto* bytes = static_cast<const uint8_t*>(weight.const_data_ptr());
   std::memcpy(&header, bytes, sizeof header);
   header.path[sizeof header.path - 1] = 0;

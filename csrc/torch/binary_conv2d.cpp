@@ -1,15 +1,11 @@
 #include "binary_conv2d.h"
 
-#include <limits>
-
 #include "binary.h"
 
 namespace nncx {
 namespace {
 
 constexpr int64_t kMostPixels = int64_t{1} << 31;  // of a padded image
-
-using Pair = const std::vector<int64_t>&;
 
 void check_groups(const char* op, int64_t in_channels, int64_t out_channels, int64_t groups) {
   NNCX_CHECK(groups >= 1 && in_channels >= 0 && out_channels >= 0 && in_channels % groups == 0 &&
@@ -37,14 +33,6 @@ Tensor binary_conv2d_prepack(const Tensor& weight, int64_t in_channels, int64_t 
                           .out_channels = weight.size(0) / groups,
                           .taps = taps,
                           .channels = channels});
-}
-
-void check_pair(const char* op, const char* name, Pair pair, int64_t least) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  NNCX_CHECK(pair.size() == 2 && std::min(pair[0], pair[1]) >= least &&
-                 std::max(pair[0], pair[1]) <= kMost,
-             op, ": ", name, " must be two numbers from ", least, " to ", kMost, ", got ",
-             shape_text(pair));
 }
 
 int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {

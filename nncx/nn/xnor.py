@@ -202,6 +202,7 @@ class XNORConv2d(_XNORLayer, nn.Conv2d):
             self.dilation,
             self.groups,
             self.pad_value,
+            channels_last=_memory_format(input) is torch.channels_last,
             **self._kernel_epilogue(input, input_scale),
         )
 

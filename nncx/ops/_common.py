@@ -1,6 +1,6 @@
 """What the Python side of every op shares: checks that raise, and ops that refuse gradients."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,20 @@ def check(holds: bool | torch.SymBool, sentence: Callable[[], str]) -> None:
 
 def shape_text(tensor: Tensor) -> str:
     return str(list(tensor.shape))
+
+
+def pair(value: int | Sequence[int]) -> list[int]:
+    """(height, width), from one number for both or from two."""
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+def check_pair(op: str, name: str, pair: Sequence[int], least: int) -> None:
+    """Refuses an `int[2]` that is not two numbers of at least `least`."""
+    most = 2**31 - 1
+    check(
+        len(pair) == 2 and least <= min(pair) and max(pair) <= most,
+        lambda: f"{op}: {name} must be two numbers from {least} to {most}, got {list(pair)}",
+    )
 
 
 def refuse_gradient(op: str, advice: str) -> None:
@@ -83,30 +97,42 @@ def check_epilogue(
         ("input_scale", input_scale, per_pixel),
     ):
         if tensor is not None:
-            _check_epilogue_tensor(op, name, input, tensor, shape)
-    check(weight.device == input.device, lambda: f"{op}: weight must be on the input's device")
-    check(
-        weight.dtype == torch.uint8 and weight.dim() == 1,
-        lambda: (
-            f"{op}: weight must come from {op}_prepack, got a tensor of shape {shape_text(weight)}"
-        ),
-    )
+            _check_epilogue_tensor(op, name, input, tensor, shape, torch.float32)
+    _check_prepacked(op, input, weight)
     return dtype
 
 
+def check_sign_epilogue(
+    op: str, input: Tensor, weight: Tensor, out_channels: int, threshold: Tensor, flip: Tensor
+) -> None:
+    """Checks what a binary op compares its dot products with."""
+    _check_epilogue_tensor(op, "threshold", input, threshold, [out_channels], torch.int32)
+    _check_epilogue_tensor(op, "flip", input, flip, [out_channels], torch.bool)
+    _check_prepacked(op, input, weight)
+
+
+def _check_prepacked(op: str, input: Tensor, weight: Tensor) -> None:
+    check(weight.device == input.device, lambda: f"{op}: weight must be on the input's device")
+    prepack = f"{op.removesuffix('_sign')}_prepack"
+    check(
+        weight.dtype == torch.uint8 and weight.dim() == 1,
+        lambda: (
+            f"{op}: weight must come from {prepack}, got a tensor of shape {shape_text(weight)}"
+        ),
+    )
+
+
 def _check_epilogue_tensor(
-    op: str, name: str, input: Tensor, tensor: Tensor, shape: list[int]
+    op: str, name: str, input: Tensor, tensor: Tensor, shape: list[int], dtype: torch.dtype
 ) -> None:
     def sentence() -> str:
         return (
-            f"{op}: {name} must be float32 of shape {shape} on the input's device, got "
-            f"{tensor.dtype} of shape {shape_text(tensor)}"
+            f"{op}: {name} must be {str(dtype).removeprefix('torch.')} of shape {shape} on the "
+            f"input's device, got {tensor.dtype} of shape {shape_text(tensor)}"
         )
 
     check(
-        tensor.dtype == torch.float32
-        and tensor.dim() == len(shape)
-        and tensor.device == input.device,
+        tensor.dtype == dtype and tensor.dim() == len(shape) and tensor.device == input.device,
         sentence,
     )
     for size, expected in zip(tensor.shape, shape, strict=True):

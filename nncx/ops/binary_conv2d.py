@@ -12,8 +12,10 @@ from torch.utils.flop_counter import register_flop_formula
 from nncx.ops._common import (
     check,
     check_epilogue,
+    check_pair,
     check_weight_shape,
     packed_bytes,
+    pair,
     prepacked_numel,
     refuse_gradient,
     shape_text,
@@ -52,6 +54,7 @@ def binary_conv2d(
     bias: Tensor | None = None,
     input_scale: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    channels_last: bool = True,
 ) -> Tensor:
     """``(F.conv2d(sign(x), sign(w)) * scale) * input_scale + bias``, the sum exact in integers.
 
@@ -64,10 +67,11 @@ def binary_conv2d(
         bias: float32 ``[out_channels]``.
         input_scale: float32 ``[N, groups, H', W']``: the map K of XNOR-Net.
         out_dtype: float32 (default), float16 or bfloat16.
+        channels_last: the strides of the output; False for contiguous ones.
 
     Returns:
-        ``[N, out_channels, H', W']`` in channels_last strides. Multiply, multiply and add are
-        rounded to float32 one by one, so every path returns the same bits.
+        ``[N, out_channels, H', W']``. Multiply, multiply and add are rounded to float32 one by one,
+        so every path returns the same bits.
 
     Raises:
         RuntimeError: if shapes, dtypes or the path of `weight` do not fit; in backward: no gradient
@@ -78,24 +82,23 @@ def binary_conv2d(
         weight,
         in_channels,
         out_channels,
-        _pair(kernel_size),
-        _pair(stride),
-        _pair(padding),
-        _pair(dilation),
+        pair(kernel_size),
+        pair(stride),
+        pair(padding),
+        pair(dilation),
         groups,
         pad_value,
         scale,
         bias,
         input_scale,
         out_dtype,
+        channels_last,
     )
 
 
-def _pair(value: int | Sequence[int]) -> list[int]:
-    return [value, value] if isinstance(value, int) else list(value)
+class Geometry(NamedTuple):
+    """What the convolutions of packed signs are told after their tensors, in that order."""
 
-
-class _Geometry(NamedTuple):
     in_channels: int
     out_channels: int
     kernel_size: Sequence[int]
@@ -120,12 +123,12 @@ def _check_groups(op: str, in_channels: int, out_channels: int, groups: int) -> 
     )
 
 
-def _output_shape(input: Tensor, geometry: _Geometry) -> list[int]:
+def output_shape(op: str, input: Tensor, geometry: Geometry) -> list[int]:
+    """`[N, out_channels, H', W']`, for a geometry that fits."""
     g = geometry
-    op = "binary_conv2d"
     _check_groups(op, g.in_channels, g.out_channels, g.groups)
     for name, least in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
-        _check_pair(name, getattr(g, name), least)
+        check_pair(op, name, getattr(g, name), least)
     check(
         g.pad_value in (-1, 0, 1),
         lambda: f"{op}: pad_value must be -1, 0 or 1, got {g.pad_value}",
@@ -162,16 +165,6 @@ def _output_shape(input: Tensor, geometry: _Geometry) -> list[int]:
     )
     out = [span // stride + 1 for span, stride in zip(spans, g.stride, strict=True)]
     return [input.shape[0], g.out_channels, *out]
-
-
-def _check_pair(name: str, pair: Sequence[int], least: int) -> None:
-    most = 2**31 - 1
-    check(
-        len(pair) == 2 and least <= min(pair) and max(pair) <= most,
-        lambda: (
-            f"binary_conv2d: {name} must be two numbers from {least} to {most}, got {list(pair)}"
-        ),
-    )
 
 
 @torch.library.register_fake("nncx::binary_conv2d_prepack")
@@ -214,16 +207,19 @@ def _fake(
     bias: Tensor | None = None,
     input_scale: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    channels_last: bool = True,
 ) -> Tensor:
-    geometry = _Geometry(
+    op = "binary_conv2d"
+    geometry = Geometry(
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, pad_value
     )
-    shape = _output_shape(input, geometry)
+    shape = output_shape(op, input, geometry)
     per_pixel = [shape[0], groups, *shape[2:]]
     dtype = check_epilogue(
-        "binary_conv2d", input, weight, out_channels, per_pixel, scale, bias, input_scale, out_dtype
+        op, input, weight, out_channels, per_pixel, scale, bias, input_scale, out_dtype
     )
-    return torch.empty(shape, dtype=dtype, device=input.device, memory_format=torch.channels_last)
+    strides = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device=input.device, memory_format=strides)
 
 
 refuse_gradient("binary_conv2d", "train with nncx.XNORConv2d")
@@ -261,18 +257,20 @@ def binary_conv2d_reference(
     bias: Tensor | None = None,
     input_scale: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    channels_last: bool = True,
 ) -> Tensor:
     """`binary_conv2d` in plain PyTorch, on weights that are packed but not prepacked."""
     channels = in_channels // groups
     x = unpack_signs(input, channels).flatten(3).permute(0, 3, 1, 2)
     w = unpack_signs(weight, channels).squeeze(3).permute(0, 3, 1, 2)
-    pad_h, pad_w = _pair(padding)
+    pad_h, pad_w = pair(padding)
     x = F.pad(x, (pad_w, pad_w, pad_h, pad_h), value=float(pad_value))
-    y = F.conv2d(x, w, None, _pair(stride), 0, _pair(dilation), groups).float()
+    y = F.conv2d(x, w, None, pair(stride), 0, pair(dilation), groups).float()
     if scale is not None:
         y = y * scale[:, None, None]
     if input_scale is not None:
         y = y * input_scale.repeat_interleave(out_channels // groups, 1)
     if bias is not None:
         y = y + bias[:, None, None]
-    return y.to(out_dtype or torch.float32)
+    strides = torch.channels_last if channels_last else torch.contiguous_format
+    return y.to(out_dtype or torch.float32, memory_format=strides)
