@@ -1,4 +1,4 @@
-// The epilogue of a tile of counts, 8 outputs at a time down its rows; the AVX-512 path uses it too.
+// The epilogue of a tile of counts, 8 outputs at a time; the AVX-512 path uses it too.
 #pragma once
 
 #include <immintrin.h>
@@ -51,41 +51,61 @@ NNCX_INLINE inline __m256i dots(const BinaryRows& rows, int64_t r, const int32_t
   return _mm256_sub_epi32(_mm256_set1_epi32(rows.bits[r]), _mm256_slli_epi32(count, 1));
 }
 
-// 8 outputs, from `o` on, of all rows.
+// 8 outputs, from `o` on, of row r.
+NNCX_INLINE inline __m256 numbers(const BinaryEpilogue& e, const BinaryRows& rows, int64_t r,
+                                  int64_t o, const int32_t* counts) {
+  __m256 y = _mm256_cvtepi32_ps(dots(rows, r, counts));
+  if (e.scale) y = _mm256_mul_ps(y, _mm256_loadu_ps(e.scale + o));
+  y = _mm256_mul_ps(y, _mm256_set1_ps(rows.input_scale[r]));
+  return e.bias ? _mm256_add_ps(y, _mm256_loadu_ps(e.bias + o)) : y;
+}
+
+// Channels innermost: row by row, since the lines of different rows may fall into one set of the L1
+// cache. `outputs` is a multiple of 8 in all three.
 template <class T>
-void store_numbers(const BinaryEpilogue& e, const BinaryRows& rows, int64_t o,
-                   const int32_t* counts, int64_t width) {
-  const __m256 scale = e.scale ? _mm256_loadu_ps(e.scale + o) : _mm256_set1_ps(1);
-  const __m256 bias = e.bias ? _mm256_loadu_ps(e.bias + o) : _mm256_set1_ps(-0.0f);  // -0 + -0 = -0
-  const auto number = [&](int64_t r) NNCX_INLINE {
-    const __m256 scaled =
-        _mm256_mul_ps(_mm256_cvtepi32_ps(dots(rows, r, counts + r * width)), scale);
-    return _mm256_add_ps(_mm256_mul_ps(scaled, _mm256_set1_ps(rows.input_scale[r])), bias);
-  };
+void store_rows(const BinaryEpilogue& e, const BinaryRows& rows, int64_t o, int64_t outputs,
+                const int32_t* counts, int64_t width) {
   T* out = static_cast<T*>(e.output) + output_index(e, rows.first, o);
-  if (e.channels_last) {
-    for (int64_t r = 0; r < rows.count; ++r) store_lanes(number(r), out + r * e.channels);
-    return;
+  for (int64_t r = 0; r < rows.count; ++r, out += e.channels, counts += width) {
+    for (int64_t i = 0; i < outputs; i += kLanes) {
+      store_lanes(numbers(e, rows, r, o + i, counts + i), out + i);
+    }
   }
-  for (int64_t r = 0; r < rows.count; r += kLanes, out += kLanes) {
-    const int64_t count = std::min(kLanes, rows.count - r);
-    __m256 y[kLanes];
-    for_each<kLanes>([&](auto i)
-                         NNCX_INLINE { y[i] = number(r + std::min<int64_t>(i, count - 1)); });
-    transpose(y);
-    if (count == kLanes) {
-      for_each<kLanes>([&](auto i) NNCX_INLINE { store_lanes(y[i], out + i * e.image); });
-    } else {
-      for_each<kLanes>([&](auto i) NNCX_INLINE {
+}
+
+// Pixels innermost: squares of 8 x 8, transposed.
+template <class T>
+void store_columns(const BinaryEpilogue& e, const BinaryRows& rows, int64_t o, int64_t outputs,
+                   const int32_t* counts, int64_t width) {
+  T* out = static_cast<T*>(e.output) + output_index(e, rows.first, o);
+  for (int64_t i = 0; i < outputs; i += kLanes, out += kLanes * e.image) {
+    for (int64_t first = 0; first < rows.count; first += kLanes) {
+      const int64_t count = std::min(kLanes, rows.count - first);
+      __m256 y[kLanes];
+      for_each<kLanes>([&](auto lane) NNCX_INLINE {
+        const int64_t r = first + std::min<int64_t>(lane, count - 1);
+        y[lane] = numbers(e, rows, r, o + i, counts + r * width + i);
+      });
+      transpose(y);
+      for_each<kLanes>([&](auto lane) NNCX_INLINE {
+        T* to = out + lane * e.image + first;
+        if (count == kLanes) return store_lanes(y[lane], to);
         T pixels[kLanes];
-        store_lanes(y[i], pixels);
-        std::memcpy(out + i * e.image, pixels, count * sizeof(T));
+        store_lanes(y[lane], pixels);
+        std::memcpy(to, pixels, count * sizeof(T));
       });
     }
   }
 }
 
-// The same as signs, where they fill a byte.
+template <class T>
+void store_numbers(const BinaryEpilogue& e, const BinaryRows& rows, int64_t o, int64_t outputs,
+                   const int32_t* counts, int64_t width) {
+  const auto store = e.channels_last ? store_rows<T> : store_columns<T>;
+  store(e, rows, o, outputs, counts, width);
+}
+
+// 8 outputs as signs, which fill a byte, of all rows.
 inline void store_signs(const BinaryEpilogue& e, const BinaryRows& rows, int64_t o,
                         const int32_t* counts, int64_t width) {
   const __m256i threshold = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(e.threshold + o));
@@ -107,17 +127,16 @@ inline bool fills_a_byte(const BinaryEpilogue& e, int64_t o) {
 inline void store_tile(const BinaryEpilogue& e, const BinaryRows& rows, int64_t o, int64_t outputs,
                        const int32_t* counts, int64_t width) {
   int64_t i = 0;
-  for (; i + kLanes <= outputs; i += kLanes) {
-    if (e.threshold && !fills_a_byte(e, o + i)) break;
-    if (e.threshold) {
+  if (e.threshold) {
+    for (; i + kLanes <= outputs && fills_a_byte(e, o + i); i += kLanes) {
       store_signs(e, rows, o + i, counts + i, width);
-    } else if (e.dtype == Dtype::float32) {
-      store_numbers<float>(e, rows, o + i, counts + i, width);
-    } else if (e.dtype == Dtype::float16) {
-      store_numbers<Half>(e, rows, o + i, counts + i, width);
-    } else {
-      store_numbers<BFloat16>(e, rows, o + i, counts + i, width);
     }
+  } else {
+    i = outputs / kLanes * kLanes;
+    const auto store = e.dtype == Dtype::float32   ? store_numbers<float>
+                       : e.dtype == Dtype::float16 ? store_numbers<Half>
+                                                   : store_numbers<BFloat16>;
+    store(e, rows, o, i, counts, width);
   }
   for (; i < outputs; ++i) {
     for (int64_t r = 0; r < rows.count; ++r) {
