@@ -19,40 +19,21 @@
 #include <cstdint>
 
 #include "binary_epilogue.h"
+#include "conv2d.h"
 
 namespace nncx {
 
-struct BinaryWeightShape {
-  int64_t groups;
-  int64_t out_channels;  // of one group
-  int64_t taps;          // kernel_h * kernel_w
-  int64_t channels;      // of one group
-};
+using BinaryWeightShape = Conv2dWeightShape;
 
-// A prepacked weight, as tensor: this header, then the bytes of the path that it names.
-struct PrepackedHeader {
-  char path[24];  // zero-padded, e.g. "binary/avx2"
-  int64_t groups, out_channels, taps, channels, bytes;
-};
-static_assert(sizeof(PrepackedHeader) == 64);
-
-struct BinaryConv2dParams {
+struct BinaryConv2dParams : Conv2dGeometry {
   const uint8_t* input;
   const uint8_t* weight;
   BinaryWeightShape shape;
-  int64_t batch, height, width;
-  int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;
   int pad_value;  // -1, 0 or +1
-  int64_t out_height, out_width;
   BinaryEpilogue epilogue;
 };
 
-// A rectangle of the work: output pixels of batch * out_height * out_width, and blocks of
-// kBinaryBlock output channels, counted over all groups.
-struct BinaryTile {
-  int64_t pixel_begin, pixel_end;
-  int64_t block_begin, block_end;
-};
+using BinaryTile = Conv2dTile;  // in blocks of kBinaryBlock output channels
 
 constexpr int64_t kBinaryBlock = 32;
 

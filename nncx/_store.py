@@ -39,7 +39,13 @@ from torch.nn.modules.module import (
 import nncx.models
 from nncx import _files
 from nncx.compress._rewire import REMOVABLE_MODULES
-from nncx.nn import PackedLayer, XNORConv2d, XNORLinear
+from nncx.nn import (
+    BinaryConnectConv2d,
+    BinaryConnectLinear,
+    PackedLayer,
+    XNORConv2d,
+    XNORLinear,
+)
 
 # Layers whose constructor's arguments are attributes of the same name (`bias`: is there one?).
 _TORCH_TYPES = """
@@ -62,11 +68,13 @@ _TORCH_TYPES = """
     ReflectionPad1d ReflectionPad2d ReflectionPad3d
     ReplicationPad1d ReplicationPad2d ReplicationPad3d ZeroPad1d ZeroPad2d ZeroPad3d
 """.split()
-_MODELS = ("LeNet300100", "LeNet4", "LeNet5", "NiN", "ResNet")
+_MODELS = ("LeNet300100", "LeNet4", "LeNet5", "MLP", "NiN", "ResNet", "VGG9")
 
 TYPES: dict[str, type[nn.Module]] = {
     **{f"torch.nn.{name}": getattr(nn, name) for name in _TORCH_TYPES},
     **{f"nncx.models.{name}": getattr(nncx.models, name) for name in _MODELS},
+    "nncx.BinaryConnectConv2d": BinaryConnectConv2d,
+    "nncx.BinaryConnectLinear": BinaryConnectLinear,
     "nncx.XNORConv2d": XNORConv2d,
     "nncx.XNORLinear": XNORLinear,
 }

@@ -12,9 +12,9 @@ from torch import nn
 from nncx import _files, _store
 from nncx import models as nncx_models
 from nncx._store import load, save
-from nncx.compress import XNOR, convert, freeze
-from nncx.models import LeNet5, LeNet300100, NiN, ResNet
-from nncx.nn import XNORConv2d, XNORLinear
+from nncx.compress import XNOR, BinaryConnect, convert, freeze
+from nncx.models import MLP, VGG9, LeNet5, LeNet300100, NiN, ResNet
+from nncx.nn import BinaryConnectConv2d, BinaryConnectLinear, XNORConv2d, XNORLinear
 
 pytestmark = pytest.mark.filterwarnings("ignore:nncx.save. load will not do without into=")
 
@@ -62,13 +62,18 @@ MODELS = {
     "Sequential": (_plain, (2, 3, 10, 10)),
     "LeNet300100": (LeNet300100, (2, 1, 28, 28)),
     "LeNet5": (LeNet5, (2, 1, 28, 28)),
+    "LeNet5 with norm": (lambda: LeNet5(norm=True), (2, 1, 28, 28)),
+    "MLP": (lambda: MLP(width=20, depth=2, dropout=0.5), (2, 1, 28, 28)),
     "NiN": (NiN, (2, 3, 32, 32)),
     "ResNet": (lambda: ResNet(8, width=4), (2, 3, 16, 16)),
+    "VGG9": (lambda: VGG9(width=4, hidden=8), (2, 3, 32, 32)),
 }
 METHODS = {
     "float": lambda model: model,
     "xnor": lambda model: convert(model, XNOR(scale="alpha_k")),
     "frozen xnor": lambda model: freeze(convert(model, XNOR())),
+    "binary connect": lambda model: convert(model, BinaryConnect(stochastic=True)),
+    "frozen binary connect": lambda model: freeze(convert(model, BinaryConnect())),
 }
 
 
@@ -114,7 +119,7 @@ def test_loaded_model_gives_the_same_bits(name, method, file):
     assert repr(loaded) == repr(model.eval())
     assert torch.equal(_output(loaded, x), expected)
     assert [p.requires_grad for p in loaded.parameters()] == [
-        method != "frozen xnor" for _ in loaded.parameters()
+        not method.startswith("frozen") for _ in loaded.parameters()
     ]
 
 
@@ -180,6 +185,13 @@ def test_a_frozen_layer_costs_one_bit_a_weight_and_less_than_2_kb(file):
     overhead = (size(21) - size(1)) / 20 - packed_bytes
     assert 0 < overhead < 2048
     assert size(1) - packed_bytes < 2048
+
+
+def test_a_frozen_vgg9_is_at_most_a_thirtieth_of_the_float_file(file, tmp_path):
+    model, float_file = VGG9(), tmp_path / "float.safetensors"
+    save(model, float_file)
+    save(freeze(convert(model, BinaryConnect())), file)
+    assert 14_022_016 / 8 < file.stat().st_size < float_file.stat().st_size / 30
 
 
 @pytest.mark.parametrize(
@@ -284,6 +296,7 @@ SAMPLES = [
     *(nn.Fold((4, 5), 2, padding=1), nn.Unfold((2, 3), stride=2), nn.CircularPad3d(1)),
     *(nn.ConstantPad3d(1, 2.5), nn.ReflectionPad3d(1), nn.ReplicationPad3d(1), nn.ZeroPad3d(1)),
     *(XNORConv2d(4, 6, 3, scale="none", pad_value=1), XNORLinear(3, 4, scale="alpha_k")),
+    *(BinaryConnectConv2d(4, 6, (3, 2), 2, groups=2, stochastic=True), BinaryConnectLinear(3, 4)),
 ]
 
 
@@ -310,7 +323,7 @@ def test_every_listed_type_has_a_sample():
 # classes that nncx cannot rebuild
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", ["float", "xnor", "frozen xnor"])
 def test_foreign_model_is_filled_into_a_new_one(method, file):
     model = MyNet()
     if method != "float":

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "binary_conv2d.h"
+#include "codebook_conv2d.h"
 #include "isa.h"
 
 namespace {
@@ -25,6 +26,13 @@ int64_t binary_prepacked_numel(int64_t groups, int64_t out_channels, int64_t tap
   const nncx::BinaryWeightShape shape = {groups, out_channels, taps, channels};
   return static_cast<int64_t>(sizeof(nncx::PrepackedHeader)) +
          NNCX_ON_PATH(nncx::active_isa(), binary_conv2d_prepacked_bytes(shape));
+}
+
+int64_t codebook_prepacked_numel(int64_t groups, int64_t out_channels, int64_t taps,
+                                 int64_t channels, int bits) {
+  const nncx::Conv2dWeightShape shape = {groups, out_channels, taps, channels};
+  return static_cast<int64_t>(sizeof(nncx::PrepackedHeader)) +
+         NNCX_ON_PATH(nncx::active_isa(), codebook_conv2d_prepacked_bytes(shape, bits));
 }
 
 }  // namespace
@@ -49,4 +57,9 @@ PYBIND11_MODULE(_C, m) {
   m.def("binary_prepacked_numel", &binary_prepacked_numel, pybind11::arg("groups"),
         pybind11::arg("out_channels"), pybind11::arg("taps"), pybind11::arg("channels"),
         "Bytes of a prepacked binary weight under the active path; sizes are those of one group.");
+  m.def(
+      "codebook_prepacked_numel", &codebook_prepacked_numel, pybind11::arg("groups"),
+      pybind11::arg("out_channels"), pybind11::arg("taps"), pybind11::arg("channels"),
+      pybind11::arg("bits"),
+      "Bytes of a prepacked codebook weight under the active path; sizes are those of one group.");
 }

@@ -1,18 +1,7 @@
-#include "binary_conv2d.h"
-
 #include "binary.h"
 
 namespace nncx {
 namespace {
-
-constexpr int64_t kMostPixels = int64_t{1} << 31;  // of a padded image
-
-void check_groups(const char* op, int64_t in_channels, int64_t out_channels, int64_t groups) {
-  NNCX_CHECK(groups >= 1 && in_channels >= 0 && out_channels >= 0 && in_channels % groups == 0 &&
-                 out_channels % groups == 0,
-             op, ": groups must divide in_channels and out_channels, got groups=", groups,
-             ", in_channels=", in_channels, ", out_channels=", out_channels);
-}
 
 Tensor binary_conv2d_prepack(const Tensor& weight, int64_t in_channels, int64_t groups) {
   constexpr const char* op = "binary_conv2d_prepack";
@@ -35,52 +24,23 @@ Tensor binary_conv2d_prepack(const Tensor& weight, int64_t in_channels, int64_t 
                           .channels = channels});
 }
 
-int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding, int64_t dilation) {
-  const int64_t span = size + 2 * padding - dilation * (kernel - 1) - 1;
-  return span < 0 ? 0 : span / stride + 1;
-}
-
 // The geometry, checked; its pointers are still null.
-BinaryConv2dParams read_geometry(const char* op, const Tensor& input, int64_t in_channels,
-                                 int64_t out_channels, Pair kernel_size, Pair stride, Pair padding,
-                                 Pair dilation, int64_t groups, int64_t pad_value) {
-  check_groups(op, in_channels, out_channels, groups);
-  check_pair(op, "kernel_size", kernel_size, 1);
-  check_pair(op, "stride", stride, 1);
-  check_pair(op, "padding", padding, 0);
-  check_pair(op, "dilation", dilation, 1);
+BinaryConv2dParams read_params(const char* op, const Tensor& input, int64_t in_channels,
+                               int64_t out_channels, Pair kernel_size, Pair stride, Pair padding,
+                               Pair dilation, int64_t groups, int64_t pad_value) {
+  BinaryConv2dParams p{};
+  p.shape = read_weight_shape(op, in_channels, out_channels, kernel_size, groups);
+  check_window(op, stride, padding, dilation);
   NNCX_CHECK(pad_value >= -1 && pad_value <= 1, op, ": pad_value must be -1, 0 or 1, got ",
              pad_value);
-  const int64_t channels = in_channels / groups;
-  const int64_t taps = kernel_size[0] * kernel_size[1];
-  check_weight_shape(op, groups, out_channels / groups, taps, channels);
-  NNCX_CHECK(input.scalar_type() == ScalarType::Byte && input.dim() == 5 &&
-                 input.size(3) == groups && input.size(4) == packed_bytes(channels),
-             op, ": input must be uint8 [N, H, W, ", groups, ", ", packed_bytes(channels),
-             "] from pack_signs, got ", torch::headeronly::toString(input.scalar_type()),
-             " of shape ", shape_text(input));
-
-  BinaryConv2dParams p{};
-  p.shape = {groups, out_channels / groups, taps, channels};
-  p.batch = input.size(0);
-  p.height = input.size(1);
-  p.width = input.size(2);
-  p.kernel_h = kernel_size[0], p.kernel_w = kernel_size[1];
-  p.stride_h = stride[0], p.stride_w = stride[1];
-  p.padding_h = padding[0], p.padding_w = padding[1];
-  p.dilation_h = dilation[0], p.dilation_w = dilation[1];
   p.pad_value = static_cast<int>(pad_value);
-  p.out_height = out_size(p.height, p.kernel_h, p.stride_h, p.padding_h, p.dilation_h);
-  p.out_width = out_size(p.width, p.kernel_w, p.stride_w, p.padding_w, p.dilation_w);
-  NNCX_CHECK(p.out_height >= 1 && p.out_width >= 1, op,
-             ": the padded input must be at least as large as the dilated kernel, got input ",
-             p.height, " x ", p.width, ", kernel_size ", p.kernel_h, " x ", p.kernel_w,
-             ", padding ", p.padding_h, " x ", p.padding_w);
-  const int64_t padded_height = p.height + 2 * p.padding_h;
-  const int64_t padded_width = p.width + 2 * p.padding_w;
-  NNCX_CHECK(padded_width <= kMostPixels / padded_height, op,
-             ": the padded input must have at most 2^31 pixels an image, got ", padded_height,
-             " x ", padded_width);
+  const int64_t bytes = packed_bytes(p.shape.channels);
+  NNCX_CHECK(input.scalar_type() == ScalarType::Byte && input.dim() == 5 &&
+                 input.size(3) == groups && input.size(4) == bytes,
+             op, ": input must be uint8 [N, H, W, ", groups, ", ", bytes, "] from pack_signs, got ",
+             torch::headeronly::toString(input.scalar_type()), " of shape ", shape_text(input));
+  static_cast<Conv2dGeometry&>(p) = read_geometry(op, input.size(0), input.size(1), input.size(2),
+                                                  kernel_size, stride, padding, dilation);
   return p;
 }
 
@@ -92,13 +52,13 @@ Tensor binary_conv2d(const Tensor& input, const Tensor& weight, int64_t in_chann
                      std::optional<Tensor> input_scale, std::optional<ScalarType> out_dtype,
                      bool channels_last) {
   constexpr const char* op = "binary_conv2d";
-  BinaryConv2dParams p = read_geometry(op, input, in_channels, out_channels, kernel_size, stride,
-                                       padding, dilation, groups, pad_value);
+  BinaryConv2dParams p = read_params(op, input, in_channels, out_channels, kernel_size, stride,
+                                     padding, dilation, groups, pad_value);
   using torch::headeronly::MemoryFormat;
   const Tensor output = torch::stable::empty(
-      {p.batch, out_channels, p.out_height, p.out_width}, out_dtype_or_float(op, out_dtype),
-      std::nullopt, input.device(), std::nullopt,
-      channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+      {p.batch, out_channels, p.out_height, p.out_width},
+      check_out_dtype(op, out_dtype.value_or(ScalarType::Float)), std::nullopt, input.device(),
+      std::nullopt, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
   p.epilogue.channels_last = channels_last;
   execute_numbers(op, p, input, weight, scale, bias, input_scale,
                   {p.batch, groups, p.out_height, p.out_width}, output);
@@ -111,8 +71,8 @@ Tensor binary_conv2d_sign(const Tensor& input, const Tensor& weight, const Tenso
                           std::vector<int64_t> padding, std::vector<int64_t> dilation,
                           int64_t groups, int64_t pad_value, int64_t out_groups) {
   constexpr const char* op = "binary_conv2d_sign";
-  const BinaryConv2dParams p = read_geometry(op, input, in_channels, out_channels, kernel_size,
-                                             stride, padding, dilation, groups, pad_value);
+  const BinaryConv2dParams p = read_params(op, input, in_channels, out_channels, kernel_size,
+                                           stride, padding, dilation, groups, pad_value);
   NNCX_CHECK(out_groups >= 1 && out_channels % out_groups == 0, op,
              ": out_groups must divide out_channels, got out_groups=", out_groups,
              ", out_channels=", out_channels);

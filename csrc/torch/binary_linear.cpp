@@ -31,9 +31,7 @@ BinaryConv2dParams read_rows(const char* op, const Tensor& input, int64_t in_fea
              torch::headeronly::toString(input.scalar_type()), " of shape ", shape_text(input));
   BinaryConv2dParams p{};
   p.shape = {.groups = 1, .out_channels = out_features, .taps = 1, .channels = in_features};
-  p.batch = input.size(0);
-  p.height = p.width = p.out_height = p.out_width = 1;
-  p.kernel_h = p.kernel_w = p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = 1;
+  static_cast<Conv2dGeometry&>(p) = row_geometry(input.size(0));
   p.epilogue.channels_last = true;
   return p;
 }
@@ -43,8 +41,8 @@ Tensor binary_linear(const Tensor& input, const Tensor& weight, int64_t in_featu
                      std::optional<Tensor> input_scale, std::optional<ScalarType> out_dtype) {
   constexpr const char* op = "binary_linear";
   const BinaryConv2dParams p = read_rows(op, input, in_features, out_features);
-  const Tensor output =
-      torch::stable::new_empty(input, {p.batch, out_features}, out_dtype_or_float(op, out_dtype));
+  const Tensor output = torch::stable::new_empty(
+      input, {p.batch, out_features}, check_out_dtype(op, out_dtype.value_or(ScalarType::Float)));
   execute_numbers(op, p, input, weight, scale, bias, input_scale, {p.batch}, output);
   return output;
 }

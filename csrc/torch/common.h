@@ -11,7 +11,6 @@
 #include <torch/csrc/stable/tensor.h>
 
 #include <algorithm>
-#include <limits>
 #include <optional>
 #include <sstream>
 #include <stdexcept>
@@ -85,16 +84,6 @@ inline Dtype to_dtype(ScalarType type, const char* op, const char* what) {
       fail(op, ": ", what, " must be a floating-point type, got ",
            torch::headeronly::toString(type));
   }
-}
-
-using Pair = const std::vector<int64_t>&;  // an int[2] of a schema: height, width
-
-inline void check_pair(const char* op, const char* name, Pair pair, int64_t least) {
-  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
-  NNCX_CHECK(pair.size() == 2 && std::min(pair[0], pair[1]) >= least &&
-                 std::max(pair[0], pair[1]) <= kMost,
-             op, ": ", name, " must be two numbers from ", least, " to ", kMost, ", got ",
-             shape_text(pair));
 }
 
 #ifdef NNCX_DEVICE_CUDA

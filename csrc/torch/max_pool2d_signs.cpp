@@ -1,6 +1,6 @@
 #include "max_pool2d_signs.h"
 
-#include "common.h"
+#include "conv2d_ops.h"
 
 namespace nncx {
 namespace {
@@ -23,9 +23,7 @@ MaxPool2dSignsParams read_geometry(const Tensor& input, Pair kernel_size, Pair s
              ": input must have whole 64-bit words a group, as pack_signs makes them, got shape ",
              shape_text(input));
   check_pair(kOp, "kernel_size", kernel_size, 1);
-  check_pair(kOp, "stride", stride, 1);
-  check_pair(kOp, "padding", padding, 0);
-  check_pair(kOp, "dilation", dilation, 1);
+  check_window(kOp, stride, padding, dilation);
   NNCX_CHECK(2 * padding[0] <= kernel_size[0] && 2 * padding[1] <= kernel_size[1], kOp,
              ": padding must be at most half of kernel_size, got padding ", padding[0], " x ",
              padding[1], ", kernel_size ", kernel_size[0], " x ", kernel_size[1]);

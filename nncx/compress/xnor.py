@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from nncx.compress._counterpart import GEOMETRY, counterpart
 from nncx.nn.xnor import PAD_VALUES, SCALES, XNORConv2d, XNORLinear
 
 
@@ -47,26 +48,12 @@ class XNOR:
 
     def replaces(self, module: nn.Module) -> bool:
         """Whether the method has a layer for `module`; subclasses may mean something else."""
-        return type(module) in (nn.Conv2d, nn.Linear)
+        return type(module) in GEOMETRY
 
     def replace(self, module: nn.Module) -> nn.Module:
         """The binary layer, with the very Parameters of `module`, which optimizers may hold."""
-        arguments = {"bias": module.bias is not None, "scale": self.scale, "device": "meta"}
-        if type(module) is nn.Conv2d:
-            layer = XNORConv2d(
-                module.in_channels,
-                module.out_channels,
-                module.kernel_size,
-                module.stride,
-                module.padding,
-                module.dilation,
-                module.groups,
-                padding_mode=module.padding_mode,
-                # A border of the input's own values has signs already.
-                pad_value=self.pad_value if module.padding_mode == "zeros" else 0,
-                **arguments,
-            )
-        else:
-            layer = XNORLinear(module.in_features, module.out_features, **arguments)
-        layer.weight, layer.bias = module.weight, module.bias
-        return layer.train(module.training)
+        if type(module) is nn.Linear:
+            return counterpart(module, XNORLinear, scale=self.scale)
+        # A border of the input's own values has signs already.
+        pad_value = self.pad_value if module.padding_mode == "zeros" else 0
+        return counterpart(module, XNORConv2d, scale=self.scale, pad_value=pad_value)

@@ -11,19 +11,28 @@ import re
 from torch import nn
 
 from nncx.models.lenet import LeNet4, LeNet5, LeNet300100
+from nncx.models.mlp import MLP
 from nncx.models.nin import NiN
 from nncx.models.resnet import ResNet
+from nncx.models.vgg import VGG9
 
-__all__ = ["LeNet300100", "LeNet4", "LeNet5", "NiN", "ResNet", "by_name"]
+__all__ = ["LeNet300100", "LeNet4", "LeNet5", "MLP", "NiN", "ResNet", "VGG9", "by_name"]
 
-_BY_NAME = {"lenet300100": LeNet300100, "lenet4": LeNet4, "lenet5": LeNet5, "nin": NiN}
+_BY_NAME = {
+    "lenet300100": LeNet300100,
+    "lenet4": LeNet4,
+    "lenet5": LeNet5,
+    "mlp": MLP,
+    "nin": NiN,
+    "vgg9": VGG9,
+}
 
 
 def by_name(name: str, *, image_size: int = 28, **arguments: object) -> nn.Module:
     """The network that a command line names: `by_name("resnet20", in_channels=1)`.
 
     Args:
-        name: lenet300100, lenet4, lenet5, nin, or resnet with its depth.
+        name: lenet300100, lenet4, lenet5, mlp, nin, vgg9, or resnet with its depth.
         image_size: for the networks that depend on it; the others take any size.
         arguments: the constructor's.
 

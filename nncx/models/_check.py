@@ -6,3 +6,10 @@ def at_least(minimum: int, **arguments: int) -> None:
     for name, value in arguments.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < minimum:
             raise ValueError(f"{name} must be an integer of at least {minimum}, got {value!r}")
+
+
+def probability(**arguments: float) -> None:
+    """Raise ValueError for the first argument that is no probability below 1."""
+    for name, value in arguments.items():
+        if not 0 <= value < 1:
+            raise ValueError(f"{name} must be a probability in [0, 1), got {value}")

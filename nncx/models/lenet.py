@@ -40,13 +40,17 @@ class LeNet5(nn.Module):
     """LeNet-5 in the form of Caffe's example: 431,080 parameters for 28x28x1 and 10 classes.
 
     conv 5x5x20, pool, conv 5x5x50, pool, fc 500, ReLU, fc: the only ReLU is the hidden layer's.
-    This is the LeNet-5 that the pruning papers count.
+    This is the LeNet-5 that the pruning papers count. With `norm` it is in the form of binary
+    networks, conv, pool, BatchNorm, ReLU, conv, pool, BatchNorm, ReLU, fc, BatchNorm, ReLU, fc, and
+    has 431,650 parameters: BatchNorm cancels the biases before it, so there are none.
 
     Images [N, in_channels, image_size, image_size] -> logits [N, num_classes].
 
     Args:
         padding: of both convolutions. 0 is Caffe's and asks for images of at least 16x16;
             2 keeps the size and takes images from 4x4 on.
+        norm: a BatchNorm and a ReLU before every layer but the first. `nncx.XNOR` needs the one
+            (signs of what is not centred say little) and `nncx.convert` removes the other.
 
     Raises:
         ValueError: for an argument below 1, or an image too small for the padding.
@@ -55,7 +59,12 @@ class LeNet5(nn.Module):
     """
 
     def __init__(
-        self, in_channels: int = 1, num_classes: int = 10, image_size: int = 28, padding: int = 0
+        self,
+        in_channels: int = 1,
+        num_classes: int = 10,
+        image_size: int = 28,
+        padding: int = 0,
+        norm: bool = False,
     ) -> None:
         super().__init__()
         at_least(1, in_channels=in_channels, num_classes=num_classes, image_size=image_size)
@@ -64,20 +73,32 @@ class LeNet5(nn.Module):
         self.num_classes = num_classes
         self.image_size = image_size
         self.padding = padding
+        self.norm = norm
         size = _pooled_size(image_size, padding)
-        self.conv1 = nn.Conv2d(in_channels, 20, 5, padding=padding)
+        self.conv1 = nn.Conv2d(in_channels, 20, 5, padding=padding, bias=not norm)
         self.pool1 = nn.MaxPool2d(2)
-        self.conv2 = nn.Conv2d(20, 50, 5, padding=padding)
+        self.conv2 = nn.Conv2d(20, 50, 5, padding=padding, bias=not norm)
         self.pool2 = nn.MaxPool2d(2)
         self.flatten = nn.Flatten()
-        self.fc1 = nn.Linear(50 * size**2, 500)
+        self.fc1 = nn.Linear(50 * size**2, 500, bias=not norm)
         self.relu1 = nn.ReLU()
         self.fc2 = nn.Linear(500, num_classes)
+        if norm:
+            self.norm1 = nn.Sequential(nn.BatchNorm2d(20), nn.ReLU())
+            self.norm2 = nn.Sequential(nn.BatchNorm2d(50), nn.ReLU())
+            self.norm3 = nn.BatchNorm1d(500)
 
     def forward(self, x: Tensor) -> Tensor:
         x = self.pool1(self.conv1(x))
+        if self.norm:
+            x = self.norm1(x)
         x = self.pool2(self.conv2(x))
-        return self.fc2(self.relu1(self.fc1(self.flatten(x))))
+        if self.norm:
+            x = self.norm2(x)
+        x = self.fc1(self.flatten(x))
+        if self.norm:
+            x = self.norm3(x)
+        return self.fc2(self.relu1(x))
 
 
 class LeNet4(nn.Module):

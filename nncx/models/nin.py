@@ -2,7 +2,7 @@
 
 from torch import Tensor, nn
 
-from nncx.models._check import at_least
+from nncx.models._check import at_least, probability
 
 
 class NiN(nn.Module):
@@ -27,8 +27,7 @@ class NiN(nn.Module):
     def __init__(self, in_channels: int = 3, num_classes: int = 10, dropout: float = 0.5) -> None:
         super().__init__()
         at_least(1, in_channels=in_channels, num_classes=num_classes)
-        if not 0 <= dropout < 1:
-            raise ValueError(f"dropout must be a probability in [0, 1), got {dropout}")
+        probability(dropout=dropout)
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.dropout = dropout

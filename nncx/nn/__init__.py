@@ -1,7 +1,17 @@
 """Drop-in layers: torch's layers that train in few values and run on native kernels."""
 
+from nncx.nn.binary_connect import BinaryConnectConv2d, BinaryConnectLinear
 from nncx.nn.fold import fold_sign
+from nncx.nn.losses import SquaredHingeLoss
 from nncx.nn.packed import PackedLayer
 from nncx.nn.xnor import XNORConv2d, XNORLinear
 
-__all__ = ["PackedLayer", "XNORConv2d", "XNORLinear", "fold_sign"]
+__all__ = [
+    "BinaryConnectConv2d",
+    "BinaryConnectLinear",
+    "PackedLayer",
+    "SquaredHingeLoss",
+    "XNORConv2d",
+    "XNORLinear",
+    "fold_sign",
+]

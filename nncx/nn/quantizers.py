@@ -45,13 +45,40 @@ def xnor_alpha(weight: Tensor) -> Tensor:
     return _l1_norm(filters) / max(filters.shape[1], 1)
 
 
+def binary_connect_sign(weight: Tensor) -> Tensor:
+    """Binarise weights deterministically to +1 and -1, in their dtype.
+
+    Forward: `sign(weight)`.
+    Pseudo-gradient: `dC/dw = dC/dw_b`, also where `|w| >= 1`: BinaryConnect masks nothing, it clips
+    the weights to [-1, 1] after each update instead.
+    Paper: Courbariaux et al., "BinaryConnect", NeurIPS 2015.
+    """
+    return _PassThrough.apply(weight, weight >= 0)
+
+
+def binary_connect_sample(weight: Tensor) -> Tensor:
+    """Binarise weights at random to +1 and -1, in their dtype; anew in every call.
+
+    Forward: +1 with probability `p = clip((w + 1) / 2, 0, 1)`, the hard sigmoid, else -1; so the
+    mean is `clip(w, -1, 1)`. NaN gives -1.
+    Pseudo-gradient and paper: as `binary_connect_sign`.
+    """
+    # Of [-1, 1): strictly above it are all draws of w = 1 and none of w = -1.
+    threshold = 2 * torch.rand_like(weight, dtype=torch.float32) - 1
+    return _PassThrough.apply(weight, weight > threshold)
+
+
 def _l1_norm(filters: Tensor) -> Tensor:
     # Of the row-major copy that flatten makes: the sum must not depend on the memory format.
     return filters.float().abs().sum(1)
 
 
 def _hard_sign(x: Tensor) -> Tensor:
-    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+    return _plus_or_minus_one(x >= 0, x.dtype)
+
+
+def _plus_or_minus_one(positive: Tensor, dtype: torch.dtype) -> Tensor:
+    return torch.where(positive, 1.0, -1.0).to(dtype)
 
 
 # torch.compile traces autograd functions of this form (context as first argument of forward) in
@@ -82,3 +109,13 @@ class _XnorSign(torch.autograd.Function):
         norm = _l1_norm(weight.flatten(1))
         inverse = torch.where(norm > 0, 1 / norm, 0.0).view(-1, *[1] * (weight.dim() - 1))
         return (grad * (inverse + (weight.abs() < 1))).to(weight.dtype)
+
+
+class _PassThrough(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight, positive):
+        return _plus_or_minus_one(positive, weight.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None

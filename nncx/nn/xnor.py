@@ -11,10 +11,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from nncx import ops
 from nncx.nn.codes import pack_codes, unpack_codes
+from nncx.nn.geometry import PackedConv2d, PackedLinear, both_sides, memory_format
 from nncx.nn.packed import PackedLayer
 from nncx.nn.quantizers import sign, xnor_alpha, xnor_sign
 
@@ -100,7 +101,7 @@ class _XNORLayer(PackedLayer):
         return dots if self.bias is None else dots + self.bias.float().view(per_filter)
 
 
-class XNORConv2d(_XNORLayer, nn.Conv2d):
+class XNORConv2d(_XNORLayer, PackedConv2d):
     """`nn.Conv2d` on the signs of its input and weight, scaled per filter.
 
     Forward: `alpha[o] * (K *) conv2d(sign(x), sign(W)) + bias`, with `alpha = mean |W|` per filter,
@@ -168,30 +169,8 @@ class XNORConv2d(_XNORLayer, nn.Conv2d):
         pad_value = f", pad_value={self.pad_value}" if self.pad_value else ""
         return super().extra_repr() + pad_value
 
-    def forward(self, input: Tensor) -> Tensor:
-        if input.dim() == 3:
-            return self.forward(input.unsqueeze(0)).squeeze(0)
-        _check_floating(input, "XNORConv2d")
-        if input.dim() != 4 or input.shape[1] != self.in_channels:
-            raise RuntimeError(
-                f"XNORConv2d: input must be [N, {self.in_channels}, H, W] or"
-                f" [{self.in_channels}, H, W], got {list(input.shape)}"
-            )
-        memory_format = _memory_format(input)
-        if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-        padding, crop = self._symmetric_padding()
-        input_scale = self._input_scale(input, padding) if self.scale == "alpha_k" else None
-        convolve = self._kernel if self._runs_native(input) else self._float
-        output = convolve(input, input_scale, padding).to(input.dtype)
-        if any(crop):
-            output = output[:, :, crop[0] :, crop[1] :]
-        return output.contiguous(memory_format=memory_format)
-
-    def _kernel(
-        self, input: Tensor, input_scale: Tensor | None, padding: tuple[int, int]
-    ) -> Tensor:
-        return ops.binary_conv2d(
+    def _kernel(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
+        output = ops.binary_conv2d(
             ops.pack_signs(input, self.groups),
             self._prepacked,
             self.in_channels,
@@ -202,14 +181,16 @@ class XNORConv2d(_XNORLayer, nn.Conv2d):
             self.dilation,
             self.groups,
             self.pad_value,
-            channels_last=_memory_format(input) is torch.channels_last,
-            **self._kernel_epilogue(input, input_scale),
+            channels_last=memory_format(input) is torch.channels_last,
+            **self._kernel_epilogue(input, self._input_scale(input, padding)),
         )
+        return output.to(input.dtype)
 
-    def _float(self, input: Tensor, input_scale: Tensor | None, padding: tuple[int, int]) -> Tensor:
+    def _float(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
+        input_scale = self._input_scale(input, padding)
         signs = sign(input).float()
         if self.pad_value:
-            signs = F.pad(signs, _both_sides(padding), value=self.pad_value)
+            signs = F.pad(signs, both_sides(padding), value=self.pad_value)
             padding = (0, 0)
         # Autocast would convolve in half precision, where integers above 2**11 are not exact.
         with torch.autocast(input.device.type, enabled=False):
@@ -217,29 +198,20 @@ class XNORConv2d(_XNORLayer, nn.Conv2d):
             dots = F.conv2d(signs, weight, None, self.stride, padding, self.dilation, self.groups)
         if input_scale is not None:
             input_scale = input_scale.repeat_interleave(self.out_channels // self.groups, dim=1)
-        return self._float_epilogue(dots, input_scale)
+        return self._float_epilogue(dots, input_scale).to(input.dtype)
 
     def _prepack(self, packed: Tensor) -> Tensor:
         return ops.binary_conv2d_prepack(packed, self.in_channels, self.groups)
 
-    def _symmetric_padding(self) -> tuple[tuple[int, int], tuple[int, int]]:
-        """Zero padding as the op takes it, and the leading rows and columns to cut off after it.
-
-        padding="same" under an even kernel needs one more on the right than on the left. The op
-        pads both sides alike, so it gets the larger; the stride is 1 there, and cutting is exact.
-        """
-        if self.padding_mode != "zeros":
-            return (0, 0), (0, 0)
-        left, right, top, bottom = self._reversed_padding_repeated_twice
-        return (bottom, right), (bottom - top, right - left)
-
-    def _input_scale(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
+    def _input_scale(self, input: Tensor, padding: tuple[int, int]) -> Tensor | None:
         """K, float32 `[N, groups, H', W']`: mean of |x| over the group, then a box filter.
 
         The box is two passes of sums, not a convolution: those may round to TF32 on a GPU.
         """
+        if self.scale != "alpha_k":
+            return None
         magnitude = input.abs().unflatten(1, (self.groups, -1)).mean(2, dtype=torch.float32)
-        magnitude = F.pad(magnitude, _both_sides(padding))
+        magnitude = F.pad(magnitude, both_sides(padding))
         for dim in (0, 1):
             size = self.dilation[dim] * (self.kernel_size[dim] - 1) + 1
             windows = magnitude.unfold(dim + 2, size, self.stride[dim])
@@ -247,7 +219,7 @@ class XNORConv2d(_XNORLayer, nn.Conv2d):
         return magnitude.contiguous()
 
 
-class XNORLinear(_XNORLayer, nn.Linear):
+class XNORLinear(_XNORLayer, PackedLinear):
     """`nn.Linear` on the signs of its input and weight, scaled per output feature.
 
     Forward: `alpha[o] * (K *) linear(sign(x), sign(W)) + bias`, with `alpha = mean |W|` per row of
@@ -278,52 +250,26 @@ class XNORLinear(_XNORLayer, nn.Linear):
         super().__init__(in_features, out_features, bias, device, dtype)
         self._init_xnor(scale)
 
-    def forward(self, input: Tensor) -> Tensor:
-        _check_floating(input, "XNORLinear")
-        if input.dim() == 0 or input.shape[-1] != self.in_features:
-            raise RuntimeError(
-                f"XNORLinear: input must be [..., {self.in_features}], got {list(input.shape)}"
-            )
-        rows = input.flatten(0, -2) if input.dim() > 1 else input.unsqueeze(0)
-        input_scale = None
-        if self.scale == "alpha_k":
-            input_scale = rows.abs().mean(1, dtype=torch.float32)
-        multiply = self._kernel if self._runs_native(input) else self._float
-        output = multiply(rows, input_scale).to(input.dtype)
-        return output.view(*input.shape[:-1], self.out_features)
-
-    def _kernel(self, rows: Tensor, input_scale: Tensor | None) -> Tensor:
-        return ops.binary_linear(
+    def _kernel(self, rows: Tensor) -> Tensor:
+        output = ops.binary_linear(
             ops.pack_signs(rows),
             self._prepacked,
             self.in_features,
             self.out_features,
-            **self._kernel_epilogue(rows, input_scale),
+            **self._kernel_epilogue(rows, self._input_scale(rows)),
         )
+        return output.to(rows.dtype)
 
-    def _float(self, rows: Tensor, input_scale: Tensor | None) -> Tensor:
+    def _float(self, rows: Tensor) -> Tensor:
+        input_scale = self._input_scale(rows)
         with torch.autocast(rows.device.type, enabled=False):  # as in XNORConv2d
             dots = F.linear(sign(rows).float(), self._weight_signs())
-        return self._float_epilogue(dots, None if input_scale is None else input_scale[:, None])
+        input_scale = None if input_scale is None else input_scale[:, None]
+        return self._float_epilogue(dots, input_scale).to(rows.dtype)
 
     def _prepack(self, packed: Tensor) -> Tensor:
         return ops.binary_linear_prepack(packed, self.in_features)
 
-
-def _check_floating(input: Tensor, layer: str) -> None:
-    if not input.is_floating_point():
-        raise RuntimeError(f"{layer}: input must be floating, got {input.dtype}; convert it")
-
-
-def _both_sides(padding: tuple[int, int]) -> list[int]:
-    """(height, width) -> what F.pad takes."""
-    height, width = padding
-    return [width, width, height, height]
-
-
-def _memory_format(input: Tensor) -> torch.memory_format:
-    """The output's memory format: torch's convolutions keep that of the input."""
-    channels_last = input.is_contiguous(memory_format=torch.channels_last)
-    if channels_last and not input.is_contiguous():
-        return torch.channels_last
-    return torch.contiguous_format
+    def _input_scale(self, rows: Tensor) -> Tensor | None:
+        """K, float32 `[M]`: mean of |x| over the row."""
+        return rows.abs().mean(1, dtype=torch.float32) if self.scale == "alpha_k" else None

@@ -1,6 +1,6 @@
 """What the Python side of every op shares: checks that raise, and ops that refuse gradients."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -20,25 +20,11 @@ def shape_text(tensor: Tensor) -> str:
     return str(list(tensor.shape))
 
 
-def pair(value: int | Sequence[int]) -> list[int]:
-    """(height, width), from one number for both or from two."""
-    return [value, value] if isinstance(value, int) else list(value)
-
-
-def check_pair(op: str, name: str, pair: Sequence[int], least: int) -> None:
-    """Refuses an `int[2]` that is not two numbers of at least `least`."""
-    most = 2**31 - 1
-    check(
-        len(pair) == 2 and least <= min(pair) and max(pair) <= most,
-        lambda: f"{op}: {name} must be two numbers from {least} to {most}, got {list(pair)}",
-    )
-
-
-def refuse_gradient(op: str, advice: str) -> None:
+def refuse_gradient(op: str, through: str, advice: str) -> None:
     """Makes the op's backward raise: a gradient that is asked for is never silently None."""
 
     def backward(context: Any, *gradients: Tensor) -> None:
-        raise RuntimeError(f"{op}: no gradient flows through packed signs; {advice}")
+        raise RuntimeError(f"{op}: no gradient flows through {through}; {advice}")
 
     torch.library.register_autograd(f"nncx::{op}", backward)
 
@@ -55,7 +41,7 @@ def unpack_signs(packed: Tensor, channels: int) -> Tensor:
 
 
 def check_weight_shape(op: str, groups: int, out_channels: int, taps: int, channels: int) -> None:
-    """Bounds the sizes of a binary weight, those of one group, before any is multiplied."""
+    """Bounds the sizes of a weight, those of one group, before any is multiplied."""
     check(
         channels * taps < 2**30 and channels < 2**30,
         lambda: f"{op}: a dot product must have less than 2^30 terms, got {taps} x {channels}",
@@ -86,19 +72,23 @@ def check_epilogue(
     out_dtype: torch.dtype | None,
 ) -> torch.dtype:
     """Checks what follows the geometry of a binary op; returns the dtype of its output."""
-    dtype = torch.float32 if out_dtype is None else out_dtype
-    check(
-        dtype in (torch.float32, torch.float16, torch.bfloat16),
-        lambda: f"{op}: out_dtype must be float32, float16 or bfloat16, got {dtype}",
-    )
+    dtype = check_out_dtype(op, torch.float32 if out_dtype is None else out_dtype)
     for name, tensor, shape in (
         ("scale", scale, [out_channels]),
         ("bias", bias, [out_channels]),
         ("input_scale", input_scale, per_pixel),
     ):
         if tensor is not None:
-            _check_epilogue_tensor(op, name, input, tensor, shape, torch.float32)
-    _check_prepacked(op, input, weight)
+            check_operand(op, name, input, tensor, shape)
+    check_prepacked(op, input, weight)
+    return dtype
+
+
+def check_out_dtype(op: str, dtype: torch.dtype) -> torch.dtype:
+    check(
+        dtype in (torch.float32, torch.float16, torch.bfloat16),
+        lambda: f"{op}: out_dtype must be float32, float16 or bfloat16, got {dtype}",
+    )
     return dtype
 
 
@@ -106,12 +96,12 @@ def check_sign_epilogue(
     op: str, input: Tensor, weight: Tensor, out_channels: int, threshold: Tensor, flip: Tensor
 ) -> None:
     """Checks what a binary op compares its dot products with."""
-    _check_epilogue_tensor(op, "threshold", input, threshold, [out_channels], torch.int32)
-    _check_epilogue_tensor(op, "flip", input, flip, [out_channels], torch.bool)
-    _check_prepacked(op, input, weight)
+    check_operand(op, "threshold", input, threshold, [out_channels], torch.int32)
+    check_operand(op, "flip", input, flip, [out_channels], torch.bool)
+    check_prepacked(op, input, weight)
 
 
-def _check_prepacked(op: str, input: Tensor, weight: Tensor) -> None:
+def check_prepacked(op: str, input: Tensor, weight: Tensor) -> None:
     check(weight.device == input.device, lambda: f"{op}: weight must be on the input's device")
     prepack = f"{op.removesuffix('_sign')}_prepack"
     check(
@@ -122,9 +112,16 @@ def _check_prepacked(op: str, input: Tensor, weight: Tensor) -> None:
     )
 
 
-def _check_epilogue_tensor(
-    op: str, name: str, input: Tensor, tensor: Tensor, shape: list[int], dtype: torch.dtype
+def check_operand(
+    op: str,
+    name: str,
+    input: Tensor,
+    tensor: Tensor,
+    shape: list[int],
+    dtype: torch.dtype = torch.float32,
 ) -> None:
+    """Refuses what goes with `input`, such as a bias, in another dtype or shape."""
+
     def sentence() -> str:
         return (
             f"{op}: {name} must be {str(dtype).removeprefix('torch.')} of shape {shape} on the "

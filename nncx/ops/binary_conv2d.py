@@ -12,15 +12,14 @@ from torch.utils.flop_counter import register_flop_formula
 from nncx.ops._common import (
     check,
     check_epilogue,
-    check_pair,
     check_weight_shape,
     packed_bytes,
-    pair,
     prepacked_numel,
     refuse_gradient,
     shape_text,
     unpack_signs,
 )
+from nncx.ops._conv2d import check_filters, check_groups, check_window, output_size, pair
 
 
 def binary_conv2d_prepack(weight: Tensor, in_channels: int, groups: int = 1) -> Tensor:
@@ -109,32 +108,16 @@ class Geometry(NamedTuple):
     pad_value: int
 
 
-def _check_groups(op: str, in_channels: int, out_channels: int, groups: int) -> None:
-    check(
-        groups >= 1
-        and in_channels >= 0
-        and out_channels >= 0
-        and in_channels % groups == 0
-        and out_channels % groups == 0,
-        lambda: (
-            f"{op}: groups must divide in_channels and out_channels, got groups={groups}, "
-            f"in_channels={in_channels}, out_channels={out_channels}"
-        ),
-    )
-
-
 def output_shape(op: str, input: Tensor, geometry: Geometry) -> list[int]:
     """`[N, out_channels, H', W']`, for a geometry that fits."""
     g = geometry
-    _check_groups(op, g.in_channels, g.out_channels, g.groups)
-    for name, least in (("kernel_size", 1), ("stride", 1), ("padding", 0), ("dilation", 1)):
-        check_pair(op, name, getattr(g, name), least)
+    check_filters(op, g.in_channels, g.out_channels, g.kernel_size, g.groups)
+    check_window(op, g.stride, g.padding, g.dilation)
     check(
         g.pad_value in (-1, 0, 1),
         lambda: f"{op}: pad_value must be -1, 0 or 1, got {g.pad_value}",
     )
     channels = g.in_channels // g.groups
-    check_weight_shape(op, g.groups, g.out_channels // g.groups, math.prod(g.kernel_size), channels)
     check(
         input.dtype == torch.uint8
         and input.dim() == 5
@@ -145,25 +128,7 @@ def output_shape(op: str, input: Tensor, geometry: Geometry) -> list[int]:
             f"pack_signs, got {input.dtype} of shape {shape_text(input)}"
         ),
     )
-    padded = [input.shape[1 + i] + 2 * g.padding[i] for i in range(2)]
-    spans = [padded[i] - g.dilation[i] * (g.kernel_size[i] - 1) - 1 for i in range(2)]
-    for span in spans:
-        check(
-            span >= 0,
-            lambda: (
-                f"{op}: the padded input must be at least as large as the dilated kernel, got "
-                f"input {input.shape[1]} x {input.shape[2]}, kernel_size {g.kernel_size[0]} x "
-                f"{g.kernel_size[1]}, padding {g.padding[0]} x {g.padding[1]}"
-            ),
-        )
-    check(
-        padded[0] * padded[1] <= 2**31,
-        lambda: (
-            f"{op}: the padded input must have at most 2^31 pixels an image, got {padded[0]} x "
-            f"{padded[1]}"
-        ),
-    )
-    out = [span // stride + 1 for span, stride in zip(spans, g.stride, strict=True)]
+    out = output_size(op, input.shape[1:3], g.kernel_size, g.stride, g.padding, g.dilation)
     return [input.shape[0], g.out_channels, *out]
 
 
@@ -177,7 +142,7 @@ def _prepack_fake(weight: Tensor, in_channels: int, groups: int = 1) -> Tensor:
             f"pack_signs, got {weight.dtype} of shape {shape_text(weight)}"
         ),
     )
-    _check_groups(op, in_channels, weight.shape[0], groups)
+    check_groups(op, in_channels, weight.shape[0], groups)
     channels, taps = in_channels // groups, weight.shape[1] * weight.shape[2]
     check_weight_shape(op, groups, weight.shape[0] // groups, taps, channels)
     group_bytes = packed_bytes(channels)
@@ -222,7 +187,7 @@ def _fake(
     return torch.empty(shape, dtype=dtype, device=input.device, memory_format=strides)
 
 
-refuse_gradient("binary_conv2d", "train with nncx.XNORConv2d")
+refuse_gradient("binary_conv2d", "packed signs", "train with nncx.XNORConv2d")
 
 
 @register_flop_formula(torch.ops.nncx.binary_conv2d)

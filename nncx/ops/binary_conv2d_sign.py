@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from nncx.ops._common import check, check_sign_epilogue, packed_bytes, pair
+from nncx.ops._common import check, check_sign_epilogue, packed_bytes
+from nncx.ops._conv2d import pair
 from nncx.ops.binary_conv2d import Geometry, binary_conv2d_reference, output_shape
 from nncx.ops.pack_signs import pack_signs_reference
 

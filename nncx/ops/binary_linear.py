@@ -126,7 +126,7 @@ def _fake(
     return input.new_empty([rows, out_features], dtype=dtype)
 
 
-refuse_gradient("binary_linear", "train with nncx.XNORLinear")
+refuse_gradient("binary_linear", "packed signs", "train with nncx.XNORLinear")
 
 
 @register_flop_formula(torch.ops.nncx.binary_linear)

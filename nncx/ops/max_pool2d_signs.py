@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from nncx.ops._common import check, check_pair, pair, shape_text, unpack_signs
+from nncx.ops._common import check, shape_text, unpack_signs
+from nncx.ops._conv2d import check_pair, check_window, pair
 from nncx.ops.pack_signs import pack_signs_reference
 
 
@@ -77,9 +78,7 @@ def _fake(
         ),
     )
     check_pair(op, "kernel_size", kernel_size, 1)
-    check_pair(op, "stride", stride, 1)
-    check_pair(op, "padding", padding, 0)
-    check_pair(op, "dilation", dilation, 1)
+    check_window(op, stride, padding, dilation)
     check(
         all(2 * padding[i] <= kernel_size[i] for i in range(2)),
         lambda: (

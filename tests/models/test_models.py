@@ -8,16 +8,20 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nncx import models
-from nncx.models import LeNet4, LeNet5, LeNet300100, NiN, ResNet
+from nncx.models import MLP, VGG9, LeNet4, LeNet5, LeNet300100, NiN, ResNet
 
 SMALL = [
     LeNet300100(1, 10, 8),
     LeNet4(1, 10, 8, widths=(4, 8, 16)),
     LeNet5(1, 10, 8, padding=2),
     LeNet5(3, 7, 32),
+    LeNet5(1, 10, 8, padding=2, norm=True),
+    MLP(1, 10, 8, width=12, depth=2, input_dropout=0.1, dropout=0.2),
+    MLP(2, 3, 8, width=12, depth=1),
     NiN(1),
     ResNet(8, 1, width=4),
     ResNet(14, 3, num_classes=5, width=5),  # an odd number of channels to pad
+    VGG9(3, 10, 11, width=4, hidden=12),
 ]
 
 
@@ -43,17 +47,36 @@ every_model = pytest.mark.parametrize("model", SMALL, ids=name_of)
     [
         (LeNet300100(), 266_610),
         (LeNet5(), 431_080),
+        (LeNet5(norm=True), 431_080 - (20 + 50 + 500) + 2 * (20 + 50 + 500)),
         (LeNet4(), 3_274_634),
+        (MLP(), 2_910_208 + 2 * (3 * 1024 + 10)),
         (NiN(), 966_986),
         (NiN(1), 957_386),
         (ResNet(20), 269_722),
         (ResNet(20, num_classes=100), 275_572),
         (ResNet(164), 2_602_906),
+        (VGG9(), 14_022_016 + 2 * (2 * (128 + 256 + 512) + 2 * 1024 + 10)),
     ],
     ids=lambda value: name_of(value) if isinstance(value, nn.Module) else None,
 )
 def test_parameters_are_the_published_count(model, parameters):
     assert sum(p.numel() for p in model.parameters()) == parameters
+
+
+def test_vgg9_has_the_weights_of_the_paper():
+    weights = [m.weight for m in VGG9().modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert len(weights) == 9 and sum(w.numel() for w in weights) == 14_022_016
+
+
+def test_every_layer_of_binary_connects_networks_has_a_batchnorm_behind_it():
+    for model in (MLP(width=8), VGG9(width=2, hidden=8)):
+        kinds = [m for m in model.modules() if isinstance(m, _NORMED)]
+        for layer, norm in zip(kinds[::2], kinds[1::2], strict=True):
+            assert isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is None
+            assert isinstance(norm, nn.modules.batchnorm._BatchNorm) and norm.eps == 1e-4
+
+
+_NORMED = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
 
 
 @pytest.mark.parametrize(
@@ -62,6 +85,17 @@ def test_parameters_are_the_published_count(model, parameters):
         (LeNet300100(), 28, 784 * 300 + 300 * 100 + 100 * 10),
         (LeNet5(), 28, 24 * 24 * 20 * 25 + 8 * 8 * 50 * 20 * 25 + 800 * 500 + 500 * 10),
         (LeNet4(), 28, 28**2 * 32 * 25 + 14**2 * 64 * 32 * 25 + 3136 * 1024 + 1024 * 10),
+        (MLP(), 28, 784 * 1024 + 2 * 1024**2 + 1024 * 10),
+        (
+            VGG9(),
+            32,
+            9 * 32**2 * (3 * 128 + 128 * 128)
+            + 9 * 16**2 * (128 * 256 + 256 * 256)
+            + 9 * 8**2 * (256 * 512 + 512 * 512)
+            + 8192 * 1024
+            + 1024 * 1024
+            + 1024 * 10,
+        ),
         (
             NiN(),
             32,
@@ -93,9 +127,16 @@ def test_resnet20_has_the_published_macs():
 
 
 @pytest.mark.parametrize("size", [8, 28, 32])
-@pytest.mark.parametrize("name", ["lenet300100", "lenet4", "lenet5", "nin", "resnet8", "resnet14"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("lenet300100", "lenet4", "lenet5", "lenet5 norm", "mlp", "nin"),
+        *("resnet8", "resnet14", "vgg9"),
+    ],
+)
 def test_image_sizes(name, size):
-    options = {"padding": 2} if name == "lenet5" else {}
+    name, _, norm = name.partition(" ")
+    options = {"padding": 2, "norm": bool(norm)} if name == "lenet5" else {}
     model = models.by_name(name, in_channels=2, num_classes=3, image_size=size, **options)
     images = torch.randn(4, 2, size, size)
     logits = model.train()(images)
@@ -168,7 +209,9 @@ def test_same_seed_same_weights(model):
         ("lenet300100", LeNet300100),
         ("lenet4", LeNet4),
         ("lenet5", LeNet5),
+        ("mlp", MLP),
         ("nin", NiN),
+        ("vgg9", VGG9),
         ("resnet20", ResNet),
     ],
 )
@@ -177,12 +220,12 @@ def test_by_name(name, expected):
     assert type(model) is expected
     assert model.num_classes == 4 and model.in_channels == 1
     assert getattr(model, "image_size", 20) == 20
-    assert getattr(model, "depth", 20) == 20
+    assert type(model) is not ResNet or model.depth == 20
 
 
 @pytest.mark.parametrize("name", ["resnet", "ResNet20", "resnet20x", "alexnet", ""])
 def test_by_name_lists_the_valid_names(name):
-    with pytest.raises(ValueError, match="one of lenet300100, lenet4, lenet5, nin, resnet<depth>"):
+    with pytest.raises(ValueError, match="one of lenet300100, lenet4, .*nin, vgg9, resnet<depth>"):
         models.by_name(name)
 
 
@@ -196,6 +239,10 @@ def test_by_name_lists_the_valid_names(name):
         (lambda: models.by_name("resnet21"), "depth must be"),
         (lambda: NiN(0), "in_channels must be an integer of at least 1, got 0"),
         (lambda: NiN(dropout=1.0), r"dropout must be a probability in \[0, 1\), got 1.0"),
+        (lambda: MLP(depth=0), "depth must be an integer of at least 1, got 0"),
+        (lambda: MLP(input_dropout=-0.1), r"input_dropout must be a probability .* got -0.1"),
+        (lambda: VGG9(image_size=7), "image_size must be an integer of at least 8, got 7"),
+        (lambda: VGG9(hidden=0), "hidden must be"),
         (lambda: LeNet4(num_classes=-1), "num_classes must be"),
         (lambda: LeNet4(image_size=3), "image_size must leave something .* got 3"),
         (lambda: LeNet4(widths=(1, 2)), r"widths must be .* got \(1, 2\)"),

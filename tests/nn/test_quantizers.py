@@ -3,13 +3,19 @@
 import pytest
 import torch
 
-from nncx.nn.quantizers import sign, xnor_alpha, xnor_sign
+from nncx.nn.quantizers import (
+    binary_connect_sample,
+    binary_connect_sign,
+    sign,
+    xnor_alpha,
+    xnor_sign,
+)
 
 DTYPES = [torch.float32, torch.float64, torch.float16, torch.bfloat16]
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize("binarize", [sign, xnor_sign])
+@pytest.mark.parametrize("binarize", [sign, xnor_sign, binary_connect_sign])
 def test_sign_of_special_values(binarize, dtype):
     x = torch.tensor([[0.0, -0.0, 1e-7, -1e-7, torch.inf, -torch.inf, torch.nan]], dtype=dtype)
     y = binarize(x)
@@ -69,3 +75,43 @@ def test_alpha_does_not_depend_on_the_memory_format():
 
 def test_alpha_of_empty_filters_is_zero():
     assert xnor_alpha(torch.empty(3, 0)).tolist() == [0, 0, 0]
+
+
+# ---------------------------------------------------------------------------------------------
+# BinaryConnect
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_samples_are_sure_from_one_on(dtype):
+    weight = torch.tensor([1, -1, 1.5, -1.5, torch.inf, -torch.inf, torch.nan], dtype=dtype)
+    samples = binary_connect_sample(weight.repeat(100_000, 1))
+    assert samples.dtype == dtype
+    expected = torch.tensor([1, -1, 1, -1, 1, -1, -1], dtype=dtype)
+    assert torch.equal(samples, expected.expand_as(samples))
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_samples_are_plus_one_with_the_probability_of_the_hard_sigmoid(dtype):
+    count = 200_000
+    weight = torch.tensor([-0.99, -0.75, -0.1, -0.0, 0.0, 0.01, 0.5, 0.9], dtype=dtype)
+    samples = binary_connect_sample(weight.repeat(count, 1)).double()
+    assert samples.abs().eq(1).all()
+    p = ((weight.double() + 1) / 2).clamp(0, 1)
+    deviation = 2 * (p * (1 - p) / count).sqrt()
+    assert ((samples.mean(0) - weight.double()).abs() < 5 * deviation).all()
+
+
+def test_samples_are_drawn_anew_independently_and_from_the_seed():
+    weight = torch.zeros(64, 64)
+    torch.manual_seed(1)
+    first, second = binary_connect_sample(weight), binary_connect_sample(weight)
+    torch.manual_seed(1)
+    assert torch.equal(binary_connect_sample(weight), first)
+    assert abs((first * second).mean().item()) < 5 / 64, "uncorrelated: 64 * 64 products of +-1"
+
+
+@pytest.mark.parametrize("binarize", [binary_connect_sign, binary_connect_sample])
+def test_binary_connect_passes_every_gradient(binarize):
+    weight = torch.tensor([-1.5, -1.0, -0.0, 0.5, 1.0, 2.0, torch.nan], requires_grad=True)
+    binarize(weight).backward(torch.arange(1.0, 8.0))
+    assert weight.grad.tolist() == [1, 2, 3, 4, 5, 6, 7]

@@ -18,6 +18,47 @@ class Sample(NamedTuple):
     kwargs: dict
 
 
+def byte(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.uint8)
+
+
+def codebook_conv(changes: dict) -> tuple:
+    arguments = {
+        "input": torch.ones(2, 6, 5, 4),
+        "weight": ops.codebook_conv2d_prepack(byte(27), 2, 6, 4, 3, 2),
+        "codebook": torch.rand(4),
+        "bits": 2,
+        "in_channels": 6,
+        "out_channels": 4,
+        "kernel_size": [3, 3],
+        "stride": [1, 1],
+        "padding": [0, 0],
+        "dilation": [1, 1],
+        "groups": 2,
+        "bias": None,
+        "activation": "none",
+        "out_dtype": None,
+    }
+    assert changes.keys() <= arguments.keys()
+    return NNCX.codebook_conv2d, tuple({**arguments, **changes}.values())
+
+
+def codebook_linear(changes: dict) -> tuple:
+    arguments = {
+        "input": torch.ones(3, 70),
+        "weight": ops.codebook_linear_prepack(byte(132), 3, 70, 5),
+        "codebook": torch.rand(5, 8),
+        "bits": 3,
+        "in_features": 70,
+        "out_features": 5,
+        "bias": None,
+        "activation": "none",
+        "out_dtype": None,
+    }
+    assert changes.keys() <= arguments.keys()
+    return NNCX.codebook_linear, tuple({**arguments, **changes}.values())
+
+
 def samples() -> list[Sample]:
     x, w = torch.randn(2, 6, 5, 4), torch.randn(4, 3, 3, 3)
     rows, matrix = torch.randn(3, 70), torch.randn(5, 70)
@@ -28,6 +69,8 @@ def samples() -> list[Sample]:
     epilogue = (torch.rand(4), torch.rand(4), torch.rand(2, 2, 3, 4), torch.bfloat16)
     threshold, flip = torch.tensor([-3, 0, 1, 5], dtype=torch.int32), torch.rand(4) > 0.5
     five = torch.zeros(5, dtype=torch.int32), torch.rand(5) > 0.5
+    codebook_conv_op, codebook_conv_args = codebook_conv({})
+    codebook_linear_op, codebook_linear_args = codebook_linear({})
     return [
         Sample(NNCX.pack_signs, (x, 3), {}),
         Sample(NNCX.pack_signs, (rows,), {}),
@@ -43,6 +86,23 @@ def samples() -> list[Sample]:
         Sample(NNCX.binary_linear, linear_args, {}),
         Sample(NNCX.binary_linear, linear_args, {"scale": torch.rand(5), "bias": torch.rand(5)}),
         Sample(NNCX.binary_linear_sign, (*linear_args[:2], *five, *linear_args[2:]), {}),
+        Sample(NNCX.codebook_conv2d_prepack, (byte(27), 2, 6, 4, [3, 3], 2), {}),
+        Sample(codebook_conv_op, codebook_conv_args, {}),
+        Sample(*codebook_conv({"input": x.half(), "codebook": torch.rand(4, 4)}), {}),
+        Sample(
+            *codebook_conv(
+                {
+                    "input": x.to(memory_format=torch.channels_last),
+                    "bias": torch.rand(4),
+                    "activation": "relu6",
+                    "out_dtype": torch.bfloat16,
+                }
+            ),
+            {},
+        ),
+        Sample(NNCX.codebook_linear_prepack, (byte(132), 3, 70, 5), {}),
+        Sample(codebook_linear_op, codebook_linear_args, {}),
+        Sample(codebook_linear_op, codebook_linear_args[:6], {"bias": torch.rand(5)}),
     ]
 
 
@@ -50,10 +110,6 @@ def samples() -> list[Sample]:
 def test_opcheck(isa: str, index: int) -> None:
     sample = samples()[index]
     torch.library.opcheck(sample.op.default, sample.args, sample.kwargs)
-
-
-def byte(*shape: int) -> torch.Tensor:
-    return torch.zeros(shape, dtype=torch.uint8)
 
 
 def conv(changes: dict) -> tuple:
@@ -215,6 +271,59 @@ REFUSED = {
     "linear bias size": linear({"bias": torch.ones(4)}),
     "linear input_scale size": linear({"input_scale": torch.ones(4)}),
     "linear out_dtype": linear({"out_dtype": torch.float64}),
+    "codebook conv prepack bits 0": (
+        NNCX.codebook_conv2d_prepack,
+        (byte(27), 0, 6, 4, [3, 3], 2),
+    ),
+    "codebook conv prepack size": (NNCX.codebook_conv2d_prepack, (byte(26), 2, 6, 4, [3, 3], 2)),
+    "codebook conv prepack groups": (NNCX.codebook_conv2d_prepack, (byte(27), 2, 6, 4, [3, 3], 4)),
+    "codebook conv prepack kernel": (NNCX.codebook_conv2d_prepack, (byte(27), 2, 6, 4, [3], 2)),
+    "codebook conv prepack float": (
+        NNCX.codebook_conv2d_prepack,
+        (torch.ones(27), 2, 6, 4, [3, 3], 2),
+    ),
+    "codebook conv prepack too many": (
+        NNCX.codebook_conv2d_prepack,
+        (byte(0), 8, 2**62, 0, [1, 1], 1),
+    ),
+    "codebook linear prepack bits 9": (NNCX.codebook_linear_prepack, (byte(132), 9, 70, 5)),
+    "codebook linear prepack 2-D": (NNCX.codebook_linear_prepack, (byte(66, 2), 3, 70, 5)),
+    "codebook linear prepack size": (NNCX.codebook_linear_prepack, (byte(131), 3, 70, 5)),
+    "codebook linear prepack negative": (NNCX.codebook_linear_prepack, (byte(132), 3, -70, 5)),
+    "codebook linear prepack too many": (NNCX.codebook_linear_prepack, (byte(0), 8, 2**62, 0)),
+    "codebook conv bits": codebook_conv({"bits": 9}),
+    "codebook conv input integer": codebook_conv({"input": byte(2, 6, 5, 4)}),
+    "codebook conv input float64": codebook_conv({"input": torch.ones(2, 6, 5, 4).double()}),
+    "codebook conv input 3-D": codebook_conv({"input": torch.ones(6, 5, 4)}),
+    "codebook conv input channels": codebook_conv({"input": torch.ones(2, 7, 5, 4)}),
+    "codebook conv groups": codebook_conv({"groups": 3}),
+    "codebook conv kernel larger": codebook_conv({"kernel_size": [3, 5]}),
+    "codebook conv kernel 0": codebook_conv({"kernel_size": [0, 1]}),
+    "codebook conv stride 0": codebook_conv({"stride": [0, 1]}),
+    "codebook conv padding negative": codebook_conv({"padding": [0, -1]}),
+    "codebook conv padding that overflows": codebook_conv({"padding": [2**31 - 1] * 2}),
+    "codebook conv dilation of three": codebook_conv({"dilation": [1, 1, 1]}),
+    "codebook conv channels that overflow": codebook_conv({"in_channels": 2**62}),
+    "codebook conv codebook size": codebook_conv({"codebook": torch.ones(8)}),
+    "codebook conv codebook rows": codebook_conv({"codebook": torch.ones(1, 4)}),
+    "codebook conv codebook dtype": codebook_conv({"codebook": torch.ones(4).half()}),
+    "codebook conv codebook 0-D": codebook_conv({"codebook": torch.tensor(1.0)}),
+    "codebook conv bias size": codebook_conv({"bias": torch.ones(5)}),
+    "codebook conv activation": codebook_conv({"activation": "gelu"}),
+    "codebook conv out_dtype": codebook_conv({"out_dtype": torch.float64}),
+    "codebook conv weight not prepacked": codebook_conv({"weight": torch.ones(27)}),
+    "codebook linear bits": codebook_linear({"bits": 0}),
+    "codebook linear input 1-D": codebook_linear({"input": torch.ones(70)}),
+    "codebook linear input features": codebook_linear({"input": torch.ones(3, 71)}),
+    "codebook linear input float64": codebook_linear({"input": torch.ones(3, 70).double()}),
+    "codebook linear in_features negative": codebook_linear({"in_features": -1}),
+    "codebook linear too many terms": codebook_linear({"in_features": 2**30}),
+    "codebook linear outputs that overflow": codebook_linear({"out_features": 2**63 - 1}),
+    "codebook linear codebook columns": codebook_linear({"codebook": torch.ones(5, 7)}),
+    "codebook linear bias dtype": codebook_linear({"bias": torch.ones(5).int()}),
+    "codebook linear activation": codebook_linear({"activation": "ReLU"}),
+    "codebook linear out_dtype": codebook_linear({"out_dtype": torch.int8}),
+    "codebook linear weight 2-D": codebook_linear({"weight": byte(5, 70)}),
 }
 
 
@@ -257,6 +366,10 @@ def test_flops_count_two_per_product() -> None:
         ops.binary_conv2d(ops.pack_signs(x, 2), weight, 64, 32, 3, stride=2, groups=2)
         ops.binary_linear(rows, matrix, 100, 9)
     assert counter.get_total_flops() == 2 * (2 * 32 * 4 * 4 * 9 * 32) + 2 * (7 * 100 * 9)
+    with FlopCounterMode(display=False) as counter:
+        for op, arguments in (codebook_conv({}), codebook_linear({})):
+            op(*arguments)
+    assert counter.get_total_flops() == 2 * (2 * 4 * 3 * 2 * 9 * 3) + 2 * (3 * 70 * 5)
 
 
 def test_asking_for_a_gradient_raises() -> None:
@@ -267,14 +380,40 @@ def test_asking_for_a_gradient_raises() -> None:
         out.sum().backward()
 
 
-def test_compile_and_export_with_a_dynamic_batch() -> None:
-    weight = ops.binary_conv2d_prepack(ops.pack_signs(torch.randn(8, 6, 3, 3)), 6)
+@pytest.mark.parametrize("prepare", [codebook_conv, codebook_linear])
+def test_asking_a_codebook_op_for_a_gradient_raises(prepare: Callable) -> None:
+    op, arguments = prepare({})
+    out = op(arguments[0].requires_grad_(), *arguments[1:])
+    with pytest.raises(RuntimeError, match="no gradient flows through packed codes"):
+        out.sum().backward()
 
-    class Net(torch.nn.Module):
-        def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return ops.binary_conv2d(ops.pack_signs(x), weight, 6, 8, 3, padding=1).relu()
 
-    net, x = Net(), torch.randn(3, 6, 7, 5)
+class BinaryNet(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = ops.binary_conv2d_prepack(ops.pack_signs(torch.randn(8, 6, 3, 3)), 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return ops.binary_conv2d(ops.pack_signs(x), self.weight, 6, 8, 3, padding=1).relu()
+
+
+class CodebookNet(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.codebook = torch.tensor([-1.0, 1.0])
+        self.conv = ops.codebook_conv2d_prepack(byte(54), 1, 6, 8, 3)
+        self.linear = ops.codebook_linear_prepack(byte(10), 1, 8, 10)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = ops.codebook_conv2d(
+            x, self.conv, self.codebook, 1, 6, 8, 3, padding=1, activation="relu"
+        )
+        return ops.codebook_linear(x.mean((2, 3)), self.linear, self.codebook, 1, 8, 10)
+
+
+@pytest.mark.parametrize("network", [BinaryNet, CodebookNet])
+def test_compile_and_export_with_a_dynamic_batch(network: type[torch.nn.Module]) -> None:
+    net, x = network(), torch.randn(3, 6, 7, 5)
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="aot_eager")
     program = torch.export.export(
         net, (x,), dynamic_shapes={"x": {0: torch.export.Dim("batch", max=64)}}

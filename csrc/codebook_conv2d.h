@@ -1,0 +1,80 @@
+// codebook_conv2d: a float convolution whose weights are small integers into a table of values.
+//
+//   y[n, o, y, x] = activation(bias[o] + sum over taps (i, j) and channels c of the group of
+//                              a[n, c, y*stride_h - padding_h + i*dilation_h, ...] * w[o, c, i, j])
+//   w[o, c, i, j] = codebook[code]  or  codebook[o][code],   0 <= code < 2^bits,  bits = 1 to 8
+//
+// The weight is never unpacked as a whole: a path decodes a cache-sized part at a time.
+//
+// Sums are float32. Their order is a path's own and depends on the shape alone, so one path gives
+// the same bits on every run and thread count; against the exact sum of the K = taps * channels
+// terms the error is at most K * 2^-23 * sum |w a|. Padding is a zero that is multiplied, as in
+// torch: an infinite weight makes NaN there.
+//
+// Input   [batch, height, width, groups * channels] float32, channels innermost
+// Weight  prepacked: an order that one path likes, made by its codebook_conv2d_prepack from codes
+//         in weight order [groups * out_channels, channels, kernel_h, kernel_w], dense: code i is
+//         the bits i*bits ... (i+1)*bits - 1, least significant bit first
+#pragma once
+
+#include <cstdint>
+
+#include "conv2d.h"
+#include "float_epilogue.h"
+
+namespace nncx {
+
+struct CodebookConv2dParams : Conv2dGeometry {
+  const float* input;
+  const uint8_t* weight;
+  const float* codebook;
+  int64_t codebook_stride;  // to the next output channel's; 0: one codebook for all
+  int bits;
+  Conv2dWeightShape shape;
+  FloatEpilogue epilogue;
+};
+
+constexpr int64_t kCodebookBlock = 16;  // output channels, of one group
+
+static constexpr int64_t codebook_blocks(const Conv2dWeightShape& s) {
+  return (s.out_channels + kCodebookBlock - 1) / kCodebookBlock;
+}
+
+// Code `index` of a dense stream.
+static inline uint8_t code_at(const uint8_t* codes, int64_t index, int bits) {
+  const int64_t first = index * bits;
+  const int shift = static_cast<int>(first % 8);
+  unsigned window = codes[first / 8];
+  if (shift + bits > 8) window |= codes[first / 8 + 1] << 8;
+  return static_cast<uint8_t>(window >> shift & ((1u << bits) - 1));
+}
+
+// The image row or column that a tap reads; outside [0, size) it is padding.
+static constexpr int64_t tap_position(int64_t out, int64_t stride, int64_t padding, int64_t tap,
+                                      int64_t dilation) {
+  return out * stride - padding + tap * dilation;
+}
+
+namespace scalar {
+int64_t codebook_conv2d_prepacked_bytes(const Conv2dWeightShape& shape, int bits);
+void codebook_conv2d_prepack(const Conv2dWeightShape& shape, int bits, const uint8_t* codes,
+                             uint8_t* prepacked);
+int64_t codebook_conv2d_scratch_bytes(const CodebookConv2dParams& params);  // of each call
+void codebook_conv2d(const CodebookConv2dParams& params, const Conv2dTile& tile, uint8_t* scratch);
+}  // namespace scalar
+
+namespace avx2 {
+using scalar::codebook_conv2d;
+using scalar::codebook_conv2d_prepack;
+using scalar::codebook_conv2d_prepacked_bytes;
+using scalar::codebook_conv2d_scratch_bytes;
+}  // namespace avx2
+
+namespace avx512 {
+using scalar::codebook_conv2d;
+using scalar::codebook_conv2d_prepack;
+using scalar::codebook_conv2d_prepacked_bytes;
+using scalar::codebook_conv2d_scratch_bytes;
+}  // namespace avx512
+
+}  // namespace nncx

@@ -1,0 +1,47 @@
+// What happens to the float sums of an op before they leave:
+//
+//   y = activation(sum + bias[o])
+//
+// NaN stays NaN. The result is rounded once more, to the output's format.
+#pragma once
+
+#include "dtype.h"
+
+namespace nncx {
+
+enum class Activation { none, relu, relu6 };
+
+struct FloatEpilogue {
+  const float* bias;  // [out channels], or null for 0
+  Activation activation;
+  void* output;
+  Dtype dtype;  // of the output
+  // Of the output, in elements: channels innermost, or pixels innermost.
+  int64_t stride_n, stride_pixel, stride_o;
+};
+
+static inline float activate(Activation activation, float y) {
+  if (activation == Activation::none) return y;
+  if (y < 0) return 0;
+  return activation == Activation::relu6 && y > 6 ? 6 : y;
+}
+
+static inline float finish(const FloatEpilogue& e, float sum, int64_t o) {
+  return activate(e.activation, e.bias ? sum + e.bias[o] : sum);
+}
+
+// y as element `at` of the output.
+static inline void store_output(const FloatEpilogue& e, float y, int64_t at) {
+  switch (e.dtype) {
+    case Dtype::float32:
+      return store_float(y, static_cast<float*>(e.output) + at);
+    case Dtype::float16:
+      return store_float(y, static_cast<Half*>(e.output) + at);
+    case Dtype::bfloat16:
+      return store_float(y, static_cast<BFloat16*>(e.output) + at);
+    case Dtype::float64:
+      return;  // out_dtype is never that: the op refuses it
+  }
+}
+
+}  // namespace nncx

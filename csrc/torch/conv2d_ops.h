@@ -1,0 +1,230 @@
+// What the ops that run on a 2-D convolution share: checks of the geometry, prepacked weights, the
+// epilogue's tensors, the split of the work.
+//
+// Each op reads the active path once and passes it on: another thread may call set_isa meanwhile.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+#include <limits>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common.h"
+#include "conv2d.h"
+
+namespace nncx {
+
+constexpr int64_t kMostTerms = (int64_t{1} << 30) - 1;  // of a dot product: twice that fits int32
+
+// Checked before any product of sizes is formed: no size that follows from these overflows int64.
+inline void check_weight_shape(const char* op, int64_t groups, int64_t out_channels, int64_t taps,
+                               int64_t channels) {
+  NNCX_CHECK(channels <= kMostTerms && taps <= kMostTerms / std::max<int64_t>(channels, 1), op,
+             ": a dot product must have less than 2^30 terms, got ", taps, " x ", channels);
+  // rounded up as any path may: 32 outputs, 64 channels, 8 bytes
+  const double bytes = 8.0 * static_cast<double>(groups) *
+                       (static_cast<double>(out_channels) + 31) * static_cast<double>(taps) *
+                       (static_cast<double>(channels) + 63);
+  NNCX_CHECK(bytes < 0x1p60, op, ": the weight must fit in memory, got groups=", groups,
+             ", out_channels/groups=", out_channels, ", taps=", taps,
+             ", in_channels/groups=", channels);
+}
+
+// The header of a weight that the path `path` prepacked, in `bytes` after it.
+inline PrepackedHeader prepacked_header(const std::string& path, const Conv2dWeightShape& s,
+                                        int64_t bytes) {
+  PrepackedHeader header{};
+  std::memcpy(header.path, path.data(), std::min(path.size(), sizeof header.path - 1));
+  header.groups = s.groups;
+  header.out_channels = s.out_channels;
+  header.taps = s.taps;
+  header.channels = s.channels;
+  header.bytes = bytes;
+  return header;
+}
+
+// A tensor of the header and what fill(dense weight, bytes behind the header) writes.
+template <class Fill>
+Tensor prepack(const Tensor& weight, const PrepackedHeader& header, const Fill& fill) {
+  const Tensor prepacked = torch::stable::new_empty(
+      weight, {static_cast<int64_t>(sizeof header) + header.bytes}, ScalarType::Byte);
+  auto* bytes = static_cast<uint8_t*>(prepacked.mutable_data_ptr());
+  std::memcpy(bytes, &header, sizeof header);
+  if (header.bytes == 0) return prepacked;  // an empty weight has no address
+  const Tensor dense = torch::stable::contiguous(weight);
+  fill(static_cast<const uint8_t*>(dense.const_data_ptr()), bytes + sizeof header);
+  return prepacked;
+}
+
+// Of the op that makes the weights of `op`, whether numbers or signs leave it.
+inline std::string prepack_name(std::string_view op) {
+  constexpr std::string_view kSign = "_sign";
+  if (op.ends_with(kSign)) op.remove_suffix(kSign.size());
+  return std::string(op) + "_prepack";
+}
+
+// The bytes behind the header, if `weight` was prepacked as `expected` says.
+inline const uint8_t* open_prepacked(const char* op, const Tensor& input, const Tensor& weight,
+                                     const PrepackedHeader& expected) {
+  NNCX_CHECK(weight.device() == input.device(), op, ": weight must be on the input's device");
+  PrepackedHeader header{};
+  const bool is_prepacked = weight.scalar_type() == ScalarType::Byte && weight.dim() == 1 &&
+                            weight.is_contiguous() &&
+                            weight.numel() >= static_cast<int64_t>(sizeof header);
+  NNCX_CHECK(is_prepacked, op, ": weight must come from ", prepack_name(op),
+             ", got a tensor of shape ", shape_text(weight));
+  const auto* bytes = static_cast<const uint8_t*>(weight.const_data_ptr());
+  std::memcpy(&header, bytes, sizeof header);
+  header.path[sizeof header.path - 1] = 0;
+  NNCX_CHECK(std::memcmp(header.path, expected.path, sizeof header.path) == 0, op,
+             ": weight must be prepacked for the path of this process, ", expected.path, ", got '",
+             header.path, "'; prepack it again (nncx.repack(model))");
+  NNCX_CHECK(std::memcmp(&header, &expected, sizeof header) == 0 &&
+                 weight.numel() == static_cast<int64_t>(sizeof header) + expected.bytes,
+             op, ": weight must be prepacked for groups=", expected.groups,
+             ", out_channels/groups=", expected.out_channels, ", taps=", expected.taps,
+             ", in_channels/groups=", expected.channels, ", got ", header.groups, ", ",
+             header.out_channels, ", ", header.taps, ", ", header.channels);
+  return bytes + sizeof header;
+}
+
+// A tensor of the epilogue: checked, and dense while the kernel reads it.
+class EpilogueTensor {
+ public:
+  EpilogueTensor(const char* op, const char* name, const Tensor& input,
+                 const std::optional<Tensor>& given, const std::vector<int64_t>& shape,
+                 ScalarType type = ScalarType::Float) {
+    if (!given) return;
+    NNCX_CHECK(given->scalar_type() == type && has_shape(*given, shape) &&
+                   given->device() == input.device(),
+               op, ": ", name, " must be ", type_name(type), " of shape ", shape_text(shape),
+               " on the input's device, got ", torch::headeronly::toString(given->scalar_type()),
+               " of shape ", shape_text(*given));
+    dense_ = torch::stable::contiguous(*given);
+  }
+
+  template <class T = float>
+  const T* data() const {
+    return dense_ ? static_cast<const T*>(dense_->const_data_ptr()) : nullptr;
+  }
+
+ private:
+  std::optional<Tensor> dense_;
+
+  static const char* type_name(ScalarType type) {
+    return type == ScalarType::Float ? "float32" : type == ScalarType::Int ? "int32" : "bool";
+  }
+};
+
+inline ScalarType check_out_dtype(const char* op, ScalarType type) {
+  NNCX_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16,
+             op, ": out_dtype must be float32, float16 or bfloat16, got ",
+             torch::headeronly::toString(type));
+  return type;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Geometry
+
+using Pair = const std::vector<int64_t>&;
+
+constexpr int64_t kMostPixels = int64_t{1} << 31;  // of a padded image
+
+inline void check_groups(const char* op, int64_t in_channels, int64_t out_channels,
+                         int64_t groups) {
+  NNCX_CHECK(groups >= 1 && in_channels >= 0 && out_channels >= 0 && in_channels % groups == 0 &&
+                 out_channels % groups == 0,
+             op, ": groups must divide in_channels and out_channels, got groups=", groups,
+             ", in_channels=", in_channels, ", out_channels=", out_channels);
+}
+
+inline void check_pair(const char* op, const char* name, Pair pair, int64_t least) {
+  constexpr int64_t kMost = std::numeric_limits<int32_t>::max();
+  NNCX_CHECK(pair.size() == 2 && std::min(pair[0], pair[1]) >= least &&
+                 std::max(pair[0], pair[1]) <= kMost,
+             op, ": ", name, " must be two numbers from ", least, " to ", kMost, ", got ",
+             shape_text(pair));
+}
+
+inline int64_t out_size(int64_t size, int64_t kernel, int64_t stride, int64_t padding,
+                        int64_t dilation) {
+  const int64_t span = size + 2 * padding - dilation * (kernel - 1) - 1;
+  return span < 0 ? 0 : span / stride + 1;
+}
+
+// The weight's shape, checked, and with it the arguments of a convolution.
+inline Conv2dWeightShape read_weight_shape(const char* op, int64_t in_channels,
+                                           int64_t out_channels, Pair kernel_size, int64_t groups) {
+  check_groups(op, in_channels, out_channels, groups);
+  check_pair(op, "kernel_size", kernel_size, 1);
+  const Conv2dWeightShape shape = {groups, out_channels / groups, kernel_size[0] * kernel_size[1],
+                                   in_channels / groups};
+  check_weight_shape(op, groups, shape.out_channels, shape.taps, shape.channels);
+  return shape;
+}
+
+inline void check_window(const char* op, Pair stride, Pair padding, Pair dilation) {
+  check_pair(op, "stride", stride, 1);
+  check_pair(op, "padding", padding, 0);
+  check_pair(op, "dilation", dilation, 1);
+}
+
+inline Conv2dGeometry read_geometry(const char* op, int64_t batch, int64_t height, int64_t width,
+                                    Pair kernel_size, Pair stride, Pair padding, Pair dilation) {
+  Conv2dGeometry p{};
+  p.batch = batch;
+  p.height = height;
+  p.width = width;
+  p.kernel_h = kernel_size[0], p.kernel_w = kernel_size[1];
+  p.stride_h = stride[0], p.stride_w = stride[1];
+  p.padding_h = padding[0], p.padding_w = padding[1];
+  p.dilation_h = dilation[0], p.dilation_w = dilation[1];
+  p.out_height = out_size(p.height, p.kernel_h, p.stride_h, p.padding_h, p.dilation_h);
+  p.out_width = out_size(p.width, p.kernel_w, p.stride_w, p.padding_w, p.dilation_w);
+  NNCX_CHECK(p.out_height >= 1 && p.out_width >= 1, op,
+             ": the padded input must be at least as large as the dilated kernel, got input ",
+             p.height, " x ", p.width, ", kernel_size ", p.kernel_h, " x ", p.kernel_w,
+             ", padding ", p.padding_h, " x ", p.padding_w);
+  const int64_t padded_height = p.height + 2 * p.padding_h;
+  const int64_t padded_width = p.width + 2 * p.padding_w;
+  NNCX_CHECK(padded_width <= kMostPixels / padded_height, op,
+             ": the padded input must have at most 2^31 pixels an image, got ", padded_height,
+             " x ", padded_width);
+  return p;
+}
+
+// `batch` rows as images of one pixel.
+inline Conv2dGeometry row_geometry(int64_t batch) {
+  return {batch, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1, 1, 1};
+}
+
+// ---------------------------------------------------------------------------------------------
+// Work
+
+// Of torch's threads, how many get at least a unit of work each.
+inline int64_t threads_for(double units) {
+  return static_cast<int64_t>(std::clamp<double>(units, 1, torch::stable::get_num_threads()));
+}
+
+// Calls run(tile, scratch) on pixel_parts x block_parts tiles of `all`, in torch's threads.
+template <class Run>
+void run_tiles(const Tensor& input, const Conv2dTile& all, int64_t pixel_parts, int64_t block_parts,
+               int64_t scratch_bytes, const Run& run) {
+  const int64_t parts = pixel_parts * block_parts;
+  const Tensor scratch = torch::stable::new_empty(input, {parts * scratch_bytes}, ScalarType::Byte);
+  auto* bytes = static_cast<uint8_t*>(scratch.mutable_data_ptr());
+  const auto cut = [](int64_t count, int64_t part, int64_t of) { return count * part / of; };
+  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+    for (int64_t part = begin; part < end; ++part) {
+      const int64_t i = part / block_parts, j = part % block_parts;
+      const Conv2dTile tile = {
+          cut(all.pixel_end, i, pixel_parts), cut(all.pixel_end, i + 1, pixel_parts),
+          cut(all.block_end, j, block_parts), cut(all.block_end, j + 1, block_parts)};
+      run(tile, bytes + part * scratch_bytes);
+    }
+  });
+}
+
+}  // namespace nncx

@@ -1,0 +1,82 @@
+"""What the Python side of every 2-D convolution shares: geometry and its checks."""
+
+import math
+from collections.abc import Sequence
+
+from nncx.ops._common import check, check_weight_shape
+
+
+def pair(value: int | Sequence[int]) -> list[int]:
+    return [value, value] if isinstance(value, int) else list(value)
+
+
+def check_groups(op: str, in_channels: int, out_channels: int, groups: int) -> None:
+    check(
+        groups >= 1
+        and in_channels >= 0
+        and out_channels >= 0
+        and in_channels % groups == 0
+        and out_channels % groups == 0,
+        lambda: (
+            f"{op}: groups must divide in_channels and out_channels, got groups={groups}, "
+            f"in_channels={in_channels}, out_channels={out_channels}"
+        ),
+    )
+
+
+def check_filters(
+    op: str, in_channels: int, out_channels: int, kernel_size: Sequence[int], groups: int
+) -> None:
+    """Checks what gives the weight its shape."""
+    check_groups(op, in_channels, out_channels, groups)
+    check_pair(op, "kernel_size", kernel_size, 1)
+    check_weight_shape(
+        op, groups, out_channels // groups, math.prod(kernel_size), in_channels // groups
+    )
+
+
+def check_window(
+    op: str, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
+) -> None:
+    check_pair(op, "stride", stride, 1)
+    check_pair(op, "padding", padding, 0)
+    check_pair(op, "dilation", dilation, 1)
+
+
+def check_pair(op: str, name: str, given: Sequence[int], least: int) -> None:
+    """Refuses an `int[2]` that is not two numbers of at least `least`."""
+    most = 2**31 - 1
+    check(
+        len(given) == 2 and least <= min(given) and max(given) <= most,
+        lambda: f"{op}: {name} must be two numbers from {least} to {most}, got {list(given)}",
+    )
+
+
+def output_size(
+    op: str,
+    size: Sequence[int],
+    kernel_size: Sequence[int],
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> list[int]:
+    """Height and width of the output for an input of `size`, which is checked."""
+    padded = [size[i] + 2 * padding[i] for i in range(2)]
+    spans = [padded[i] - dilation[i] * (kernel_size[i] - 1) - 1 for i in range(2)]
+    for span in spans:
+        check(
+            span >= 0,
+            lambda: (
+                f"{op}: the padded input must be at least as large as the dilated kernel, got "
+                f"input {size[0]} x {size[1]}, kernel_size {kernel_size[0]} x {kernel_size[1]}, "
+                f"padding {padding[0]} x {padding[1]}"
+            ),
+        )
+    check(
+        padded[0] * padded[1] <= 2**31,
+        lambda: (
+            f"{op}: the padded input must have at most 2^31 pixels an image, got {padded[0]} x "
+            f"{padded[1]}"
+        ),
+    )
+    return [span // s + 1 for span, s in zip(spans, stride, strict=True)]

@@ -1,0 +1,87 @@
+"""The families of layers, and inputs for them: what tests of one and of all families share."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nncx.nn import BinaryConnectConv2d, BinaryConnectLinear, XNORConv2d, XNORLinear
+
+# Arguments of a convolution from 6 to 9 channels, kernel 3x3 unless stated.
+GEOMETRIES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "stride": {"stride": 2, "padding": 1},
+    "mixed": {"kernel_size": (3, 2), "stride": (1, 2), "padding": (2, 1), "dilation": (2, 1)},
+    "groups": {"groups": 3, "padding": 1},
+    "pointwise": {"kernel_size": 1, "bias": False},
+    "same": {"padding": "same"},
+    "same, even kernel": {"kernel_size": (4, 3), "padding": "same", "dilation": (1, 2)},
+    "valid": {"padding": "valid"},
+    "reflect": {"padding": 1, "padding_mode": "reflect"},
+    "replicate": {"padding": (1, 2), "padding_mode": "replicate"},
+    "circular, same": {"kernel_size": 2, "padding": "same", "padding_mode": "circular"},
+}
+
+
+@dataclass(frozen=True)
+class Family:
+    """The two layers of a method, built with `arguments`, which `repr` shows as `shown`."""
+
+    conv_class: type[nn.Conv2d]
+    linear_class: type[nn.Linear]
+    arguments: dict[str, Any]
+    shown: str
+    frozen_buffers: set[str]
+    sums_integers: bool
+
+    def conv(self, in_channels: int = 6, out_channels: int = 9, **arguments: Any) -> nn.Conv2d:
+        torch.manual_seed(0)
+        arguments = {"kernel_size": 3} | self.arguments | arguments
+        return self.conv_class(in_channels, out_channels, **arguments)
+
+    def linear(self, in_features: int, out_features: int, **arguments: Any) -> nn.Linear:
+        torch.manual_seed(0)
+        return self.linear_class(in_features, out_features, **self.arguments | arguments)
+
+    def network(self) -> nn.Sequential:
+        """For images [N, 6, 9, 8]."""
+        conv = self.conv(kernel_size=2, padding="same")
+        return nn.Sequential(conv, nn.Flatten(1), self.linear(9 * 72, 3))
+
+    def assert_equal(self, trained: Tensor, evaluated: Tensor) -> None:
+        """In bits where both paths add up integers, else to rounding."""
+        tolerance = {"rtol": 0, "atol": 0} if self.sums_integers else {}
+        torch.testing.assert_close(trained, evaluated, **tolerance)
+
+
+FAMILIES = {
+    "XNOR": Family(
+        XNORConv2d, XNORLinear, {}, ", scale=alpha", {"packed_weight", "alpha"}, sums_integers=True
+    ),
+    "XNOR with K": Family(
+        XNORConv2d,
+        XNORLinear,
+        {"scale": "alpha_k"},
+        ", scale=alpha_k",
+        {"packed_weight", "alpha"},
+        sums_integers=True,
+    ),
+    "BinaryConnect": Family(
+        BinaryConnectConv2d, BinaryConnectLinear, {}, "", {"packed_weight"}, sums_integers=False
+    ),
+}
+
+
+def images(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(*shape or (2, 6, 9, 8), generator=generator).to(dtype)
+
+
+def signs(x: Tensor) -> Tensor:
+    return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+
+def evaluate(layer: nn.Module, x: Tensor) -> Tensor:
+    with torch.no_grad():
+        return layer.eval()(x)
