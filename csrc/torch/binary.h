@@ -50,8 +50,8 @@ inline void execute(const char* op, BinaryConv2dParams p, const Tensor& input, c
   const Isa isa = active_isa();
   p.weight = open_prepacked(op, input, weight, prepacked_header(isa, p.shape));
   if (output.numel() == 0) return;
-  const Tensor dense = torch::stable::contiguous(input);
-  p.input = static_cast<const uint8_t*>(dense.const_data_ptr());
+  const Tensor packed = dense(input);
+  p.input = static_cast<const uint8_t*>(packed.const_data_ptr());
   p.epilogue.output = output.mutable_data_ptr();
   p.epilogue.channels = p.shape.groups * p.shape.out_channels;
   p.epilogue.image = p.out_height * p.out_width;

@@ -54,11 +54,9 @@ Tensor binary_conv2d(const Tensor& input, const Tensor& weight, int64_t in_chann
   constexpr const char* op = "binary_conv2d";
   BinaryConv2dParams p = read_params(op, input, in_channels, out_channels, kernel_size, stride,
                                      padding, dilation, groups, pad_value);
-  using torch::headeronly::MemoryFormat;
-  const Tensor output = torch::stable::empty(
-      {p.batch, out_channels, p.out_height, p.out_width},
-      check_out_dtype(op, out_dtype.value_or(ScalarType::Float)), std::nullopt, input.device(),
-      std::nullopt, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  const Tensor output =
+      new_tensor(input, {p.batch, out_channels, p.out_height, p.out_width},
+                 check_out_dtype(op, out_dtype.value_or(ScalarType::Float)), channels_last);
   p.epilogue.channels_last = channels_last;
   execute_numbers(op, p, input, weight, scale, bias, input_scale,
                   {p.batch, groups, p.out_height, p.out_width}, output);
@@ -76,9 +74,10 @@ Tensor binary_conv2d_sign(const Tensor& input, const Tensor& weight, const Tenso
   NNCX_CHECK(out_groups >= 1 && out_channels % out_groups == 0, op,
              ": out_groups must divide out_channels, got out_groups=", out_groups,
              ", out_channels=", out_channels);
-  const Tensor output = torch::stable::new_empty(
+  const Tensor output = new_tensor(
       input,
-      {p.batch, p.out_height, p.out_width, out_groups, packed_bytes(out_channels / out_groups)});
+      {p.batch, p.out_height, p.out_width, out_groups, packed_bytes(out_channels / out_groups)},
+      ScalarType::Byte);
   execute_signs(op, p, input, weight, threshold, flip, out_groups, output);
   return output;
 }

@@ -41,8 +41,8 @@ Tensor binary_linear(const Tensor& input, const Tensor& weight, int64_t in_featu
                      std::optional<Tensor> input_scale, std::optional<ScalarType> out_dtype) {
   constexpr const char* op = "binary_linear";
   const BinaryConv2dParams p = read_rows(op, input, in_features, out_features);
-  const Tensor output = torch::stable::new_empty(
-      input, {p.batch, out_features}, check_out_dtype(op, out_dtype.value_or(ScalarType::Float)));
+  const Tensor output = new_tensor(input, {p.batch, out_features},
+                                   check_out_dtype(op, out_dtype.value_or(ScalarType::Float)));
   execute_numbers(op, p, input, weight, scale, bias, input_scale, {p.batch}, output);
   return output;
 }
@@ -51,7 +51,7 @@ Tensor binary_linear_sign(const Tensor& input, const Tensor& weight, const Tenso
                           const Tensor& flip, int64_t in_features, int64_t out_features) {
   constexpr const char* op = "binary_linear_sign";
   const BinaryConv2dParams p = read_rows(op, input, in_features, out_features);
-  const Tensor output = torch::stable::new_empty(input, {p.batch, packed_bytes(out_features)});
+  const Tensor output = new_tensor(input, {p.batch, packed_bytes(out_features)}, ScalarType::Byte);
   execute_signs(op, p, input, weight, threshold, flip, 1, output);
   return output;
 }

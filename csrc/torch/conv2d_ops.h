@@ -48,13 +48,13 @@ inline PrepackedHeader prepacked_header(const std::string& path, const Conv2dWei
 // A tensor of the header and what fill(dense weight, bytes behind the header) writes.
 template <class Fill>
 Tensor prepack(const Tensor& weight, const PrepackedHeader& header, const Fill& fill) {
-  const Tensor prepacked = torch::stable::new_empty(
-      weight, {static_cast<int64_t>(sizeof header) + header.bytes}, ScalarType::Byte);
+  const Tensor prepacked =
+      new_tensor(weight, {static_cast<int64_t>(sizeof header) + header.bytes}, ScalarType::Byte);
   auto* bytes = static_cast<uint8_t*>(prepacked.mutable_data_ptr());
   std::memcpy(bytes, &header, sizeof header);
   if (header.bytes == 0) return prepacked;  // an empty weight has no address
-  const Tensor dense = torch::stable::contiguous(weight);
-  fill(static_cast<const uint8_t*>(dense.const_data_ptr()), bytes + sizeof header);
+  const Tensor contiguous = dense(weight);
+  fill(static_cast<const uint8_t*>(contiguous.const_data_ptr()), bytes + sizeof header);
   return prepacked;
 }
 
@@ -102,7 +102,7 @@ class EpilogueTensor {
                op, ": ", name, " must be ", type_name(type), " of shape ", shape_text(shape),
                " on the input's device, got ", torch::headeronly::toString(given->scalar_type()),
                " of shape ", shape_text(*given));
-    dense_ = torch::stable::contiguous(*given);
+    dense_ = dense(*given);
   }
 
   template <class T = float>
@@ -213,7 +213,7 @@ template <class Run>
 void run_tiles(const Tensor& input, const Conv2dTile& all, int64_t pixel_parts, int64_t block_parts,
                int64_t scratch_bytes, const Run& run) {
   const int64_t parts = pixel_parts * block_parts;
-  const Tensor scratch = torch::stable::new_empty(input, {parts * scratch_bytes}, ScalarType::Byte);
+  const Tensor scratch = new_tensor(input, {parts * scratch_bytes}, ScalarType::Byte);
   auto* bytes = static_cast<uint8_t*>(scratch.mutable_data_ptr());
   const auto cut = [](int64_t count, int64_t part, int64_t of) { return count * part / of; };
   torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {

@@ -49,11 +49,12 @@ Tensor max_pool2d_signs(const Tensor& input, std::vector<int64_t> kernel_size,
                         std::vector<int64_t> dilation, bool ceil_mode) {
   constexpr int64_t kWords = 1 << 14;  // OR-ed per task at least: about 10 us
   MaxPool2dSignsParams p = read_geometry(input, kernel_size, stride, padding, dilation, ceil_mode);
-  const Tensor output = torch::stable::new_empty(
-      input, {input.size(0), p.out_height, p.out_width, input.size(3), input.size(4)});
+  const Tensor output =
+      new_tensor(input, {input.size(0), p.out_height, p.out_width, input.size(3), input.size(4)},
+                 ScalarType::Byte);
   if (output.numel() == 0) return output;
-  const Tensor dense = torch::stable::contiguous(input);
-  p.input = static_cast<const uint8_t*>(dense.const_data_ptr());
+  const Tensor packed = dense(input);
+  p.input = static_cast<const uint8_t*>(packed.const_data_ptr());
   p.output = static_cast<uint8_t*>(output.mutable_data_ptr());
   const Isa isa = active_isa();
   const int64_t words = p.out_width * p.kernel_h * p.kernel_w * p.pixel_bytes / 8;

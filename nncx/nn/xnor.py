@@ -184,7 +184,7 @@ class XNORConv2d(_XNORLayer, PackedConv2d):
             channels_last=memory_format(input) is torch.channels_last,
             **self._kernel_epilogue(input, self._input_scale(input, padding)),
         )
-        return output.to(input.dtype)
+        return output if output.dtype == input.dtype else output.to(input.dtype)
 
     def _float(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
         input_scale = self._input_scale(input, padding)
