@@ -111,10 +111,12 @@ inline void store_signs(const BinaryEpilogue& e, const BinaryRows& rows, int64_t
   const __m256i threshold = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(e.threshold + o));
   int flip = 0;
   for (int64_t i = 0; i < kLanes; ++i) flip |= e.flip[o + i] << i;
-  for (int64_t r = 0; r < rows.count; ++r) {
+  const int64_t pixel_bytes = e.out_groups * packed_bytes(e.channels / e.out_groups);
+  uint8_t* out = sign_byte(e, rows.first, o);
+  for (int64_t r = 0; r < rows.count; ++r, out += pixel_bytes) {
     const __m256i below = _mm256_cmpgt_epi32(threshold, dots(rows, r, counts + r * width));
     const int signs = ~_mm256_movemask_ps(_mm256_castsi256_ps(below)) ^ flip;
-    *sign_byte(e, rows.first + r, o) = static_cast<uint8_t>(signs);
+    *out = static_cast<uint8_t>(signs);
   }
 }
 
