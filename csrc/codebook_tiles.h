@@ -26,8 +26,9 @@ namespace nncx {
 namespace {
 
 constexpr int64_t kStepBytes = 4 * kCodebookBlock;
-constexpr int64_t kChunk = 512;              // k's in a panel: 32 KB
+constexpr int64_t kChunk = 1024;              // k's in a panel: 32 KB
 constexpr int64_t kStrip = 240;              // pixels: 15 KB of sums
+constexpr int64_t kFewRows = 2;
 constexpr int64_t kStripPointers = 1 << 13;  // where taps are many, a strip is shorter
 
 // Widths in memory: a code never straddles words, and shifting by a constant is enough.
@@ -72,6 +73,13 @@ void prepack(const Conv2dWeightShape& s, int bits, const uint8_t* codes, uint8_t
   }
 }
 
+// `count` in equal parts of at most `most`, in multiples of `unit`; at least one unit.
+constexpr int64_t even_part(int64_t count, int64_t most, int64_t unit) {
+  const int64_t units = (count + unit - 1) / unit;
+  const int64_t parts = (units * unit + most - 1) / most;
+  return parts == 0 ? unit : (units + parts - 1) / parts * unit;
+}
+
 // ---------------------------------------------------------------------------------------------
 // Scratch
 
@@ -80,7 +88,6 @@ struct Scratch {
   float* panel;        // [kChunk][16]
   float* sums;         // [strip][16]
   const float** taps;  // [strip / kRows][tap][kRows]
-  float* tables;       // of a row's subset sums, see bit_row
   int64_t bytes;
 
   template <class V>
@@ -91,11 +98,6 @@ template <class V>
 int64_t strip_pixels(const CodebookConv2dParams& p) {
   const int64_t fit = kStripPointers / p.shape.taps / V::kRows * V::kRows;
   return std::clamp<int64_t>(fit, V::kRows, kStrip);
-}
-
-template <class V>
-constexpr int64_t table_floats() {
-  return 2 * V::kTables * V::kLanes;  // of a step of 32 activations
 }
 
 template <class V>
@@ -112,8 +114,6 @@ Scratch Scratch::carve(const CodebookConv2dParams& p, uint8_t* memory) {
   s.panel = reinterpret_cast<float*>(take(4 * kChunk * kCodebookBlock));
   s.sums = reinterpret_cast<float*>(take(4 * pixels * kCodebookBlock));
   s.taps = reinterpret_cast<const float**>(take(8 * pixels * p.shape.taps));
-  s.tables =
-      reinterpret_cast<float*>(take(p.bits == 1 ? 4 * steps(p.shape, 1) * table_floats<V>() : 0));
   s.bytes = used;
   return s;
 }
@@ -202,9 +202,10 @@ void multiply_block(const CodebookConv2dParams& p, const Decoder& decoder, const
   constexpr int64_t kCodes = 32 / Decoder::kSlot;
   static_assert(kChunk % kCodes == 0);
   const int64_t all = terms(p.shape);
+  const int64_t chunk = even_part(all, kChunk, kCodes);
   int64_t begin = 0;
   do {
-    const int64_t end = std::min(begin + kChunk, all);
+    const int64_t end = std::min(begin + chunk, all);
     decode_panel<V>(decoder, weights, begin / kCodes, (end + kCodes - 1) / kCodes, scratch.panel);
     for (int64_t i = 0; i < pixels; i += V::kRows) {
       multiply<V>(std::min<int64_t>(V::kRows, pixels - i), scratch.taps + i * p.shape.taps,
@@ -312,7 +313,7 @@ void run(const CodebookConv2dParams& p, const Conv2dTile& tile, uint8_t* memory)
   const int64_t blocks = codebook_blocks(s);
   const int64_t block_bytes = steps(s, p.bits) * kStepBytes;
   const Scratch scratch = Scratch::carve<V>(p, memory);
-  const bool few = s.taps == 1 && p.batch * p.out_height * p.out_width <= V::kFewRows;
+  const bool few = s.taps == 1 && p.batch * p.out_height * p.out_width <= kFewRows;
   std::fill_n(scratch.zeros, s.channels, 0.0f);
   for (int64_t group = tile.block_begin / blocks; group * blocks < tile.block_end; ++group) {
     const int64_t block_begin = std::max(tile.block_begin, group * blocks);
