@@ -41,21 +41,24 @@ class Case:
     Attributes:
         ours: The call that is timed.
         rivals: What it is compared with, by the names that the line prints.
-        reference: Gives the same values as `ours`, to the bit.
+        reference: Gives the same values as `ours`, to the bit or within `tolerance`.
         work: MACs or bytes of one call.
+        tolerance: How far a value may be off, as a share of the largest in the reference.
     """
 
     ours: Callable[[], Tensor]
     rivals: dict[str, Callable[[], Tensor]]
     reference: Callable[[], Tensor]
     work: int
+    tolerance: float = 0.0
 
     def check(self) -> None:
         """Raises WrongResult unless `ours` gives what `reference` gives."""
         result, expected = self.ours(), self.reference()
         if result.shape != expected.shape:
             raise WrongResult(f"shape {[*result.shape]}, the reference has {[*expected.shape]}")
-        wrong = int((result != expected).sum())
+        bound = self.tolerance * expected.abs().amax()
+        wrong = int(((result != expected) & ~((result - expected).abs() <= bound)).sum())
         if wrong:
             raise WrongResult(f"{wrong} of {expected.numel()} values differ from the reference")
 

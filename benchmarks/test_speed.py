@@ -5,6 +5,8 @@ Rivals are not timed here: only turns within one round (bench.py) make an honest
 
 import binary_conv2d
 import binary_linear
+import codebook_conv2d
+import codebook_linear
 import pack_signs
 import pytest
 import torch
@@ -12,7 +14,14 @@ import xnor_conv2d
 
 from nncx._machine import describe
 
-MODULES = (pack_signs, binary_linear, binary_conv2d, xnor_conv2d)
+MODULES = (
+    pack_signs,
+    binary_linear,
+    binary_conv2d,
+    codebook_linear,
+    codebook_conv2d,
+    xnor_conv2d,
+)
 BENCHMARKS = [module.BENCHMARK for module in MODULES]
 
 

@@ -64,17 +64,19 @@ void codebook_conv2d(const CodebookConv2dParams& params, const Conv2dTile& tile,
 }  // namespace scalar
 
 namespace avx2 {
-using scalar::codebook_conv2d;
-using scalar::codebook_conv2d_prepack;
-using scalar::codebook_conv2d_prepacked_bytes;
-using scalar::codebook_conv2d_scratch_bytes;
+int64_t codebook_conv2d_prepacked_bytes(const Conv2dWeightShape& shape, int bits);
+void codebook_conv2d_prepack(const Conv2dWeightShape& shape, int bits, const uint8_t* codes,
+                             uint8_t* prepacked);
+int64_t codebook_conv2d_scratch_bytes(const CodebookConv2dParams& params);
+void codebook_conv2d(const CodebookConv2dParams& params, const Conv2dTile& tile, uint8_t* scratch);
 }  // namespace avx2
 
 namespace avx512 {
-using scalar::codebook_conv2d;
-using scalar::codebook_conv2d_prepack;
-using scalar::codebook_conv2d_prepacked_bytes;
-using scalar::codebook_conv2d_scratch_bytes;
+int64_t codebook_conv2d_prepacked_bytes(const Conv2dWeightShape& shape, int bits);
+void codebook_conv2d_prepack(const Conv2dWeightShape& shape, int bits, const uint8_t* codes,
+                             uint8_t* prepacked);
+int64_t codebook_conv2d_scratch_bytes(const CodebookConv2dParams& params);
+void codebook_conv2d(const CodebookConv2dParams& params, const Conv2dTile& tile, uint8_t* scratch);
 }  // namespace avx512
 
 }  // namespace nncx

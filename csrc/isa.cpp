@@ -50,7 +50,8 @@ bool isa_built(Isa isa) {
 
 bool isa_supported(Isa isa) {
 #ifdef NNCX_BUILT_X86
-  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("f16c");
+  const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                    __builtin_cpu_supports("f16c");
   if (isa == Isa::avx2) return avx2;
   if (isa == Isa::avx512) {  // what Ice Lake and Zen 4 have; a lesser AVX-512 takes avx2
     return avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&

@@ -16,11 +16,13 @@ FOLDER = Path(__file__).parents[1] / "benchmarks"
 SMALLEST = {
     "binary_conv2d": "c=16",
     "binary_linear": "m=256",
+    "codebook_conv2d": "c=16 hw=32 k=3 bits=1 nhwc",
+    "codebook_linear": "m=256 k=1024 o=1024 bits=4",
     "pack_signs": "c=16 hw=32 nhwc",
     "xnor_conv2d": "c=16 hw=32 k=3 nhwc",
 }
 LINE = re.compile(
-    r"(?P<name>\w+)  \w+=\d+( \w+=\d+)+( nchw| nhwc)?  \w+ *"
+    r"(?P<name>\w+)  \w+=\d+( \w+=\d+)+( nchw| nhwc| per-channel)?  \w+ *"
     r" \| [\d.]+ ms \| [\d.]+ (GMAC|GB)/s"
     r" \| [\d.]+x [\w. ]+ \([\w.]+ [\d.]+ ms(, [\w.]+ [\d.]+ ms)*\)"
     r"( \| \d+% of 13x torch\.mm)?"
@@ -77,6 +79,18 @@ def test_wrong_shape_is_wrong(bench: ModuleType) -> None:
     case = bench.Case(lambda: torch.zeros(2, 1), {}, lambda: torch.zeros(2), 1)
     with pytest.raises(bench.WrongResult, match=r"shape \[2, 1\], the reference has \[2\]"):
         case.check()
+
+
+def test_a_float_sum_may_be_off_by_the_tolerance_and_no_more(bench: ModuleType) -> None:
+    def off_by(error: float):
+        return bench.Case(
+            lambda: torch.tensor([8.0, error]), {}, lambda: torch.tensor([8.0, 0]), 1, 0.1
+        )
+
+    off_by(0.79).check()
+    for error in (0.81, torch.nan):
+        with pytest.raises(bench.WrongResult, match="1 of 2 values differ"):
+            off_by(error).check()
 
 
 def test_each_path_and_thread_count_has_its_header(bench: ModuleType, capsys, tmp_path) -> None:

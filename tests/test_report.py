@@ -9,7 +9,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nncx._report import Report, report, scatter
-from nncx.nn.xnor import XNORLinear
+from nncx.nn import BinaryConnectLinear, XNORLinear
 
 
 def small():
@@ -112,20 +112,24 @@ def test_tied_weights_belong_to_the_first():
     assert [(row.parameters, row.bytes) for row in result.layers] == [(30, 120), (5, 20)]
 
 
-def test_packed_layers_count_weights_and_hold_bytes():
+@pytest.mark.parametrize(
+    "layer, precision", [(XNORLinear, "binary"), (BinaryConnectLinear, "binary weights")]
+)
+def test_packed_layers_count_weights_and_hold_bytes(layer, precision):
     torch.manual_seed(0)
-    model = nn.Sequential(nn.Linear(9, 50), XNORLinear(50, 40))
+    model = nn.Sequential(nn.Linear(9, 50), layer(50, 40))
     example = torch.randn(2, 9)
     before = report(model, example, repeats=1)
     model[1].freeze()
     after = report(model, example, repeats=1)
-    assert rows(before)["1"].precision == "binary (unfrozen)"
-    assert rows(after)["1"].precision == "binary"
+    assert rows(before)["1"].precision == f"{precision} (unfrozen)"
+    assert rows(after)["1"].precision == precision
     assert after.total.precision == "mixed"
     assert rows(before)["1"].parameters == rows(after)["1"].parameters == 50 * 40 + 40
     assert rows(before)["1"].bytes == 4 * 2040
-    assert rows(after)["1"].bytes == 50 * 40 // 8 + 4 * 40 + 4 * 40  # bits, alpha, bias
-    assert after.macs == {"float32": 450, "binary": 2000}
+    alpha = 4 * 40 if layer is XNORLinear else 0
+    assert rows(after)["1"].bytes == 50 * 40 // 8 + alpha + 4 * 40  # bits, alpha, bias
+    assert after.macs == {"float32": 450, precision: 2000}
 
 
 def test_parametrized_layers():

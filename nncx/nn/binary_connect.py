@@ -4,9 +4,9 @@ In training they multiply by +1 and -1 in torch's float kernels, in evaluation w
 `nncx.ops.codebook_conv2d` and `codebook_linear` on weights of one bit. Both add up the same floats,
 in another order: they are equal to rounding.
 
-The real weights are clipped to [-1, 1] at the start of each forward in training, which is when the
-last update is first used. No output depends on it, since clipping changes neither a sign nor a
-probability; it bounds how many updates a weight is away from its next change of sign.
+The real weights are clipped to [-1, 1] at the start of each forward in training with gradients,
+which is when the last update is first used. No output depends on it, since clipping changes neither
+a sign nor a probability; it bounds how many updates a weight is away from its next change of sign.
 """
 
 import torch
@@ -53,15 +53,14 @@ class _BinaryConnectLayer(PackedLayer):
     def _weight_bits(self) -> Tensor:
         return pack_codes(self.weight >= 0, 1)
 
-    def _float_arguments(self, input: Tensor) -> dict[str, Tensor | None]:
-        """Weight and bias of torch's function, in the dtype of `input`, which +1 and -1 have."""
-        if self.training:
+    def _float_weight_and_bias(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
+        """What torch's function takes; +1 and -1 are in every dtype."""
+        if self.training and torch.is_grad_enabled():
             with torch.no_grad():
                 self.weight.clamp_(-1, 1)
         sampled = self.training and self.stochastic
         weight = (binary_connect_sample if sampled else binary_connect_sign)(self.weight)
-        bias = None if self.bias is None else self.bias.to(input.dtype)
-        return {"weight": weight.to(input.dtype), "bias": bias}
+        return weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
 
     def _kernel_bias(self) -> Tensor | None:
         return None if self.bias is None else self.bias.float()
@@ -148,14 +147,8 @@ class BinaryConnectConv2d(_BinaryConnectLayer, PackedConv2d):
         return output.double() if input.dtype == torch.float64 else output
 
     def _float(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
-        return F.conv2d(
-            input,
-            stride=self.stride,
-            padding=padding,
-            dilation=self.dilation,
-            groups=self.groups,
-            **self._float_arguments(input),
-        )
+        weight, bias = self._float_weight_and_bias(input.dtype)
+        return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
 
     def _prepack(self, bits: Tensor) -> Tensor:
         return ops.codebook_conv2d_prepack(
@@ -202,7 +195,7 @@ class BinaryConnectLinear(_BinaryConnectLayer, PackedLinear):
         return output.double() if rows.dtype == torch.float64 else output
 
     def _float(self, rows: Tensor) -> Tensor:
-        return F.linear(rows, **self._float_arguments(rows))
+        return F.linear(rows, *self._float_weight_and_bias(rows.dtype))
 
     def _prepack(self, bits: Tensor) -> Tensor:
         return ops.codebook_linear_prepack(bits, 1, self.in_features, self.out_features)

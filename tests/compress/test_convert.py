@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nncx.compress import XNOR, convert
-from nncx.models import LeNet5, NiN, ResNet
+from nncx.models import MLP, VGG9, LeNet5, NiN, ResNet
 from nncx.nn import XNORConv2d, XNORLinear
 
 
@@ -136,13 +136,34 @@ def test_second_convert_sees_the_binary_layers_of_the_first():
     assert isinstance(model[2], XNORConv2d) and isinstance(model[1], nn.Identity)
 
 
-@pytest.mark.parametrize("model", [ResNet(8, width=4), LeNet5()])
+@pytest.mark.parametrize(
+    "model",
+    [ResNet(8, width=4), LeNet5(), LeNet5(norm=True), MLP(width=8), VGG9(width=4, hidden=8)],
+    ids=lambda model: type(model).__name__,
+)
 def test_models_of_nncx_convert_and_train(model):
     count = sum(type(m) in (nn.Conv2d, nn.Linear) for m in model.modules())
     convert(model, XNOR())
     assert sum(isinstance(m, (XNORConv2d, XNORLinear)) for m in model.modules()) == count - 2
-    x = torch.randn(2, getattr(model, "in_channels", 1), 28, 28)
-    model(x).sum().backward()
+    size = getattr(model, "image_size", 28)
+    model(torch.randn(2, model.in_channels, size, size)).sum().backward()
+
+
+def test_the_signs_of_lenet5_with_norm_are_of_its_batchnorms():
+    model, x = convert(LeNet5(norm=True), XNOR()), torch.randn(4, 1, 28, 28)
+    seen = {}
+    for name in ("norm1.0", "norm2.0"):
+        model.get_submodule(name).register_forward_hook(
+            lambda module, _, output, name=name: seen.update({name: output})
+        )
+    for name in ("conv2", "fc1"):
+        model.get_submodule(name).register_forward_pre_hook(
+            lambda module, inputs, name=name: seen.update({name: inputs[0]})
+        )
+    model(x)
+    assert torch.equal(seen["conv2"], seen["norm1.0"])
+    assert torch.equal(seen["fc1"], seen["norm2.0"].flatten(1))
+    assert isinstance(model.relu1, nn.ReLU), "the last layer is float"
 
 
 # ---------------------------------------------------------------------------------------------

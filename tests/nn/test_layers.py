@@ -93,6 +93,16 @@ def test_memory_format_follows_the_input(memory_format, padding, training, famil
     assert nn.Conv2d(6, 9, 2, padding=padding)(x).stride() == output.stride()
 
 
+def test_weights_in_channels_last_give_the_same(family):
+    layer, x = family.conv(padding=1), images()
+    expected = evaluate(layer, x)
+    layer.to(memory_format=torch.channels_last)
+    assert not layer.weight.is_contiguous()
+    assert torch.equal(evaluate(layer, x), expected)
+    family.assert_equal(layer.train()(x).detach(), expected)
+    assert torch.equal(evaluate(layer.freeze(), x), expected)
+
+
 def test_non_contiguous_and_empty_inputs(family):
     layer = family.conv(padding=1)
     x = images(2, 6, 9, 16)[..., ::2]

@@ -7,10 +7,16 @@ import torch
 from torch import nn
 
 from nncx import train
-from nncx.compress import BinaryConnect, convert, freeze
+from nncx.compress import XNOR, BinaryConnect, convert, freeze
 from nncx.compress.binary_connect import parameter_groups
 from nncx.models import MLP, VGG9, LeNet5, NiN, ResNet
-from nncx.nn import BinaryConnectConv2d, BinaryConnectLinear, SquaredHingeLoss
+from nncx.nn import (
+    BinaryConnectConv2d,
+    BinaryConnectLinear,
+    SquaredHingeLoss,
+    XNORConv2d,
+    XNORLinear,
+)
 
 
 def _network():
@@ -48,6 +54,16 @@ def test_models_of_nncx_convert_train_and_keep_their_relus(model):
     size = getattr(model, "image_size", 16)
     model(torch.randn(2, model.in_channels, size, size)).square().sum().backward()
     assert all(layer.weight.grad.isfinite().all() for layer in layers)
+
+
+def test_after_xnor_it_takes_the_layers_that_xnor_left_float():
+    model = convert(convert(VGG9(width=4, hidden=8), XNOR()), BinaryConnect())
+    kinds = [type(m) for m in model.modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+    assert kinds == [
+        *(BinaryConnectConv2d, *[XNORConv2d] * 5),
+        *(XNORLinear, XNORLinear, BinaryConnectLinear),
+    ]
+    model(torch.randn(2, 3, 32, 32)).square().sum().backward()
 
 
 def test_a_model_that_torch_fx_cannot_trace_converts():

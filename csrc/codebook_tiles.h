@@ -1,0 +1,342 @@
+// How the vector paths run codebook_conv2d; a path brings its vectors and its decoders.
+//
+//   weights   prepacked [group][block of 16 outputs][step][64 bytes]. A step is a 32-bit word for
+//             each output: as many codes as fit in slots of 1, 2, 4 or 8 bits, along k. k counts
+//             taps, and channels within them.
+//   pixels    are not gathered: a table holds, for every output pixel of a strip and every tap, the
+//             address of the channels that it reads, or of zeros outside the image.
+//   strip     at most kStrip output pixels. For each block of outputs, kChunk k's of weights are
+//             decoded to floats [k][16], which stay in the cache while all pixels of the strip meet
+//             them, kRows at a time, in registers. The sums wait in scratch between chunks.
+//   few rows  (a linear layer on a batch of a few, where decoding would cost more than multiplying)
+//             skip the panel: weights go from the decoder's registers into the product.
+//
+// V, a path's vectors: Floats, Words, kLanes, kRows, load, store, broadcast, zero, add, fma.
+// Decoder: kSlot; Decoder(params, first output channel, how many exist) for a block; decode(vector
+// of the block, its words, f), which calls f(j, Floats): code j of the words, looked up.
+#pragma once
+
+#include <algorithm>
+#include <cstring>
+
+#include "codebook_conv2d.h"
+#include "unroll.h"
+
+namespace nncx {
+namespace {
+
+constexpr int64_t kStepBytes = 4 * kCodebookBlock;
+constexpr int64_t kChunk = 512;              // k's in a panel: 32 KB
+constexpr int64_t kStrip = 240;              // pixels: 15 KB of sums
+constexpr int64_t kStripPointers = 1 << 13;  // where taps are many, a strip is shorter
+
+// Widths in memory: a code never straddles words, and shifting by a constant is enough.
+constexpr int slot_bits(int bits) { return bits <= 2 ? bits : bits <= 4 ? 4 : 8; }
+
+inline int64_t terms(const Conv2dWeightShape& s) { return s.taps * s.channels; }
+
+inline int64_t steps(const Conv2dWeightShape& s, int bits) {
+  const int64_t codes = 32 / slot_bits(bits);
+  return (terms(s) + codes - 1) / codes;
+}
+
+inline int64_t prepacked_bytes(const Conv2dWeightShape& s, int bits) {
+  return s.groups * codebook_blocks(s) * steps(s, bits) * kStepBytes;
+}
+
+// Place::of(slot, output of the block, code of the step) is where a path wants it.
+struct Place {
+  int64_t byte;
+  int shift;
+};
+
+template <class Places>
+void prepack(const Conv2dWeightShape& s, int bits, const uint8_t* codes, uint8_t* prepacked,
+             const Places& place) {
+  const int slot = slot_bits(bits);
+  const int64_t per_step = 32 / slot;
+  const int64_t block_bytes = steps(s, bits) * kStepBytes;
+  std::memset(prepacked, 0, prepacked_bytes(s, bits));
+  for (int64_t o = 0; o < s.groups * s.out_channels; ++o) {
+    const int64_t in_group = o % s.out_channels;
+    const int64_t block = o / s.out_channels * codebook_blocks(s) + in_group / kCodebookBlock;
+    for (int64_t c = 0; c < s.channels; ++c) {
+      for (int64_t tap = 0; tap < s.taps; ++tap) {
+        const int64_t k = tap * s.channels + c;
+        const Place at = place(slot, in_group % kCodebookBlock, k % per_step);
+        const unsigned code = code_at(codes, o * terms(s) + c * s.taps + tap, bits);
+        prepacked[block * block_bytes + k / per_step * kStepBytes + at.byte] |=
+            static_cast<uint8_t>(code << at.shift);
+      }
+    }
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+// Scratch
+
+struct Scratch {
+  float* zeros;        // a pixel outside the image
+  float* panel;        // [kChunk][16]
+  float* sums;         // [strip][16]
+  const float** taps;  // [strip / kRows][tap][kRows]
+  float* tables;       // of a row's subset sums, see bit_row
+  int64_t bytes;
+
+  template <class V>
+  static Scratch carve(const CodebookConv2dParams& p, uint8_t* memory);
+};
+
+template <class V>
+int64_t strip_pixels(const CodebookConv2dParams& p) {
+  const int64_t fit = kStripPointers / p.shape.taps / V::kRows * V::kRows;
+  return std::clamp<int64_t>(fit, V::kRows, kStrip);
+}
+
+template <class V>
+constexpr int64_t table_floats() {
+  return 2 * V::kTables * V::kLanes;  // of a step of 32 activations
+}
+
+template <class V>
+Scratch Scratch::carve(const CodebookConv2dParams& p, uint8_t* memory) {
+  int64_t used = 0;
+  const auto take = [&](int64_t bytes) {
+    uint8_t* at = memory + used;
+    used += (bytes + 63) / 64 * 64;
+    return at;
+  };
+  const int64_t pixels = strip_pixels<V>(p);
+  Scratch s;
+  s.zeros = reinterpret_cast<float*>(take(4 * p.shape.channels));
+  s.panel = reinterpret_cast<float*>(take(4 * kChunk * kCodebookBlock));
+  s.sums = reinterpret_cast<float*>(take(4 * pixels * kCodebookBlock));
+  s.taps = reinterpret_cast<const float**>(take(8 * pixels * p.shape.taps));
+  s.tables =
+      reinterpret_cast<float*>(take(p.bits == 1 ? 4 * steps(p.shape, 1) * table_floats<V>() : 0));
+  s.bytes = used;
+  return s;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Many rows
+
+// The channels that each tap of the strip's output pixels reads. Rows beyond its end read zeros.
+template <class V>
+void locate(const CodebookConv2dParams& p, int64_t group, int64_t begin, int64_t end,
+            const Scratch& scratch) {
+  const int64_t pixel_floats = p.shape.groups * p.shape.channels;
+  const float* input = p.input + group * p.shape.channels;
+  for (int64_t i = 0; begin + i < end; ++i) {
+    const int64_t pixel = begin + i;
+    const int64_t n = pixel / (p.out_height * p.out_width);
+    const int64_t y = pixel / p.out_width % p.out_height, x = pixel % p.out_width;
+    const float** taps = scratch.taps + i / V::kRows * V::kRows * p.shape.taps + i % V::kRows;
+    for (int64_t a = 0; a < p.kernel_h; ++a) {
+      const int64_t h = tap_position(y, p.stride_h, p.padding_h, a, p.dilation_h);
+      for (int64_t b = 0; b < p.kernel_w; ++b, taps += V::kRows) {
+        const int64_t w = tap_position(x, p.stride_w, p.padding_w, b, p.dilation_w);
+        const bool inside = h >= 0 && h < p.height && w >= 0 && w < p.width;
+        *taps = inside ? input + ((n * p.height + h) * p.width + w) * pixel_floats : scratch.zeros;
+      }
+    }
+  }
+}
+
+// panel[k][16] of the steps [begin, end) of a block.
+template <class V, class Decoder>
+void decode_panel(const Decoder& decoder, const uint8_t* weights, int64_t begin, int64_t end,
+                  float* panel) {
+  constexpr int kCodes = 32 / Decoder::kSlot;
+  for (int64_t step = begin; step < end; ++step, panel += kCodes * kCodebookBlock) {
+    for_each<kCodebookBlock / V::kLanes>([&](auto v) NNCX_INLINE {
+      decoder.decode(v, weights + step * kStepBytes + v * 4 * V::kLanes,
+                     [&](auto j, typename V::Floats w)
+                         NNCX_INLINE { V::store(panel + j * kCodebookBlock + v * V::kLanes, w); });
+    });
+  }
+}
+
+// sums[row][16] (+)= the k's [begin, end) of Rows pixels times the panel.
+template <class V, int Rows>
+void multiply_rows(const float* const* taps, int64_t channels, int64_t begin, int64_t end,
+                   const float* panel, float* sums) {
+  constexpr int kVectors = kCodebookBlock / V::kLanes;
+  typename V::Floats acc[Rows * kVectors];
+  for_each<Rows * kVectors>(
+      [&](auto i) NNCX_INLINE { acc[i] = begin == 0 ? V::zero() : V::load(sums + i * V::kLanes); });
+  int64_t c = begin % std::max<int64_t>(channels, 1);
+  taps += begin / std::max<int64_t>(channels, 1) * V::kRows;
+  for (int64_t k = begin; k < end; taps += V::kRows, c = 0) {
+    const int64_t run = std::min(channels - c, end - k);
+    const float* rows[Rows];
+    for_each<Rows>([&](auto r) NNCX_INLINE { rows[r] = taps[r] + c; });
+    for (int64_t i = 0; i < run; ++i, panel += kCodebookBlock) {
+      typename V::Floats w[kVectors];
+      for_each<kVectors>([&](auto v) NNCX_INLINE { w[v] = V::load(panel + v * V::kLanes); });
+      for_each<Rows>([&](auto r) NNCX_INLINE {
+        const auto x = V::broadcast(rows[r] + i);
+        for_each<kVectors>([&](auto v) NNCX_INLINE {
+          acc[r * kVectors + v] = V::fma(x, w[v], acc[r * kVectors + v]);
+        });
+      });
+    }
+    k += run;
+  }
+  for_each<Rows * kVectors>([&](auto i) NNCX_INLINE { V::store(sums + i * V::kLanes, acc[i]); });
+}
+
+template <class V, int Rows = V::kRows>
+void multiply(int64_t rows, const float* const* taps, int64_t channels, int64_t begin, int64_t end,
+              const float* panel, float* sums) {
+  if constexpr (Rows > 0) {
+    if (rows < Rows) return multiply<V, Rows - 1>(rows, taps, channels, begin, end, panel, sums);
+    multiply_rows<V, Rows>(taps, channels, begin, end, panel, sums);
+  }
+}
+
+// The sums of one block of outputs for the strip's pixels.
+template <class V, class Decoder>
+void multiply_block(const CodebookConv2dParams& p, const Decoder& decoder, const uint8_t* weights,
+                    int64_t pixels, const Scratch& scratch) {
+  constexpr int64_t kCodes = 32 / Decoder::kSlot;
+  static_assert(kChunk % kCodes == 0);
+  const int64_t all = terms(p.shape);
+  int64_t begin = 0;
+  do {
+    const int64_t end = std::min(begin + kChunk, all);
+    decode_panel<V>(decoder, weights, begin / kCodes, (end + kCodes - 1) / kCodes, scratch.panel);
+    for (int64_t i = 0; i < pixels; i += V::kRows) {
+      multiply<V>(std::min<int64_t>(V::kRows, pixels - i), scratch.taps + i * p.shape.taps,
+                  p.shape.channels, begin, end, scratch.panel, scratch.sums + i * kCodebookBlock);
+    }
+    begin = end;
+  } while (begin < all);
+}
+
+// ---------------------------------------------------------------------------------------------
+// One row, of a kernel with a single tap
+
+// The steps that are whole go from the decoder into the product, the rest through the panel.
+template <class V, class Decoder>
+void multiply_row(const CodebookConv2dParams& p, const Decoder& decoder, const uint8_t* weights,
+                  const Scratch& scratch) {
+  constexpr int kCodes = 32 / Decoder::kSlot;
+  constexpr int kVectors = kCodebookBlock / V::kLanes;
+  constexpr int kChains = 8 / kVectors;  // an addition waits for the one before in its chain
+  const float* x = scratch.taps[0];
+  const int64_t channels = p.shape.channels;
+  const int64_t whole = channels / kCodes;
+  typename V::Floats acc[kVectors * kChains];
+  for_each<kVectors * kChains>([&](auto i) NNCX_INLINE { acc[i] = V::zero(); });
+  for (int64_t step = 0; step < whole; ++step, x += kCodes) {
+    for_each<kVectors>([&](auto v) NNCX_INLINE {
+      decoder.decode(v, weights + step * kStepBytes + v * 4 * V::kLanes,
+                     [&](auto j, typename V::Floats w) NNCX_INLINE {
+                       auto& sum = acc[v * kChains + j % kChains];
+                       sum = V::fma(V::broadcast(x + j), w, sum);
+                     });
+    });
+  }
+  for_each<kVectors>([&](auto v) NNCX_INLINE {
+    for (int width = kChains / 2; width > 0; width /= 2) {
+      for (int i = 0; i < width; ++i) {
+        acc[v * kChains + i] = V::add(acc[v * kChains + i], acc[v * kChains + i + width]);
+      }
+    }
+    V::store(scratch.sums + v * V::kLanes, acc[v * kChains]);
+  });
+  if (whole * kCodes == channels) return;
+  decode_panel<V>(decoder, weights, whole, whole + 1, scratch.panel);
+  multiply_rows<V, 1>(scratch.taps, channels, whole * kCodes, channels, scratch.panel,
+                      scratch.sums);
+}
+
+// ---------------------------------------------------------------------------------------------
+// Epilogue
+
+template <class T>
+void store_strip(const CodebookConv2dParams& p, int64_t o, int64_t outputs, int64_t begin,
+                 int64_t pixels, const float* sums) {
+  const FloatEpilogue& e = p.epilogue;
+  const int64_t image = p.out_height * p.out_width;
+  for (int64_t done = 0; done < pixels;) {
+    const int64_t n = (begin + done) / image, first = (begin + done) % image;
+    const int64_t run = std::min(pixels - done, image - first);
+    T* out = static_cast<T*>(e.output) + n * e.stride_n + first * e.stride_pixel + o * e.stride_o;
+    const float* from = sums + done * kCodebookBlock;
+    if (e.stride_o == 1) {
+      for (int64_t i = 0; i < run; ++i) {
+        for (int64_t c = 0; c < outputs; ++c) {
+          store_float(from[i * kCodebookBlock + c], out + i * e.stride_pixel + c);
+        }
+      }
+    } else {
+      for (int64_t c = 0; c < outputs; ++c) {
+        for (int64_t i = 0; i < run; ++i) {
+          store_float(from[i * kCodebookBlock + c], out + c * e.stride_o + i * e.stride_pixel);
+        }
+      }
+    }
+    done += run;
+  }
+}
+
+// Bias and activation on the sums of `pixels` pixels from `begin` on, then out with them.
+inline void finish_strip(const CodebookConv2dParams& p, int64_t o, int64_t outputs, int64_t begin,
+                         int64_t pixels, float* sums) {
+  const FloatEpilogue& e = p.epilogue;
+  if (e.bias || e.activation != Activation::none) {
+    for (int64_t i = 0; i < pixels * kCodebookBlock; ++i) {
+      const int64_t c = i % kCodebookBlock;
+      if (c < outputs) sums[i] = finish(e, sums[i], o + c);
+    }
+  }
+  switch (e.dtype) {
+    case Dtype::float32:
+      return store_strip<float>(p, o, outputs, begin, pixels, sums);
+    case Dtype::float16:
+      return store_strip<Half>(p, o, outputs, begin, pixels, sums);
+    case Dtype::bfloat16:
+      return store_strip<BFloat16>(p, o, outputs, begin, pixels, sums);
+    case Dtype::float64:
+      return;  // out_dtype is never that: the op refuses it
+  }
+}
+
+// ---------------------------------------------------------------------------------------------
+
+template <class V, class Decoder>
+void run(const CodebookConv2dParams& p, const Conv2dTile& tile, uint8_t* memory) {
+  const Conv2dWeightShape& s = p.shape;
+  const int64_t blocks = codebook_blocks(s);
+  const int64_t block_bytes = steps(s, p.bits) * kStepBytes;
+  const Scratch scratch = Scratch::carve<V>(p, memory);
+  const bool few = s.taps == 1 && p.batch * p.out_height * p.out_width <= V::kFewRows;
+  std::fill_n(scratch.zeros, s.channels, 0.0f);
+  for (int64_t group = tile.block_begin / blocks; group * blocks < tile.block_end; ++group) {
+    const int64_t block_begin = std::max(tile.block_begin, group * blocks);
+    const int64_t block_end = std::min(tile.block_end, (group + 1) * blocks);
+    int64_t end;
+    for (int64_t begin = tile.pixel_begin; begin < tile.pixel_end; begin = end) {
+      end = std::min(begin + (few ? 1 : strip_pixels<V>(p)), tile.pixel_end);
+      locate<V>(p, group, begin, end, scratch);
+      for (int64_t block = block_begin; block < block_end; ++block) {
+        const int64_t first = (block - group * blocks) * kCodebookBlock;
+        const int64_t outputs = std::min(kCodebookBlock, s.out_channels - first);
+        const int64_t o = group * s.out_channels + first;
+        const Decoder decoder(p, o, outputs);
+        const uint8_t* weights = p.weight + block * block_bytes;
+        if (few) {
+          multiply_row<V>(p, decoder, weights, scratch);
+        } else {
+          multiply_block<V>(p, decoder, weights, end - begin, scratch);
+        }
+        finish_strip(p, o, outputs, begin, end - begin, scratch.sums);
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace nncx
