@@ -1,7 +1,7 @@
-"""binary_conv2d_sign, bits in and bits out, against torch's float32 convolution, BatchNorm and sign.
+"""binary_conv2d_sign, bits in and bits out, against torch's convolution, BatchNorm and sign.
 
 That is what stands between two sets of packed signs in a binary network. The rivals compute it in
-one of torch's two layouts, in eval mode, and give signs as floats. The limit is that of
+float32, in one of torch's two layouts, and give signs as floats. The limit is that of
 binary_conv2d.py.
 """
 

@@ -278,8 +278,8 @@ void store_strip(const CodebookConv2dParams& p, int64_t o, int64_t outputs, int6
   if (!outputs_innermost) {
     for (int64_t i = 0; i < pixels; i += 8) {
       for (int64_t c = 0; c < kCodebookBlock; c += 8) {
-        avx2::transpose_8x8(scratch.sums + i * kCodebookBlock + c, kCodebookBlock,
-                            scratch.transposed + c * kStrip + i, kStrip);
+        transpose_8x8(scratch.sums + i * kCodebookBlock + c, kCodebookBlock,
+                      scratch.transposed + c * kStrip + i, kStrip);
       }
     }
   }

@@ -7,6 +7,7 @@
 
 #include "binary_epilogue.h"
 #include "binary_lines.h"
+#include "transpose.h"
 #include "unroll.h"
 
 namespace nncx {
@@ -24,25 +25,6 @@ NNCX_INLINE inline void store_lanes(__m256 y, BFloat16* out) {
   alignas(32) float lanes[kLanes];
   _mm256_store_ps(lanes, y);
   for (int64_t i = 0; i < kLanes; ++i) store_float(lanes[i], out + i);
-}
-
-NNCX_INLINE inline void transpose(__m256 (&y)[kLanes]) {
-  __m256 t[kLanes];
-  for_each<4>([&](auto i) NNCX_INLINE {
-    t[2 * i] = _mm256_unpacklo_ps(y[2 * i], y[2 * i + 1]);
-    t[2 * i + 1] = _mm256_unpackhi_ps(y[2 * i], y[2 * i + 1]);
-  });
-  __m256 u[kLanes];
-  for_each<2>([&](auto i) NNCX_INLINE {
-    u[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
-    u[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xEE);
-    u[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
-    u[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xEE);
-  });
-  for_each<4>([&](auto i) NNCX_INLINE {
-    y[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
-    y[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
-  });
 }
 
 // Popcounts of xor, of 8 outputs of row r -> dot products.
@@ -86,7 +68,7 @@ void store_columns(const BinaryEpilogue& e, const BinaryRows& rows, int64_t o, i
         const int64_t r = first + std::min<int64_t>(lane, count - 1);
         y[lane] = numbers(e, rows, r, o + i, counts + r * width + i);
       });
-      transpose(y);
+      transpose_8x8(y);
       for_each<kLanes>([&](auto lane) NNCX_INLINE {
         T* to = out + lane * e.image + first;
         if (count == kLanes) return store_lanes(y[lane], to);

@@ -7,33 +7,36 @@
 
 #include "unroll.h"
 
-namespace nncx::avx2 {
+namespace nncx {
 namespace {
 
-// to[j][i] = from[i][j], 8 x 8; strides in elements.
-NNCX_INLINE inline void transpose_8x8(const float* from, int64_t from_stride, float* to,
-                                      int64_t to_stride) {
-  __m256 quarter[8], half[8];
-  // Row i of the left four columns beside row i + 4, then of the right four.
+NNCX_INLINE inline void transpose_8x8(__m256 (&y)[8]) {
+  __m256 t[8];
   for_each<4>([&](auto i) NNCX_INLINE {
-    for_each<2>([&](auto side) NNCX_INLINE {
-      const float* x = from + i * from_stride + 4 * side;
-      quarter[2 * i + side] = _mm256_insertf128_ps(_mm256_castps128_ps256(_mm_loadu_ps(x)),
-                                                   _mm_loadu_ps(x + 4 * from_stride), 1);
-    });
+    t[2 * i] = _mm256_unpacklo_ps(y[2 * i], y[2 * i + 1]);
+    t[2 * i + 1] = _mm256_unpackhi_ps(y[2 * i], y[2 * i + 1]);
   });
-  for_each<2>([&](auto side) NNCX_INLINE {
-    half[side] = _mm256_unpacklo_ps(quarter[side], quarter[2 + side]);
-    half[2 + side] = _mm256_unpackhi_ps(quarter[side], quarter[2 + side]);
-    half[4 + side] = _mm256_unpacklo_ps(quarter[4 + side], quarter[6 + side]);
-    half[6 + side] = _mm256_unpackhi_ps(quarter[4 + side], quarter[6 + side]);
-    float* row = to + 4 * side * to_stride;
-    _mm256_storeu_ps(row, _mm256_shuffle_ps(half[side], half[4 + side], 0x44));
-    _mm256_storeu_ps(row + to_stride, _mm256_shuffle_ps(half[side], half[4 + side], 0xEE));
-    _mm256_storeu_ps(row + 2 * to_stride, _mm256_shuffle_ps(half[2 + side], half[6 + side], 0x44));
-    _mm256_storeu_ps(row + 3 * to_stride, _mm256_shuffle_ps(half[2 + side], half[6 + side], 0xEE));
+  __m256 u[8];
+  for_each<2>([&](auto i) NNCX_INLINE {
+    u[4 * i] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0x44);
+    u[4 * i + 1] = _mm256_shuffle_ps(t[4 * i], t[4 * i + 2], 0xEE);
+    u[4 * i + 2] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0x44);
+    u[4 * i + 3] = _mm256_shuffle_ps(t[4 * i + 1], t[4 * i + 3], 0xEE);
+  });
+  for_each<4>([&](auto i) NNCX_INLINE {
+    y[i] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x20);
+    y[i + 4] = _mm256_permute2f128_ps(u[i], u[i + 4], 0x31);
   });
 }
 
+// to[j][i] = from[i][j]; strides in elements.
+NNCX_INLINE inline void transpose_8x8(const float* from, int64_t from_stride, float* to,
+                                      int64_t to_stride) {
+  __m256 y[8];
+  for_each<8>([&](auto i) NNCX_INLINE { y[i] = _mm256_loadu_ps(from + i * from_stride); });
+  transpose_8x8(y);
+  for_each<8>([&](auto i) NNCX_INLINE { _mm256_storeu_ps(to + i * to_stride, y[i]); });
+}
+
 }  // namespace
-}  // namespace nncx::avx2
+}  // namespace nncx
