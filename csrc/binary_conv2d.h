@@ -13,7 +13,7 @@
 //         as pack_signs leaves them (otherwise the result is unspecified)
 // Weight  prepacked: an order that one path likes, made by its binary_conv2d_prepack from
 //         [groups * out_channels, kernel_h, kernel_w, packed_bytes(channels)]
-// Output  [batch, out_height, out_width, groups * out_channels]  (channels innermost)
+// Output  numbers or signs, as the epilogue says (binary_epilogue.h)
 #pragma once
 
 #include <cstdint>
@@ -29,8 +29,8 @@ struct BinaryConv2dParams : Conv2dGeometry {
   const uint8_t* input;
   const uint8_t* weight;
   BinaryWeightShape shape;
-  int pad_value;            // -1, 0 or +1
-  BinaryEpilogue epilogue;  // input_scale: [batch, groups, out_height, out_width]
+  int pad_value;  // -1, 0 or +1
+  BinaryEpilogue epilogue;
 };
 
 using BinaryTile = Conv2dTile;  // in blocks of kBinaryBlock output channels

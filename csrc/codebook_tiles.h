@@ -19,6 +19,7 @@
 #include <algorithm>
 #include <cstring>
 
+#include "avx2/transpose.h"
 #include "codebook_conv2d.h"
 #include "unroll.h"
 
@@ -26,8 +27,9 @@ namespace nncx {
 namespace {
 
 constexpr int64_t kStepBytes = 4 * kCodebookBlock;
-constexpr int64_t kChunk = 512;              // k's in a panel: 32 KB
-constexpr int64_t kStrip = 240;              // pixels: 15 KB of sums
+constexpr int64_t kChunk = 1024;  // k's in a panel: 32 KB
+constexpr int64_t kStrip = 240;   // pixels: 15 KB of sums
+constexpr int64_t kFewRows = 2;
 constexpr int64_t kStripPointers = 1 << 13;  // where taps are many, a strip is shorter
 
 // Widths in memory: a code never straddles words, and shifting by a constant is enough.
@@ -72,6 +74,13 @@ void prepack(const Conv2dWeightShape& s, int bits, const uint8_t* codes, uint8_t
   }
 }
 
+// `count` in equal parts of at most `most`, in multiples of `unit`; at least one unit.
+constexpr int64_t even_part(int64_t count, int64_t most, int64_t unit) {
+  const int64_t units = (count + unit - 1) / unit;
+  const int64_t parts = (units * unit + most - 1) / most;
+  return parts == 0 ? unit : (units + parts - 1) / parts * unit;
+}
+
 // ---------------------------------------------------------------------------------------------
 // Scratch
 
@@ -79,8 +88,8 @@ struct Scratch {
   float* zeros;        // a pixel outside the image
   float* panel;        // [kChunk][16]
   float* sums;         // [strip][16]
+  float* transposed;   // [16][kStrip], where pixels are innermost in the output
   const float** taps;  // [strip / kRows][tap][kRows]
-  float* tables;       // of a row's subset sums, see bit_row
   int64_t bytes;
 
   template <class V>
@@ -91,11 +100,6 @@ template <class V>
 int64_t strip_pixels(const CodebookConv2dParams& p) {
   const int64_t fit = kStripPointers / p.shape.taps / V::kRows * V::kRows;
   return std::clamp<int64_t>(fit, V::kRows, kStrip);
-}
-
-template <class V>
-constexpr int64_t table_floats() {
-  return 2 * V::kTables * V::kLanes;  // of a step of 32 activations
 }
 
 template <class V>
@@ -110,10 +114,9 @@ Scratch Scratch::carve(const CodebookConv2dParams& p, uint8_t* memory) {
   Scratch s;
   s.zeros = reinterpret_cast<float*>(take(4 * p.shape.channels));
   s.panel = reinterpret_cast<float*>(take(4 * kChunk * kCodebookBlock));
-  s.sums = reinterpret_cast<float*>(take(4 * pixels * kCodebookBlock));
+  s.sums = reinterpret_cast<float*>(take(4 * ((pixels + 7) / 8 * 8) * kCodebookBlock));
+  s.transposed = reinterpret_cast<float*>(take(4 * kCodebookBlock * kStrip));
   s.taps = reinterpret_cast<const float**>(take(8 * pixels * p.shape.taps));
-  s.tables =
-      reinterpret_cast<float*>(take(p.bits == 1 ? 4 * steps(p.shape, 1) * table_floats<V>() : 0));
   s.bytes = used;
   return s;
 }
@@ -202,9 +205,10 @@ void multiply_block(const CodebookConv2dParams& p, const Decoder& decoder, const
   constexpr int64_t kCodes = 32 / Decoder::kSlot;
   static_assert(kChunk % kCodes == 0);
   const int64_t all = terms(p.shape);
+  const int64_t chunk = even_part(all, kChunk, kCodes);
   int64_t begin = 0;
   do {
-    const int64_t end = std::min(begin + kChunk, all);
+    const int64_t end = std::min(begin + chunk, all);
     decode_panel<V>(decoder, weights, begin / kCodes, (end + kCodes - 1) / kCodes, scratch.panel);
     for (int64_t i = 0; i < pixels; i += V::kRows) {
       multiply<V>(std::min<int64_t>(V::kRows, pixels - i), scratch.taps + i * p.shape.taps,
@@ -255,50 +259,66 @@ void multiply_row(const CodebookConv2dParams& p, const Decoder& decoder, const u
 // ---------------------------------------------------------------------------------------------
 // Epilogue
 
+// Rows of a strip: pixels of 16 outputs, or outputs of so many pixels where those are innermost.
 template <class T>
-void store_strip(const CodebookConv2dParams& p, int64_t o, int64_t outputs, int64_t begin,
-                 int64_t pixels, const float* sums) {
-  const FloatEpilogue& e = p.epilogue;
-  const int64_t image = p.out_height * p.out_width;
-  for (int64_t done = 0; done < pixels;) {
-    const int64_t n = (begin + done) / image, first = (begin + done) % image;
-    const int64_t run = std::min(pixels - done, image - first);
-    T* out = static_cast<T*>(e.output) + n * e.stride_n + first * e.stride_pixel + o * e.stride_o;
-    const float* from = sums + done * kCodebookBlock;
-    if (e.stride_o == 1) {
-      for (int64_t i = 0; i < run; ++i) {
-        for (int64_t c = 0; c < outputs; ++c) {
-          store_float(from[i * kCodebookBlock + c], out + i * e.stride_pixel + c);
-        }
-      }
-    } else {
-      for (int64_t c = 0; c < outputs; ++c) {
-        for (int64_t i = 0; i < run; ++i) {
-          store_float(from[i * kCodebookBlock + c], out + c * e.stride_o + i * e.stride_pixel);
-        }
-      }
-    }
-    done += run;
+void store_rows(const float* rows, int64_t row_stride, int64_t count, int64_t length, T* out,
+                int64_t out_stride) {
+  for (int64_t row = 0; row < count; ++row, rows += row_stride, out += out_stride) {
+    for (int64_t i = 0; i < length; ++i) store_float(rows[i], out + i);
   }
 }
 
-// Bias and activation on the sums of `pixels` pixels from `begin` on, then out with them.
-inline void finish_strip(const CodebookConv2dParams& p, int64_t o, int64_t outputs, int64_t begin,
-                         int64_t pixels, float* sums) {
+// The `pixels` pixels of the strip from `begin` on, `outputs` output channels from `o` on.
+template <class T>
+void store_strip(const CodebookConv2dParams& p, int64_t o, int64_t outputs, int64_t begin,
+                 int64_t pixels, const Scratch& scratch) {
   const FloatEpilogue& e = p.epilogue;
-  if (e.bias || e.activation != Activation::none) {
+  const int64_t image = p.out_height * p.out_width;
+  const bool outputs_innermost = e.stride_o == 1;
+  if (!outputs_innermost) {
+    for (int64_t i = 0; i < pixels; i += 8) {
+      for (int64_t c = 0; c < kCodebookBlock; c += 8) {
+        transpose_8x8(scratch.sums + i * kCodebookBlock + c, kCodebookBlock,
+                      scratch.transposed + c * kStrip + i, kStrip);
+      }
+    }
+  }
+  int64_t run;  // within an image
+  for (int64_t done = 0; done < pixels; done += run) {
+    const int64_t n = (begin + done) / image, first = (begin + done) % image;
+    run = std::min(pixels - done, image - first);
+    T* out = static_cast<T*>(e.output) + n * e.stride_n + first * e.stride_pixel + o * e.stride_o;
+    if (outputs_innermost) {
+      store_rows(scratch.sums + done * kCodebookBlock, kCodebookBlock, run, outputs, out,
+                 e.stride_pixel);
+    } else {
+      store_rows(scratch.transposed + done, kStrip, outputs, run, out, e.stride_o);
+    }
+  }
+}
+
+inline void finish_strip(const CodebookConv2dParams& p, int64_t o, int64_t outputs, int64_t begin,
+                         int64_t pixels, const Scratch& scratch) {
+  const FloatEpilogue& e = p.epilogue;
+  if (e.bias) {
+    float bias[kCodebookBlock] = {};
+    std::copy_n(e.bias + o, outputs, bias);
+    for (int64_t i = 0; i < pixels * kCodebookBlock; i += kCodebookBlock) {
+      for (int64_t c = 0; c < kCodebookBlock; ++c) scratch.sums[i + c] += bias[c];
+    }
+  }
+  if (e.activation != Activation::none) {
     for (int64_t i = 0; i < pixels * kCodebookBlock; ++i) {
-      const int64_t c = i % kCodebookBlock;
-      if (c < outputs) sums[i] = finish(e, sums[i], o + c);
+      scratch.sums[i] = activate(e.activation, scratch.sums[i]);
     }
   }
   switch (e.dtype) {
     case Dtype::float32:
-      return store_strip<float>(p, o, outputs, begin, pixels, sums);
+      return store_strip<float>(p, o, outputs, begin, pixels, scratch);
     case Dtype::float16:
-      return store_strip<Half>(p, o, outputs, begin, pixels, sums);
+      return store_strip<Half>(p, o, outputs, begin, pixels, scratch);
     case Dtype::bfloat16:
-      return store_strip<BFloat16>(p, o, outputs, begin, pixels, sums);
+      return store_strip<BFloat16>(p, o, outputs, begin, pixels, scratch);
     case Dtype::float64:
       return;  // out_dtype is never that: the op refuses it
   }
@@ -312,7 +332,7 @@ void run(const CodebookConv2dParams& p, const Conv2dTile& tile, uint8_t* memory)
   const int64_t blocks = codebook_blocks(s);
   const int64_t block_bytes = steps(s, p.bits) * kStepBytes;
   const Scratch scratch = Scratch::carve<V>(p, memory);
-  const bool few = s.taps == 1 && p.batch * p.out_height * p.out_width <= V::kFewRows;
+  const bool few = s.taps == 1 && p.batch * p.out_height * p.out_width <= kFewRows;
   std::fill_n(scratch.zeros, s.channels, 0.0f);
   for (int64_t group = tile.block_begin / blocks; group * blocks < tile.block_end; ++group) {
     const int64_t block_begin = std::max(tile.block_begin, group * blocks);
@@ -332,7 +352,7 @@ void run(const CodebookConv2dParams& p, const Conv2dTile& tile, uint8_t* memory)
         } else {
           multiply_block<V>(p, decoder, weights, end - begin, scratch);
         }
-        finish_strip(p, o, outputs, begin, end - begin, scratch.sums);
+        finish_strip(p, o, outputs, begin, end - begin, scratch);
       }
     }
   }

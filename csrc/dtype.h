@@ -40,7 +40,7 @@ static constexpr bool is_positive(BFloat16 x) {
          0;  // as torch, also where subnormals are 0
 }
 
-// Round to nearest, ties to even; NaN stays NaN.
+// Round to nearest, ties to even; NaN stays NaN, with the payload that the hardware keeps.
 static inline void store_float(float x, float* out) { *out = x; }
 
 static inline void store_float(float x, BFloat16* out) {
@@ -55,7 +55,7 @@ static inline void store_float(float x, Half* out) {
   const uint32_t magnitude = bits & 0x7FFFFFFF;
   uint32_t half;
   if (magnitude >= 0x47800000) {  // 65536 and above, infinity, NaN
-    half = magnitude > 0x7F800000 ? 0x7E00 : 0x7C00;
+    half = magnitude > 0x7F800000 ? 0x7E00 | (magnitude >> 13 & 0x3FF) : 0x7C00;
   } else if (magnitude < 0x38800000) {  // subnormal: the float adder does the rounding
     half = float_to_bits(bits_to_float(magnitude) + 0.5f) - float_to_bits(0.5f);
   } else {

@@ -36,7 +36,7 @@ namespace avx2 {
 void pack_signs(const PackSignsParams& params, int64_t begin, int64_t end);
 }
 namespace avx512 {
-using avx2::pack_signs;
+void pack_signs(const PackSignsParams& params, int64_t begin, int64_t end);
 }
 // Enqueues the whole tensor on `stream` (a cudaStream_t); returns the launch's cudaError_t.
 namespace cuda {

@@ -11,8 +11,6 @@ struct V {
   using Floats = __m256;
   static constexpr int kLanes = 8;
   static constexpr int kRows = 6;
-  static constexpr int kFewRows = 2;
-  static constexpr int kTables = 11;
 
   NNCX_INLINE static Floats load(const float* x) { return _mm256_loadu_ps(x); }
   NNCX_INLINE static void store(float* to, Floats x) { _mm256_storeu_ps(to, x); }

@@ -1,11 +1,11 @@
 // VPOPCNTQ on 8 output channels at once: xor, popcount and add make 8 x 64 products of signs. No
-// table, no narrow sums, and the packed image is read as it is.
+// table and no narrow sums.
 //
+//   lines     (binary_lines.h) the 64-bit words of signs as they are. Where padding counts as 0, a
+//             word behind each pixel says whether it counts: it masks the popcount, so borders cost
+//             no more. (VPTERNLOG for xor and mask in one is slower: it overwrites an operand.)
 //   weights   prepacked [group][block of 32 outputs][tap][64-bit word][32 outputs of 8 bytes]: one
-//   word
-//             of activations is broadcast against four registers of weights.
-//   rows      4 output pixels at a time. A tap outside the image is masked out of the popcount, or
-//             reads a pixel of the pad value.
+//             word of activations is broadcast against four registers of weights.
 //   sums      64 bits wide: 4 rows x 4 registers, which leaves 16 of the 32 for everything else.
 #include "binary_conv2d.h"
 
@@ -13,7 +13,8 @@
 
 #include <algorithm>
 
-#include "binary_rows.h"
+#include "avx2/binary_tile.h"
+#include "binary_lines.h"
 #include "pack_signs.h"
 #include "unroll.h"
 
@@ -23,120 +24,149 @@ namespace {
 constexpr int kMaxRows = 4;
 constexpr int kRegisters = kBinaryBlock / 8;
 
-int64_t words(const BinaryWeightShape& s) { return packed_bytes(s.channels) / 8; }
-int64_t block_words(const BinaryWeightShape& s) { return s.taps * words(s) * kBinaryBlock; }
+int64_t words(int64_t channels) { return packed_bytes(channels) / 8; }
 
-// What one tap of up to kMaxRows output pixels reads.
-struct Tap {
-  const uint8_t* pixel[kMaxRows];
-  __mmask8 counts[kMaxRows];  // all bits, or none outside the image
-};
+NNCX_INLINE inline __m512i broadcast(const uint8_t* word) {
+  int64_t value;
+  std::memcpy(&value, word, 8);
+  return _mm512_set1_epi64(value);
+}
 
-// counts[row][output] = popcount(pixels xor weights) over all taps.
-template <int Rows>
-void gemm(const Tap* taps, const BinaryWeightShape& s, const uint64_t* weights, int32_t* counts) {
-  const int64_t tap_words = words(s);
+// counts[row][32] = popcount(row xor weights). With Masked, each pixel of `run_words` is followed by
+// a word of ones or, if it does not count, of zeros.
+template <int Rows, bool Masked>
+void gemm(const uint8_t* const* rows_in_memory, const Taps& taps, int64_t run_words,
+          const uint64_t* weights, int64_t counts_stride, int32_t* counts) {
+  const uint8_t* rows[Rows];
+  for_each<Rows>([&](auto r) NNCX_INLINE { rows[r] = rows_in_memory[r]; });
   __m512i sums[Rows * kRegisters];
   for_each<Rows * kRegisters>([&](auto i) NNCX_INLINE { sums[i] = _mm512_setzero_si512(); });
-  for (const Tap* tap = taps; tap < taps + s.taps; ++tap) {
-    for (int64_t word = 0; word < tap_words; ++word, weights += kBinaryBlock) {
-      __m512i w[kRegisters];
-      for_each<kRegisters>([&](auto k) NNCX_INLINE { w[k] = _mm512_loadu_si512(weights + 8 * k); });
-      for_each<Rows>([&](auto r) NNCX_INLINE {
-        int64_t signs;
-        std::memcpy(&signs, tap->pixel[r] + 8 * word, 8);
-        const __m512i a = _mm512_set1_epi64(signs);
-        for_each<kRegisters>([&](auto k) NNCX_INLINE {
-          const __m512i differ = _mm512_xor_si512(a, w[k]);
-          sums[r * kRegisters + k] = _mm512_add_epi64(
-              sums[r * kRegisters + k], _mm512_maskz_popcnt_epi64(tap->counts[r], differ));
+  for (int64_t line = 0; line < taps.lines; ++line) {
+    for (int64_t run = 0; run < taps.runs; ++run) {
+      const int64_t begin = line * taps.line_step + run * taps.run_step;
+      const int64_t end = begin + 8 * run_words;
+      __mmask8 counts_at[Rows];
+      for_each<Rows>([&](auto r) NNCX_INLINE { counts_at[r] = Masked ? rows[r][end] : 0xFF; });
+      for (int64_t at = begin; at < end; at += 8, weights += kBinaryBlock) {
+        __m512i w[kRegisters];
+        for_each<kRegisters>([&](auto k)
+                                 NNCX_INLINE { w[k] = _mm512_loadu_si512(weights + 8 * k); });
+        for_each<Rows>([&](auto r) NNCX_INLINE {
+          const __m512i a = broadcast(rows[r] + at);
+          for_each<kRegisters>([&](auto k) NNCX_INLINE {
+            const __m512i differ = _mm512_xor_si512(a, w[k]);
+            const __m512i count = Masked ? _mm512_maskz_popcnt_epi64(counts_at[r], differ)
+                                         : _mm512_popcnt_epi64(differ);
+            __m512i& sum = sums[r * kRegisters + k];
+            sum = _mm512_add_epi64(sum, count);
+          });
         });
-      });
+      }
     }
   }
   for_each<Rows * kRegisters>([&](auto i) NNCX_INLINE {
-    _mm256_store_si256(reinterpret_cast<__m256i*>(counts + 8 * i), _mm512_cvtepi64_epi32(sums[i]));
+    int32_t* to = counts + i / kRegisters * counts_stride + i % kRegisters * 8;
+    _mm256_store_si256(reinterpret_cast<__m256i*>(to), _mm512_cvtepi64_epi32(sums[i]));
   });
 }
 
-using Gemm = void (*)(const Tap*, const BinaryWeightShape&, const uint64_t*, int32_t*);
-constexpr Gemm kGemm[kMaxRows + 1] = {nullptr, gemm<1>, gemm<2>, gemm<3>, gemm<4>};
+using Gemm = void (*)(const uint8_t* const*, const Taps&, int64_t, const uint64_t*, int64_t,
+                      int32_t*);
+constexpr Gemm kGemm[2][kMaxRows + 1] = {
+    {nullptr, gemm<1, false>, gemm<2, false>, gemm<3, false>, gemm<4, false>},
+    {nullptr, gemm<1, true>, gemm<2, true>, gemm<3, true>, gemm<4, true>},
+};
 
-// Fills row `r` of all taps for one output pixel; returns how many of them count.
-int64_t locate(const BinaryConv2dParams& p, int64_t pixel, int64_t group, const uint8_t* padding,
-               int64_t r, Tap* taps) {
-  const int64_t n = pixel / (p.out_height * p.out_width);
-  const int64_t top = pixel / p.out_width % p.out_height * p.stride_h - p.padding_h;
-  const int64_t left = pixel % p.out_width * p.stride_w - p.padding_w;
-  const int64_t group_bytes = packed_bytes(p.shape.channels);
-  int64_t counted = 0;
-  for (int64_t i = 0; i < p.kernel_h; ++i) {
-    const int64_t h = top + i * p.dilation_h;
-    for (int64_t j = 0; j < p.kernel_w; ++j, ++taps) {
-      const int64_t w = left + j * p.dilation_w;
-      const bool inside = h >= 0 && h < p.height && w >= 0 && w < p.width;
-      const int64_t at = ((n * p.height + h) * p.width + w) * p.shape.groups + group;
-      taps->pixel[r] = inside ? p.input + at * group_bytes : padding;
-      taps->counts[r] = inside || p.pad_value ? 0xFF : 0;
-      counted += inside || p.pad_value;
+struct PopcountGemm {
+  // Whether a word behind each pixel says if it counts.
+  static bool masked(const BinaryConv2dParams& p) {
+    return p.pad_value == 0 && (p.padding_h || p.padding_w);
+  }
+
+  static bool contiguous(const BinaryConv2dParams& p) { return !masked(p); }
+
+  static int64_t pixel_bytes(const BinaryConv2dParams& p) {
+    return packed_bytes(p.shape.channels) + (masked(p) ? 8 : 0);
+  }
+
+  static int64_t filter_bytes(const BinaryWeightShape& s) {
+    return s.taps * packed_bytes(s.channels);
+  }
+
+  static uint8_t* expand_pixels(const BinaryConv2dParams& p, const uint8_t* signs, int64_t count,
+                                int64_t step, uint8_t* out) {
+    const int64_t bytes = packed_bytes(p.shape.channels);
+    const bool mask = masked(p);
+    for (int64_t i = 0; i < count; ++i, signs += step) {
+      for (int64_t k = 0; k < bytes; k += 8, out += 8) std::memcpy(out, signs + k, 8);
+      if (mask) {
+        std::memset(out, 0xFF, 8);
+        out += 8;
+      }
+    }
+    return out;
+  }
+
+  // Bits beyond the last channel are 0 in the weights and stay 0 here.
+  static uint8_t* expand_padding(const BinaryConv2dParams& p, int64_t count, uint8_t* out) {
+    const int64_t bytes = pixel_bytes(p);
+    uint8_t* end = out + count * bytes;
+    std::memset(out, 0, end - out);
+    if (p.pad_value <= 0) return end;
+    for (; out < end; out += bytes) {
+      std::memset(out, 0xFF, p.shape.channels / 8);
+      for (int64_t c = p.shape.channels / 8 * 8; c < p.shape.channels; ++c) {
+        out[c / 8] |= static_cast<uint8_t>(1 << (c % 8));
+      }
+    }
+    return end;
+  }
+
+  static void gemm(const BinaryConv2dParams& p, const uint8_t* const* rows, int64_t count,
+                   const Taps& taps, const uint8_t* weights, int64_t blocks, int32_t* counts) {
+    const Gemm* kernels = kGemm[masked(p)];
+    const int64_t run_words = taps.run_pixels * words(p.shape.channels);
+    const int64_t width = blocks * kBinaryBlock;
+    for (int64_t block = 0; block < blocks; ++block) {
+      const auto* block_weights =
+          reinterpret_cast<const uint64_t*>(weights + block * filter_bytes(p.shape) * kBinaryBlock);
+      for (int64_t r = 0; r < count; r += kMaxRows) {
+        kernels[std::min<int64_t>(kMaxRows, count - r)](rows + r, taps, run_words, block_weights,
+                                                        width,
+                                                        counts + r * width + block * kBinaryBlock);
+      }
     }
   }
-  return counted;
-}
 
-// A pixel of the pad value; bits beyond the last channel stay 0, as in the weights.
-void make_padding(const BinaryConv2dParams& p, uint8_t* pixel) {
-  std::memset(pixel, 0, packed_bytes(p.shape.channels));
-  if (p.pad_value <= 0) return;
-  for (int64_t c = 0; c < p.shape.channels; ++c) pixel[c / 8] |= static_cast<uint8_t>(1 << (c % 8));
-}
+  static constexpr auto store = store_tile;
+};
 
 }  // namespace
 
 int64_t binary_conv2d_prepacked_bytes(const BinaryWeightShape& s) {
-  return s.groups * binary_blocks(s.out_channels) * block_words(s) * 8;
+  return s.groups * binary_blocks(s.out_channels) * PopcountGemm::filter_bytes(s) * kBinaryBlock;
 }
 
 void binary_conv2d_prepack(const BinaryWeightShape& s, const uint8_t* weight, uint8_t* prepacked) {
+  const int64_t block_stride = PopcountGemm::filter_bytes(s) * kBinaryBlock;
   std::memset(prepacked, 0, binary_conv2d_prepacked_bytes(s));
   for (int64_t o = 0; o < s.groups * s.out_channels; ++o) {
     const int64_t in_group = o % s.out_channels;
     const int64_t block =
         o / s.out_channels * binary_blocks(s.out_channels) + in_group / kBinaryBlock;
-    uint8_t* to = prepacked + 8 * (block * block_words(s) + in_group % kBinaryBlock);
-    for (int64_t i = 0; i < s.taps * words(s); ++i, weight += 8, to += 8 * kBinaryBlock) {
+    uint8_t* to = prepacked + block * block_stride + 8 * (in_group % kBinaryBlock);
+    for (int64_t i = 0; i < s.taps * words(s.channels); ++i, weight += 8, to += 8 * kBinaryBlock) {
       std::memcpy(to, weight, 8);
     }
   }
 }
 
 int64_t binary_conv2d_scratch_bytes(const BinaryConv2dParams& p) {
-  return p.shape.taps * static_cast<int64_t>(sizeof(Tap)) + packed_bytes(p.shape.channels);
+  return BinaryLines<PopcountGemm>(p).scratch_bytes();
 }
 
 void binary_conv2d(const BinaryConv2dParams& p, const BinaryTile& tile, uint8_t* scratch) {
-  const BinaryWeightShape& s = p.shape;
-  const int64_t blocks = binary_blocks(s.out_channels);
-  Tap* taps = reinterpret_cast<Tap*>(scratch);
-  uint8_t* padding = scratch + s.taps * sizeof(Tap);
-  make_padding(p, padding);
-  const auto* weights = reinterpret_cast<const uint64_t*>(p.weight);
-  for (int64_t group = tile.block_begin / blocks; group * blocks < tile.block_end; ++group) {
-    const int64_t begin = std::max(tile.block_begin, group * blocks);
-    const int64_t end = std::min(tile.block_end, (group + 1) * blocks);
-    BinaryRows<kMaxRows> rows;
-    for (rows.first = tile.pixel_begin; rows.first < tile.pixel_end; rows.first += rows.count) {
-      rows.count = std::min<int64_t>(kMaxRows, tile.pixel_end - rows.first);
-      for (int64_t r = 0; r < rows.count; ++r) {
-        rows.bits[r] = s.channels * locate(p, rows.first + r, group, padding, r, taps);
-      }
-      for (int64_t block = begin; block < end; ++block) {
-        alignas(64) int32_t counts[kMaxRows * kBinaryBlock];
-        kGemm[rows.count](taps, s, weights + block * block_words(s), counts);
-        store_rows(p, rows, group, (block - group * blocks) * kBinaryBlock, kBinaryBlock, counts);
-      }
-    }
-  }
+  BinaryLines<PopcountGemm>(p).run(tile, scratch);
 }
 
 }  // namespace nncx::avx512

@@ -13,8 +13,6 @@ struct V {
   using Floats = __m512;
   static constexpr int kLanes = 16;
   static constexpr int kRows = 8;
-  static constexpr int kFewRows = 2;
-  static constexpr int kTables = 8;
 
   NNCX_INLINE static Floats load(const float* x) { return _mm512_loadu_ps(x); }
   NNCX_INLINE static void store(float* to, Floats x) { _mm512_storeu_ps(to, x); }

@@ -60,24 +60,22 @@ int64_t binary_conv2d_scratch_bytes(const BinaryConv2dParams&) { return 0; }
 
 void binary_conv2d(const BinaryConv2dParams& p, const BinaryTile& tile, uint8_t*) {
   const BinaryWeightShape& s = p.shape;
+  const BinaryEpilogue& e = p.epilogue;
   const int64_t blocks = binary_blocks(s.out_channels);
-  const int64_t image = p.out_height * p.out_width;
   const int64_t filter_bytes = s.taps * packed_bytes(s.channels);
   for (int64_t pixel = tile.pixel_begin; pixel < tile.pixel_end; ++pixel) {
-    const int64_t n = pixel / image, y = pixel / p.out_width % p.out_height,
-                  x = pixel % p.out_width;
+    const int64_t n = pixel / e.image, in_image = pixel % e.image;
+    const int64_t y = in_image / p.out_width, x = in_image % p.out_width;
     for (int64_t block = tile.block_begin; block < tile.block_end; ++block) {
       const int64_t group = block / blocks;
       const int64_t first = block % blocks * kBinaryBlock;
       const int64_t count = std::min(kBinaryBlock, s.out_channels - first);
-      const int64_t o = group * s.out_channels + first;
-      int32_t dots[kBinaryBlock];
+      const float input_scale =
+          e.input_scale ? e.input_scale[(n * s.groups + group) * e.image + in_image] : 1;
       for (int64_t i = 0; i < count; ++i) {
-        dots[i] = dot(p, n, y, x, group, p.weight + (o + i) * filter_bytes);
+        const int64_t o = group * s.out_channels + first + i;
+        store_dot(e, dot(p, n, y, x, group, p.weight + o * filter_bytes), input_scale, pixel, o);
       }
-      const float* input_scale = p.epilogue.input_scale;
-      if (input_scale) input_scale += (n * s.groups + group) * image + pixel % image;
-      store_row(p.epilogue, dots, count, o, input_scale, pixel * s.groups * s.out_channels + o);
     }
   }
 }

@@ -33,7 +33,8 @@ inline void run(Isa isa, const BinaryConv2dParams& params, const Tensor& input) 
   int64_t pixel_parts = 1, block_parts = 1;
   if (threads > 1) {
     pixel_parts = std::clamp<int64_t>(pixels / kPixels, 1, 4 * threads);
-    block_parts = pixel_parts >= threads ? 1 : std::min(threads, blocks);
+    const bool splittable = blocks_own_their_bytes(params.epilogue, s.groups);
+    block_parts = pixel_parts >= threads || !splittable ? 1 : std::min(threads, blocks);
   }
   const int64_t scratch_bytes = NNCX_ON_PATH(isa, binary_conv2d_scratch_bytes(params));
   run_tiles(input, {0, pixels, 0, blocks}, pixel_parts, block_parts, scratch_bytes,
@@ -42,21 +43,50 @@ inline void run(Isa isa, const BinaryConv2dParams& params, const Tensor& input) 
             });
 }
 
-struct BinaryEpilogueTensors {
-  EpilogueTensor scale, bias, input_scale;
-};
-
-// Everything after the geometry of `p` is checked: opens the weight and fills `output`.
+// Everything after the geometry and the epilogue's tensors are checked: opens the weight and fills
+// `output`, whatever the epilogue makes of the dot products.
 inline void execute(const char* op, BinaryConv2dParams p, const Tensor& input, const Tensor& weight,
-                    const BinaryEpilogueTensors& epilogue, const Tensor& output) {
+                    const Tensor& output) {
   const Isa isa = active_isa();
   p.weight = open_prepacked(op, input, weight, prepacked_header(isa, p.shape));
   if (output.numel() == 0) return;
-  const Tensor dense = torch::stable::contiguous(input);
-  p.input = static_cast<const uint8_t*>(dense.const_data_ptr());
-  p.epilogue = {epilogue.scale.data(), epilogue.bias.data(), epilogue.input_scale.data(),
-                output.mutable_data_ptr(), to_dtype(output.scalar_type(), op, "output")};
+  const Tensor packed = dense(input);
+  p.input = static_cast<const uint8_t*>(packed.const_data_ptr());
+  p.epilogue.output = output.mutable_data_ptr();
+  p.epilogue.channels = p.shape.groups * p.shape.out_channels;
+  p.epilogue.image = p.out_height * p.out_width;
   run(isa, p, input);
+}
+
+// Numbers: (dot * scale) * input_scale + bias.
+inline void execute_numbers(const char* op, BinaryConv2dParams p, const Tensor& input,
+                            const Tensor& weight, const std::optional<Tensor>& scale,
+                            const std::optional<Tensor>& bias,
+                            const std::optional<Tensor>& input_scale,
+                            const std::vector<int64_t>& per_pixel, const Tensor& output) {
+  const std::vector<int64_t> channels = {p.shape.groups * p.shape.out_channels};
+  const EpilogueTensor scales(op, "scale", input, scale, channels);
+  const EpilogueTensor biases(op, "bias", input, bias, channels);
+  const EpilogueTensor input_scales(op, "input_scale", input, input_scale, per_pixel);
+  p.epilogue.scale = scales.data();
+  p.epilogue.bias = biases.data();
+  p.epilogue.input_scale = input_scales.data();
+  p.epilogue.dtype = to_dtype(output.scalar_type(), op, "output");
+  execute(op, p, input, weight, output);
+}
+
+// Packed signs: (dot >= threshold) xor flip, in `out_groups` groups of channels.
+inline void execute_signs(const char* op, BinaryConv2dParams p, const Tensor& input,
+                          const Tensor& weight, const Tensor& threshold, const Tensor& flip,
+                          int64_t out_groups, const Tensor& output) {
+  const std::vector<int64_t> channels = {p.shape.groups * p.shape.out_channels};
+  const EpilogueTensor thresholds(op, "threshold", input, threshold, channels, ScalarType::Int);
+  const EpilogueTensor flips(op, "flip", input, flip, channels, ScalarType::Bool);
+  p.epilogue.threshold = thresholds.data<int32_t>();
+  p.epilogue.flip = flips.data<bool>();
+  p.epilogue.out_groups = out_groups;
+  if (output.numel()) std::memset(output.mutable_data_ptr(), 0, output.numel());
+  execute(op, p, input, weight, output);
 }
 
 }  // namespace nncx

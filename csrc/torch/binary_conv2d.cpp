@@ -25,10 +25,9 @@ Tensor binary_conv2d_prepack(const Tensor& weight, int64_t in_channels, int64_t 
 }
 
 // The geometry, checked; its pointers are still null.
-BinaryConv2dParams read_params(const Tensor& input, int64_t in_channels, int64_t out_channels,
-                               Pair kernel_size, Pair stride, Pair padding, Pair dilation,
-                               int64_t groups, int64_t pad_value) {
-  constexpr const char* op = "binary_conv2d";
+BinaryConv2dParams read_params(const char* op, const Tensor& input, int64_t in_channels,
+                               int64_t out_channels, Pair kernel_size, Pair stride, Pair padding,
+                               Pair dilation, int64_t groups, int64_t pad_value) {
   BinaryConv2dParams p{};
   p.shape = read_weight_shape(op, in_channels, out_channels, kernel_size, groups);
   check_window(op, stride, padding, dilation);
@@ -50,19 +49,36 @@ Tensor binary_conv2d(const Tensor& input, const Tensor& weight, int64_t in_chann
                      std::vector<int64_t> stride, std::vector<int64_t> padding,
                      std::vector<int64_t> dilation, int64_t groups, int64_t pad_value,
                      std::optional<Tensor> scale, std::optional<Tensor> bias,
-                     std::optional<Tensor> input_scale, std::optional<ScalarType> out_dtype) {
+                     std::optional<Tensor> input_scale, std::optional<ScalarType> out_dtype,
+                     bool channels_last) {
   constexpr const char* op = "binary_conv2d";
-  const BinaryConv2dParams p = read_params(input, in_channels, out_channels, kernel_size, stride,
-                                           padding, dilation, groups, pad_value);
-  const Tensor output = torch::stable::empty(
-      {p.batch, out_channels, p.out_height, p.out_width},
-      check_out_dtype(op, out_dtype.value_or(ScalarType::Float)), std::nullopt, input.device(),
-      std::nullopt, torch::headeronly::MemoryFormat::ChannelsLast);
-  const std::vector<int64_t> per_pixel = {p.batch, groups, p.out_height, p.out_width};
-  const BinaryEpilogueTensors epilogue = {{op, "scale", input, scale, {out_channels}},
-                                          {op, "bias", input, bias, {out_channels}},
-                                          {op, "input_scale", input, input_scale, per_pixel}};
-  execute(op, p, input, weight, epilogue, output);
+  BinaryConv2dParams p = read_params(op, input, in_channels, out_channels, kernel_size, stride,
+                                     padding, dilation, groups, pad_value);
+  const Tensor output =
+      new_tensor(input, {p.batch, out_channels, p.out_height, p.out_width},
+                 check_out_dtype(op, out_dtype.value_or(ScalarType::Float)), channels_last);
+  p.epilogue.channels_last = channels_last;
+  execute_numbers(op, p, input, weight, scale, bias, input_scale,
+                  {p.batch, groups, p.out_height, p.out_width}, output);
+  return output;
+}
+
+Tensor binary_conv2d_sign(const Tensor& input, const Tensor& weight, const Tensor& threshold,
+                          const Tensor& flip, int64_t in_channels, int64_t out_channels,
+                          std::vector<int64_t> kernel_size, std::vector<int64_t> stride,
+                          std::vector<int64_t> padding, std::vector<int64_t> dilation,
+                          int64_t groups, int64_t pad_value, int64_t out_groups) {
+  constexpr const char* op = "binary_conv2d_sign";
+  const BinaryConv2dParams p = read_params(op, input, in_channels, out_channels, kernel_size,
+                                           stride, padding, dilation, groups, pad_value);
+  NNCX_CHECK(out_groups >= 1 && out_channels % out_groups == 0, op,
+             ": out_groups must divide out_channels, got out_groups=", out_groups,
+             ", out_channels=", out_channels);
+  const Tensor output = new_tensor(
+      input,
+      {p.batch, p.out_height, p.out_width, out_groups, packed_bytes(out_channels / out_groups)},
+      ScalarType::Byte);
+  execute_signs(op, p, input, weight, threshold, flip, out_groups, output);
   return output;
 }
 
@@ -74,12 +90,17 @@ NNCX_SCHEMAS(library) {
       "binary_conv2d(Tensor input, Tensor weight, int in_channels, int out_channels, "
       "int[2] kernel_size, int[2] stride=1, int[2] padding=0, int[2] dilation=1, int groups=1, "
       "int pad_value=0, Tensor? scale=None, Tensor? bias=None, Tensor? input_scale=None, "
-      "ScalarType? out_dtype=None) -> Tensor");
+      "ScalarType? out_dtype=None, bool channels_last=True) -> Tensor");
+  library.def(
+      "binary_conv2d_sign(Tensor input, Tensor weight, Tensor threshold, Tensor flip, "
+      "int in_channels, int out_channels, int[2] kernel_size, int[2] stride=1, int[2] padding=0, "
+      "int[2] dilation=1, int groups=1, int pad_value=0, int out_groups=1) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nncx, NNCX_DEVICE, library) {
   library.impl("binary_conv2d_prepack", TORCH_BOX(&binary_conv2d_prepack));
   library.impl("binary_conv2d", TORCH_BOX(&binary_conv2d));
+  library.impl("binary_conv2d_sign", TORCH_BOX(&binary_conv2d_sign));
 }
 
 }  // namespace nncx

@@ -18,10 +18,9 @@ Tensor binary_linear_prepack(const Tensor& weight, int64_t in_features) {
                  {.groups = 1, .out_channels = weight.size(0), .taps = 1, .channels = in_features});
 }
 
-Tensor binary_linear(const Tensor& input, const Tensor& weight, int64_t in_features,
-                     int64_t out_features, std::optional<Tensor> scale, std::optional<Tensor> bias,
-                     std::optional<Tensor> input_scale, std::optional<ScalarType> out_dtype) {
-  constexpr const char* op = "binary_linear";
+// M images of one pixel, checked; its pointers are still null.
+BinaryConv2dParams read_rows(const char* op, const Tensor& input, int64_t in_features,
+                             int64_t out_features) {
   NNCX_CHECK(in_features >= 0 && out_features >= 0, op,
              ": in_features and out_features must be at least 0, got ", in_features, " and ",
              out_features);
@@ -30,17 +29,30 @@ Tensor binary_linear(const Tensor& input, const Tensor& weight, int64_t in_featu
                  input.size(1) == packed_bytes(in_features),
              op, ": input must be uint8 [M, ", packed_bytes(in_features), "] from pack_signs, got ",
              torch::headeronly::toString(input.scalar_type()), " of shape ", shape_text(input));
-
   BinaryConv2dParams p{};
   p.shape = {.groups = 1, .out_channels = out_features, .taps = 1, .channels = in_features};
   static_cast<Conv2dGeometry&>(p) = row_geometry(input.size(0));
+  p.epilogue.channels_last = true;
+  return p;
+}
 
-  const Tensor output = torch::stable::new_empty(
-      input, {p.batch, out_features}, check_out_dtype(op, out_dtype.value_or(ScalarType::Float)));
-  const BinaryEpilogueTensors epilogue = {{op, "scale", input, scale, {out_features}},
-                                          {op, "bias", input, bias, {out_features}},
-                                          {op, "input_scale", input, input_scale, {p.batch}}};
-  execute(op, p, input, weight, epilogue, output);
+Tensor binary_linear(const Tensor& input, const Tensor& weight, int64_t in_features,
+                     int64_t out_features, std::optional<Tensor> scale, std::optional<Tensor> bias,
+                     std::optional<Tensor> input_scale, std::optional<ScalarType> out_dtype) {
+  constexpr const char* op = "binary_linear";
+  const BinaryConv2dParams p = read_rows(op, input, in_features, out_features);
+  const Tensor output = new_tensor(input, {p.batch, out_features},
+                                   check_out_dtype(op, out_dtype.value_or(ScalarType::Float)));
+  execute_numbers(op, p, input, weight, scale, bias, input_scale, {p.batch}, output);
+  return output;
+}
+
+Tensor binary_linear_sign(const Tensor& input, const Tensor& weight, const Tensor& threshold,
+                          const Tensor& flip, int64_t in_features, int64_t out_features) {
+  constexpr const char* op = "binary_linear_sign";
+  const BinaryConv2dParams p = read_rows(op, input, in_features, out_features);
+  const Tensor output = new_tensor(input, {p.batch, packed_bytes(out_features)}, ScalarType::Byte);
+  execute_signs(op, p, input, weight, threshold, flip, 1, output);
   return output;
 }
 
@@ -52,11 +64,15 @@ NNCX_SCHEMAS(library) {
       "binary_linear(Tensor input, Tensor weight, int in_features, int out_features, "
       "Tensor? scale=None, Tensor? bias=None, Tensor? input_scale=None, "
       "ScalarType? out_dtype=None) -> Tensor");
+  library.def(
+      "binary_linear_sign(Tensor input, Tensor weight, Tensor threshold, Tensor flip, "
+      "int in_features, int out_features) -> Tensor");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(nncx, NNCX_DEVICE, library) {
   library.impl("binary_linear_prepack", TORCH_BOX(&binary_linear_prepack));
   library.impl("binary_linear", TORCH_BOX(&binary_linear));
+  library.impl("binary_linear_sign", TORCH_BOX(&binary_linear_sign));
 }
 
 }  // namespace nncx

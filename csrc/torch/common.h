@@ -70,6 +70,37 @@ inline bool has_shape(const Tensor& tensor, const std::vector<int64_t>& shape) {
   return std::equal(sizes.begin(), sizes.end(), shape.begin(), shape.end());
 }
 
+// A new tensor on the device of `like`, dense, channels innermost if so wished. torch::stable::empty
+// asks the dispatcher for an op by its name, which takes a microsecond; this does not.
+inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type,
+                         bool channels_last = false) {
+  const auto dim = static_cast<int64_t>(sizes.size());
+  std::vector<int64_t> strides(sizes.size());
+  int64_t stride = 1;
+  const auto place = [&](int64_t i) {
+    strides[i] = stride;
+    stride *= std::max<int64_t>(sizes[i], 1);
+  };
+  if (channels_last) place(1);
+  for (int64_t i = dim - 1; i >= 0; --i) {
+    if (!channels_last || i != 1) place(i);
+  }
+  int32_t device_type;
+  NNCX_CHECK(aoti_torch_get_device_type(like.get(), &device_type) == 0,
+             "nncx: torch gave no device of a tensor");
+  const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
+  AtenTensorHandle handle;
+  NNCX_CHECK(aoti_torch_empty_strided(dim, sizes.data(), strides.data(), dtype, device_type,
+                                      like.get_device_index(), &handle) == 0,
+             "nncx: torch must have memory for a tensor of shape ", shape_text(sizes),
+             ", got an error; free some");
+  return Tensor(handle);
+}
+
+inline Tensor dense(const Tensor& tensor) {
+  return tensor.is_contiguous() ? tensor : torch::stable::contiguous(tensor);
+}
+
 inline Dtype to_dtype(ScalarType type, const char* op, const char* what) {
   switch (type) {
     case ScalarType::Float:

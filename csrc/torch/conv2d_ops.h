@@ -7,6 +7,8 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <string>
+#include <string_view>
 #include <vector>
 
 #include "common.h"
@@ -46,14 +48,21 @@ inline PrepackedHeader prepacked_header(const std::string& path, const Conv2dWei
 // A tensor of the header and what fill(dense weight, bytes behind the header) writes.
 template <class Fill>
 Tensor prepack(const Tensor& weight, const PrepackedHeader& header, const Fill& fill) {
-  const Tensor prepacked = torch::stable::new_empty(
-      weight, {static_cast<int64_t>(sizeof header) + header.bytes}, ScalarType::Byte);
+  const Tensor prepacked =
+      new_tensor(weight, {static_cast<int64_t>(sizeof header) + header.bytes}, ScalarType::Byte);
   auto* bytes = static_cast<uint8_t*>(prepacked.mutable_data_ptr());
   std::memcpy(bytes, &header, sizeof header);
   if (header.bytes == 0) return prepacked;  // an empty weight has no address
-  const Tensor dense = torch::stable::contiguous(weight);
-  fill(static_cast<const uint8_t*>(dense.const_data_ptr()), bytes + sizeof header);
+  const Tensor contiguous = dense(weight);
+  fill(static_cast<const uint8_t*>(contiguous.const_data_ptr()), bytes + sizeof header);
   return prepacked;
+}
+
+// Of the op that makes the weights of `op`, whether numbers or signs leave it.
+inline std::string prepack_name(std::string_view op) {
+  constexpr std::string_view kSign = "_sign";
+  if (op.ends_with(kSign)) op.remove_suffix(kSign.size());
+  return std::string(op) + "_prepack";
 }
 
 // The bytes behind the header, if `weight` was prepacked as `expected` says.
@@ -64,8 +73,8 @@ inline const uint8_t* open_prepacked(const char* op, const Tensor& input, const 
   const bool is_prepacked = weight.scalar_type() == ScalarType::Byte && weight.dim() == 1 &&
                             weight.is_contiguous() &&
                             weight.numel() >= static_cast<int64_t>(sizeof header);
-  NNCX_CHECK(is_prepacked, op, ": weight must come from ", op, "_prepack, got a tensor of shape ",
-             shape_text(weight));
+  NNCX_CHECK(is_prepacked, op, ": weight must come from ", prepack_name(op),
+             ", got a tensor of shape ", shape_text(weight));
   const auto* bytes = static_cast<const uint8_t*>(weight.const_data_ptr());
   std::memcpy(&header, bytes, sizeof header);
   header.path[sizeof header.path - 1] = 0;
@@ -85,22 +94,28 @@ inline const uint8_t* open_prepacked(const char* op, const Tensor& input, const 
 class EpilogueTensor {
  public:
   EpilogueTensor(const char* op, const char* name, const Tensor& input,
-                 const std::optional<Tensor>& given, const std::vector<int64_t>& shape) {
+                 const std::optional<Tensor>& given, const std::vector<int64_t>& shape,
+                 ScalarType type = ScalarType::Float) {
     if (!given) return;
-    NNCX_CHECK(given->scalar_type() == ScalarType::Float && has_shape(*given, shape) &&
+    NNCX_CHECK(given->scalar_type() == type && has_shape(*given, shape) &&
                    given->device() == input.device(),
-               op, ": ", name, " must be float32 of shape ", shape_text(shape),
+               op, ": ", name, " must be ", type_name(type), " of shape ", shape_text(shape),
                " on the input's device, got ", torch::headeronly::toString(given->scalar_type()),
                " of shape ", shape_text(*given));
-    dense_ = torch::stable::contiguous(*given);
+    dense_ = dense(*given);
   }
 
-  const float* data() const {
-    return dense_ ? static_cast<const float*>(dense_->const_data_ptr()) : nullptr;
+  template <class T = float>
+  const T* data() const {
+    return dense_ ? static_cast<const T*>(dense_->const_data_ptr()) : nullptr;
   }
 
  private:
   std::optional<Tensor> dense_;
+
+  static const char* type_name(ScalarType type) {
+    return type == ScalarType::Float ? "float32" : type == ScalarType::Int ? "int32" : "bool";
+  }
 };
 
 inline ScalarType check_out_dtype(const char* op, ScalarType type) {
@@ -198,7 +213,7 @@ template <class Run>
 void run_tiles(const Tensor& input, const Conv2dTile& all, int64_t pixel_parts, int64_t block_parts,
                int64_t scratch_bytes, const Run& run) {
   const int64_t parts = pixel_parts * block_parts;
-  const Tensor scratch = torch::stable::new_empty(input, {parts * scratch_bytes}, ScalarType::Byte);
+  const Tensor scratch = new_tensor(input, {parts * scratch_bytes}, ScalarType::Byte);
   auto* bytes = static_cast<uint8_t*>(scratch.mutable_data_ptr());
   const auto cut = [](int64_t count, int64_t part, int64_t of) { return count * part / of; };
   torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {

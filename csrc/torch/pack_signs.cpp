@@ -70,7 +70,7 @@ Tensor pack_signs(const Tensor& input, int64_t groups) {
   std::vector<int64_t> shape = {input.size(0)};
   if (dim == 4) shape.insert(shape.end(), {input.size(2), input.size(3), groups});
   shape.push_back(packed_bytes(params.channels));
-  const Tensor output = torch::stable::new_empty(input, shape, ScalarType::Byte);
+  const Tensor output = new_tensor(input, shape, ScalarType::Byte);
   if (output.numel() == 0) return output;
   params.output = static_cast<uint8_t*>(output.mutable_data_ptr());
   run(params, input);

@@ -1,6 +1,7 @@
 """Drop-in layers: torch's layers that train in few values and run on native kernels."""
 
 from nncx.nn.binary_connect import BinaryConnectConv2d, BinaryConnectLinear
+from nncx.nn.fold import fold_sign
 from nncx.nn.losses import SquaredHingeLoss
 from nncx.nn.packed import PackedLayer
 from nncx.nn.xnor import XNORConv2d, XNORLinear
@@ -12,4 +13,5 @@ __all__ = [
     "SquaredHingeLoss",
     "XNORConv2d",
     "XNORLinear",
+    "fold_sign",
 ]

@@ -28,15 +28,15 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
                 f"{name}: input must be [N, {self.in_channels}, H, W] or"
                 f" [{self.in_channels}, H, W], got {list(input.shape)}"
             )
-        memory_format = _memory_format(input)
+        strides = memory_format(input)
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
         padding, crop = self._symmetric_padding()
-        convolve = self._kernel if self._runs_native(input) else self._float
+        convolve = self._run_kernel if self._runs_native(input) else self._float
         output = convolve(input, padding)
         if any(crop):
             output = output[:, :, crop[0] :, crop[1] :]
-        return output.contiguous(memory_format=memory_format)
+        return output.contiguous(memory_format=strides)
 
     def _kernel(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
         raise NotImplementedError
@@ -67,7 +67,7 @@ class PackedLinear(PackedLayer, nn.Linear):
                 f"{name}: input must be [..., {self.in_features}], got {list(input.shape)}"
             )
         rows = input.flatten(0, -2) if input.dim() > 1 else input.unsqueeze(0)
-        multiply = self._kernel if self._runs_native(input) else self._float
+        multiply = self._run_kernel if self._runs_native(input) else self._float
         return multiply(rows).view(*input.shape[:-1], self.out_features)
 
     def _kernel(self, rows: Tensor) -> Tensor:
@@ -88,7 +88,7 @@ def _check_floating(input: Tensor, layer: str) -> None:
         raise RuntimeError(f"{layer}: input must be floating, got {input.dtype}; convert it")
 
 
-def _memory_format(input: Tensor) -> torch.memory_format:
+def memory_format(input: Tensor) -> torch.memory_format:
     """The output's memory format: torch's convolutions keep that of the input."""
     channels_last = input.is_contiguous(memory_format=torch.channels_last)
     if channels_last and not input.is_contiguous():

@@ -30,11 +30,13 @@ class PackedLayer(nn.Module):
 
     precision: ClassVar[str]
     op: ClassVar[str]  # the native op in nncx.ops that evaluates the layer
+    frozen: bool  # whether the float weight is gone
     packed_weight: Tensor | None
     _prepacked: Tensor | None
     _packed_from: tuple[Tensor, int | None] | None  # what `_prepacked` was made of, its version
 
     def _init_packing(self) -> None:
+        self.frozen = False
         self.register_buffer("packed_weight", None)
         self._prepacked = None
         self._packed_from = None
@@ -46,16 +48,12 @@ class PackedLayer(nn.Module):
     def _drop_weight(self) -> None:
         raise NotImplementedError
 
-    @property
-    def frozen(self) -> bool:
-        """Whether the float weight is gone."""
-        return self.packed_weight is not None
-
     def freeze(self) -> "PackedLayer":
         """Drop the float weight: from now on the layer always runs its native kernel."""
         if not self.frozen:
             with torch.no_grad():
                 self._drop_weight()
+            self.frozen = True
             self.register_parameter("weight", None)
             self.requires_grad_(False)
             self.repack()
@@ -100,22 +98,22 @@ class PackedLayer(nn.Module):
 
     def _runs_native(self, input: Tensor) -> bool:
         """Whether forward takes the native kernel, through which no gradient flows."""
-        if self.frozen:
-            if torch.is_grad_enabled() and input.requires_grad:
-                raise RuntimeError(
-                    f"{type(self).__name__} is frozen and no gradient flows through packed weights,"
-                    " got an input that requires one; run it under torch.no_grad()"
-                )
-        elif self.training:
+        if self.training and not self.frozen:
             return False
-        elif torch.is_grad_enabled() and (
+        wants_gradient = torch.is_grad_enabled() and (
             input.requires_grad or any(p.requires_grad for p in self.parameters())
-        ):
+        )
+        if wants_gradient and self.frozen:
+            raise RuntimeError(
+                f"{type(self).__name__} is frozen and no gradient flows through packed weights, got"
+                " an input or a bias that requires one; run it under torch.no_grad()"
+            )
+        if wants_gradient:
             _warn_of_float_path(
                 "was called with gradients enabled", "wrap in torch.no_grad() or nncx.freeze(model)"
             )
             return False
-        elif self._prepacked is None and not has_kernel(self.op, input.device):
+        if not self.frozen and self._prepacked is None and not has_kernel(self.op, input.device):
             _warn_of_float_path(
                 f"has no native kernel on {input.device.type}",
                 "move the model to the CPU for speed",
@@ -129,6 +127,13 @@ class PackedLayer(nn.Module):
                 " nncx.repack(model)"
             )
         return True
+
+    def _run_kernel(self, *arguments: Any) -> Tensor:
+        """`_kernel`, behind autograd, whose Python part would take as long as a small kernel."""
+        if torch.compiler.is_compiling():
+            return self._kernel(*arguments)
+        with torch._C._AutoDispatchBelowAutograd():
+            return self._kernel(*arguments)
 
     def _why_not_packed(self, device: torch.device) -> str:
         name = type(self).__name__

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from nncx import ops
 from nncx.nn.codes import pack_codes, unpack_codes
-from nncx.nn.geometry import PackedConv2d, PackedLinear, both_sides
+from nncx.nn.geometry import PackedConv2d, PackedLinear, both_sides, memory_format
 from nncx.nn.packed import PackedLayer
 from nncx.nn.quantizers import sign, xnor_alpha, xnor_sign
 
@@ -181,9 +181,10 @@ class XNORConv2d(_XNORLayer, PackedConv2d):
             self.dilation,
             self.groups,
             self.pad_value,
+            channels_last=memory_format(input) is torch.channels_last,
             **self._kernel_epilogue(input, self._input_scale(input, padding)),
         )
-        return output.to(input.dtype)
+        return output if output.dtype == input.dtype else output.to(input.dtype)
 
     def _float(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
         input_scale = self._input_scale(input, padding)

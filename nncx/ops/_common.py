@@ -92,29 +92,44 @@ def check_out_dtype(op: str, dtype: torch.dtype) -> torch.dtype:
     return dtype
 
 
+def check_sign_epilogue(
+    op: str, input: Tensor, weight: Tensor, out_channels: int, threshold: Tensor, flip: Tensor
+) -> None:
+    """Checks what a binary op compares its dot products with."""
+    check_operand(op, "threshold", input, threshold, [out_channels], torch.int32)
+    check_operand(op, "flip", input, flip, [out_channels], torch.bool)
+    check_prepacked(op, input, weight)
+
+
 def check_prepacked(op: str, input: Tensor, weight: Tensor) -> None:
     check(weight.device == input.device, lambda: f"{op}: weight must be on the input's device")
+    prepack = f"{op.removesuffix('_sign')}_prepack"
     check(
         weight.dtype == torch.uint8 and weight.dim() == 1,
         lambda: (
-            f"{op}: weight must come from {op}_prepack, got a tensor of shape {shape_text(weight)}"
+            f"{op}: weight must come from {prepack}, got a tensor of shape {shape_text(weight)}"
         ),
     )
 
 
-def check_operand(op: str, name: str, input: Tensor, tensor: Tensor, shape: list[int]) -> None:
+def check_operand(
+    op: str,
+    name: str,
+    input: Tensor,
+    tensor: Tensor,
+    shape: list[int],
+    dtype: torch.dtype = torch.float32,
+) -> None:
     """Refuses what goes with `input`, such as a bias, in another dtype or shape."""
 
     def sentence() -> str:
         return (
-            f"{op}: {name} must be float32 of shape {shape} on the input's device, got "
-            f"{tensor.dtype} of shape {shape_text(tensor)}"
+            f"{op}: {name} must be {str(dtype).removeprefix('torch.')} of shape {shape} on the "
+            f"input's device, got {tensor.dtype} of shape {shape_text(tensor)}"
         )
 
     check(
-        tensor.dtype == torch.float32
-        and tensor.dim() == len(shape)
-        and tensor.device == input.device,
+        tensor.dtype == dtype and tensor.dim() == len(shape) and tensor.device == input.device,
         sentence,
     )
     for size, expected in zip(tensor.shape, shape, strict=True):

@@ -29,7 +29,7 @@ def check_filters(
 ) -> None:
     """Checks what gives the weight its shape."""
     check_groups(op, in_channels, out_channels, groups)
-    _check_pair(op, "kernel_size", kernel_size, 1)
+    check_pair(op, "kernel_size", kernel_size, 1)
     check_weight_shape(
         op, groups, out_channels // groups, math.prod(kernel_size), in_channels // groups
     )
@@ -38,12 +38,13 @@ def check_filters(
 def check_window(
     op: str, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int]
 ) -> None:
-    _check_pair(op, "stride", stride, 1)
-    _check_pair(op, "padding", padding, 0)
-    _check_pair(op, "dilation", dilation, 1)
+    check_pair(op, "stride", stride, 1)
+    check_pair(op, "padding", padding, 0)
+    check_pair(op, "dilation", dilation, 1)
 
 
-def _check_pair(op: str, name: str, given: Sequence[int], least: int) -> None:
+def check_pair(op: str, name: str, given: Sequence[int], least: int) -> None:
+    """Refuses an `int[2]` that is not two numbers of at least `least`."""
     most = 2**31 - 1
     check(
         len(given) == 2 and least <= min(given) and max(given) <= most,

@@ -53,6 +53,7 @@ def binary_conv2d(
     bias: Tensor | None = None,
     input_scale: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    channels_last: bool = True,
 ) -> Tensor:
     """``(F.conv2d(sign(x), sign(w)) * scale) * input_scale + bias``, the sum exact in integers.
 
@@ -65,10 +66,11 @@ def binary_conv2d(
         bias: float32 ``[out_channels]``.
         input_scale: float32 ``[N, groups, H', W']``: the map K of XNOR-Net.
         out_dtype: float32 (default), float16 or bfloat16.
+        channels_last: the strides of the output; False for contiguous ones.
 
     Returns:
-        ``[N, out_channels, H', W']`` in channels_last strides. Multiply, multiply and add are
-        rounded to float32 one by one, so every path returns the same bits.
+        ``[N, out_channels, H', W']``. Multiply, multiply and add are rounded to float32 one by one,
+        so every path returns the same bits.
 
     Raises:
         RuntimeError: if shapes, dtypes or the path of `weight` do not fit; in backward: no gradient
@@ -89,10 +91,13 @@ def binary_conv2d(
         bias,
         input_scale,
         out_dtype,
+        channels_last,
     )
 
 
-class _Geometry(NamedTuple):
+class Geometry(NamedTuple):
+    """What the convolutions of packed signs are told after their tensors, in that order."""
+
     in_channels: int
     out_channels: int
     kernel_size: Sequence[int]
@@ -103,9 +108,9 @@ class _Geometry(NamedTuple):
     pad_value: int
 
 
-def _output_shape(input: Tensor, geometry: _Geometry) -> list[int]:
+def output_shape(op: str, input: Tensor, geometry: Geometry) -> list[int]:
+    """`[N, out_channels, H', W']`, for a geometry that fits."""
     g = geometry
-    op = "binary_conv2d"
     check_filters(op, g.in_channels, g.out_channels, g.kernel_size, g.groups)
     check_window(op, g.stride, g.padding, g.dilation)
     check(
@@ -167,16 +172,19 @@ def _fake(
     bias: Tensor | None = None,
     input_scale: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    channels_last: bool = True,
 ) -> Tensor:
-    geometry = _Geometry(
+    op = "binary_conv2d"
+    geometry = Geometry(
         in_channels, out_channels, kernel_size, stride, padding, dilation, groups, pad_value
     )
-    shape = _output_shape(input, geometry)
+    shape = output_shape(op, input, geometry)
     per_pixel = [shape[0], groups, *shape[2:]]
     dtype = check_epilogue(
-        "binary_conv2d", input, weight, out_channels, per_pixel, scale, bias, input_scale, out_dtype
+        op, input, weight, out_channels, per_pixel, scale, bias, input_scale, out_dtype
     )
-    return torch.empty(shape, dtype=dtype, device=input.device, memory_format=torch.channels_last)
+    strides = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(shape, dtype=dtype, device=input.device, memory_format=strides)
 
 
 refuse_gradient("binary_conv2d", "packed signs", "train with nncx.XNORConv2d")
@@ -214,6 +222,7 @@ def binary_conv2d_reference(
     bias: Tensor | None = None,
     input_scale: Tensor | None = None,
     out_dtype: torch.dtype | None = None,
+    channels_last: bool = True,
 ) -> Tensor:
     """`binary_conv2d` in plain PyTorch, on weights that are packed but not prepacked."""
     channels = in_channels // groups
@@ -228,4 +237,5 @@ def binary_conv2d_reference(
         y = y * input_scale.repeat_interleave(out_channels // groups, 1)
     if bias is not None:
         y = y + bias[:, None, None]
-    return y.to(out_dtype or torch.float32)
+    strides = torch.channels_last if channels_last else torch.contiguous_format
+    return y.to(out_dtype or torch.float32, memory_format=strides)

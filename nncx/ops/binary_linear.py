@@ -93,6 +93,19 @@ def _check_rows(op: str, name: str, rows: str, packed: Tensor, features: int) ->
     )
 
 
+def check_geometry(op: str, input: Tensor, in_features: int, out_features: int) -> None:
+    """Refuses sizes that cannot be, and an input that is not packed rows of them."""
+    check(
+        in_features >= 0 and out_features >= 0,
+        lambda: (
+            f"{op}: in_features and out_features must be at least 0, got {in_features} and "
+            f"{out_features}"
+        ),
+    )
+    check_weight_shape(op, 1, out_features, 1, in_features)
+    _check_rows(op, "input", "M", input, in_features)
+
+
 @torch.library.register_fake("nncx::binary_linear")
 def _fake(
     input: Tensor,
@@ -105,15 +118,7 @@ def _fake(
     out_dtype: torch.dtype | None = None,
 ) -> Tensor:
     op = "binary_linear"
-    check(
-        in_features >= 0 and out_features >= 0,
-        lambda: (
-            f"{op}: in_features and out_features must be at least 0, got {in_features} and "
-            f"{out_features}"
-        ),
-    )
-    check_weight_shape(op, 1, out_features, 1, in_features)
-    _check_rows(op, "input", "M", input, in_features)
+    check_geometry(op, input, in_features, out_features)
     rows = input.shape[0]
     dtype = check_epilogue(
         op, input, weight, out_features, [rows], scale, bias, input_scale, out_dtype

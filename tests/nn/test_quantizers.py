@@ -90,6 +90,12 @@ def test_samples_are_sure_from_one_on(dtype):
     assert torch.equal(samples, expected.expand_as(samples))
 
 
+@pytest.mark.parametrize("drawn", [0.0, 1 - 2**-24])  # the ends of what torch.rand gives
+def test_samples_are_sure_at_the_ends_of_the_draw_too(drawn, monkeypatch):
+    monkeypatch.setattr(torch, "rand_like", lambda x, dtype: torch.full_like(x, drawn, dtype=dtype))
+    assert binary_connect_sample(torch.tensor([1.0, -1.0])).tolist() == [1, -1]
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_samples_are_plus_one_with_the_probability_of_the_hard_sigmoid(dtype):
     count = 200_000

@@ -78,22 +78,38 @@ def test_empty(isa: str, shape: tuple[int, ...], out_channels: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("channels_last", [True, False])
 @pytest.mark.parametrize("groups", [1, 2])
-def test_epilogue_is_bit_exact(isa: str, groups: int, dtype: torch.dtype | None) -> None:
+def test_epilogue_is_bit_exact(
+    isa: str, groups: int, channels_last: bool, dtype: torch.dtype | None
+) -> None:
     x, w = torch.randn(2, 70, 6, 5), torch.randn(38, 70 // groups, 3, 3)
     scale, bias, k = torch.rand(38) * 9, torch.randn(38), torch.rand(2, groups, 6, 5)
     dots = expected_dots(x, w, padding=1, groups=groups).float()
     by_channel = k.repeat_interleave(38 // groups, 1)
     expected = dots * scale[:, None, None] * by_channel + bias[:, None, None]
-    arguments = dict(padding=1, groups=groups, scale=scale, bias=bias, input_scale=k)
+    arguments = dict(padding=1, groups=groups, channels_last=channels_last)
+    assert torch.equal(native(x, w, **arguments), dots)
+    arguments |= dict(scale=scale, bias=bias, input_scale=k)
     out = native(x, w, **arguments, out_dtype=dtype)
     assert torch.equal(out, expected.to(dtype or torch.float32))
-    assert torch.equal(native(x, w, padding=1, groups=groups), dots)
 
 
-def test_output_is_channels_last(isa: str) -> None:
-    out = native(torch.randn(2, 8, 5, 6), torch.randn(7, 8, 3, 3))
-    assert out.is_contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("channels_last", [True, False])
+def test_strides_of_the_output(isa: str, channels_last: bool) -> None:
+    x, w = torch.randn(2, 8, 5, 6), torch.randn(7, 8, 3, 3)
+    out = native(x, w, channels_last=channels_last)
+    strides = torch.channels_last if channels_last else torch.contiguous_format
+    assert out.is_contiguous(memory_format=strides)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (3, 5), (4, 4), (5, 7), (17, 1)])
+@pytest.mark.parametrize("out_channels", [1, 7, 8, 9, 70])
+def test_contiguous_outputs_of_any_size(isa: str, out_channels: int, size) -> None:
+    """Around the 8 x 8 transposition and the 16 pixels of a tile, which must not leave an image."""
+    x, w = torch.randn(3, 5, *size), torch.randn(out_channels, 5, 1, 1)
+    out = native(x, w, channels_last=False)
+    assert torch.equal(out.double(), expected_dots(x, w))
 
 
 def test_reference_agrees(isa: str) -> None:
@@ -172,10 +188,11 @@ pairs = st.tuples(st.integers(1, 4), st.integers(1, 4))
     padding=st.tuples(st.integers(0, 5), st.integers(0, 5)),
     pad_value=st.sampled_from([-1, 0, 1]),
     channels_last=st.booleans(),
+    out_channels_last=st.booleans(),
 )
 def test_any_geometry(
     isa, batch, groups, channels, outputs, size, kernel, stride, dilation, padding, pad_value,
-    channels_last,
+    channels_last, out_channels_last,
 ) -> None:  # fmt: skip
     assume(all(size[i] + 2 * padding[i] > dilation[i] * (kernel[i] - 1) for i in range(2)))
     x = torch.randn(batch, groups * channels, *size)
@@ -185,4 +202,5 @@ def test_any_geometry(
     arguments = dict(
         stride=stride, padding=padding, dilation=dilation, groups=groups, pad_value=pad_value
     )
-    assert torch.equal(native(x, w, **arguments).double(), expected_dots(x, w, **arguments))
+    out = native(x, w, **arguments, channels_last=out_channels_last)
+    assert torch.equal(out.double(), expected_dots(x, w, **arguments))

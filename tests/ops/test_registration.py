@@ -67,6 +67,8 @@ def samples() -> list[Sample]:
     conv_args = (ops.pack_signs(x, 2), conv, 6, 4, [3, 3], [2, 1], [1, 1], [1, 1], 2, 1)
     linear_args = (ops.pack_signs(rows), linear, 70, 5)
     epilogue = (torch.rand(4), torch.rand(4), torch.rand(2, 2, 3, 4), torch.bfloat16)
+    threshold, flip = torch.tensor([-3, 0, 1, 5], dtype=torch.int32), torch.rand(4) > 0.5
+    five = torch.zeros(5, dtype=torch.int32), torch.rand(5) > 0.5
     codebook_conv_op, codebook_conv_args = codebook_conv({})
     codebook_linear_op, codebook_linear_args = codebook_linear({})
     return [
@@ -75,9 +77,15 @@ def samples() -> list[Sample]:
         Sample(NNCX.binary_conv2d_prepack, (ops.pack_signs(w), 6, 2), {}),
         Sample(NNCX.binary_conv2d, conv_args, {}),
         Sample(NNCX.binary_conv2d, (*conv_args, *epilogue), {}),
+        Sample(NNCX.binary_conv2d, (*conv_args, *epilogue, False), {}),
+        Sample(NNCX.binary_conv2d_sign, (*conv_args[:2], threshold, flip, *conv_args[2:]), {}),
+        Sample(NNCX.binary_conv2d_sign, (*conv_args[:2], threshold, flip, *conv_args[2:], 2), {}),
+        Sample(NNCX.max_pool2d_signs, (ops.pack_signs(x, 2), [3, 2], [2, 1], [1, 0]), {}),
+        Sample(NNCX.max_pool2d_signs, (ops.pack_signs(x), [2, 2], [2, 2]), {"ceil_mode": True}),
         Sample(NNCX.binary_linear_prepack, (ops.pack_signs(matrix), 70), {}),
         Sample(NNCX.binary_linear, linear_args, {}),
         Sample(NNCX.binary_linear, linear_args, {"scale": torch.rand(5), "bias": torch.rand(5)}),
+        Sample(NNCX.binary_linear_sign, (*linear_args[:2], *five, *linear_args[2:]), {}),
         Sample(NNCX.codebook_conv2d_prepack, (byte(27), 2, 6, 4, [3, 3], 2), {}),
         Sample(codebook_conv_op, codebook_conv_args, {}),
         Sample(*codebook_conv({"input": x.half(), "codebook": torch.rand(4, 4)}), {}),
@@ -120,9 +128,56 @@ def conv(changes: dict) -> tuple:
         "bias": None,
         "input_scale": None,
         "out_dtype": None,
+        "channels_last": True,
     }
     assert changes.keys() <= arguments.keys()
     return NNCX.binary_conv2d, tuple({**arguments, **changes}.values())
+
+
+def conv_sign(changes: dict) -> tuple:
+    arguments = {
+        "input": byte(1, 4, 4, 2, 8),
+        "weight": ops.binary_conv2d_prepack(byte(4, 3, 3, 1, 8), 6, 2),
+        "threshold": torch.zeros(4, dtype=torch.int32),
+        "flip": torch.zeros(4, dtype=torch.bool),
+        "in_channels": 6,
+        "out_channels": 4,
+        "kernel_size": [3, 3],
+        "stride": [1, 1],
+        "padding": [0, 0],
+        "dilation": [1, 1],
+        "groups": 2,
+        "pad_value": 0,
+        "out_groups": 2,
+    }
+    assert changes.keys() <= arguments.keys()
+    return NNCX.binary_conv2d_sign, tuple({**arguments, **changes}.values())
+
+
+def linear_sign(changes: dict) -> tuple:
+    arguments = {
+        "input": byte(3, 16),
+        "weight": ops.binary_linear_prepack(byte(5, 16), 70),
+        "threshold": torch.zeros(5, dtype=torch.int32),
+        "flip": torch.zeros(5, dtype=torch.bool),
+        "in_features": 70,
+        "out_features": 5,
+    }
+    assert changes.keys() <= arguments.keys()
+    return NNCX.binary_linear_sign, tuple({**arguments, **changes}.values())
+
+
+def pool(changes: dict) -> tuple:
+    arguments = {
+        "input": byte(1, 4, 4, 2, 8),
+        "kernel_size": [3, 3],
+        "stride": [2, 2],
+        "padding": [1, 1],
+        "dilation": [1, 1],
+        "ceil_mode": False,
+    }
+    assert changes.keys() <= arguments.keys()
+    return NNCX.max_pool2d_signs, tuple({**arguments, **changes}.values())
 
 
 def linear(changes: dict) -> tuple:
@@ -182,6 +237,29 @@ REFUSED = {
     "conv bias size": conv({"bias": torch.ones(1)}),
     "conv input_scale size": conv({"input_scale": torch.ones(1, 1, 2, 2)}),
     "conv out_dtype": conv({"out_dtype": torch.int32}),
+    "conv sign threshold float": conv_sign({"threshold": torch.zeros(4)}),
+    "conv sign threshold size": conv_sign({"threshold": torch.zeros(5, dtype=torch.int32)}),
+    "conv sign flip uint8": conv_sign({"flip": byte(4)}),
+    "conv sign flip size": conv_sign({"flip": torch.zeros(1, dtype=torch.bool)}),
+    "conv sign out_groups 0": conv_sign({"out_groups": 0}),
+    "conv sign out_groups not dividing": conv_sign({"out_groups": 3}),
+    "conv sign input bytes": conv_sign({"input": byte(1, 4, 4, 2, 16)}),
+    "conv sign stride 0": conv_sign({"stride": [1, 0]}),
+    "conv sign weight not prepacked": conv_sign({"weight": byte(4, 3, 3, 1, 8)}),
+    "linear sign threshold size": linear_sign({"threshold": torch.zeros(4, dtype=torch.int32)}),
+    "linear sign flip dtype": linear_sign({"flip": torch.zeros(5)}),
+    "linear sign input bytes": linear_sign({"input": byte(3, 8)}),
+    "linear sign negative": linear_sign({"out_features": -1}),
+    "pool 4-D": pool({"input": byte(4, 4, 2, 8)}),
+    "pool floats": pool({"input": torch.ones(1, 4, 4, 2, 8)}),
+    "pool odd bytes": pool({"input": byte(1, 4, 4, 2, 7)}),
+    "pool kernel 0": pool({"kernel_size": [0, 3]}),
+    "pool stride 0": pool({"stride": [2, 0]}),
+    "pool padding negative": pool({"padding": [-1, 0]}),
+    "pool padding more than half": pool({"padding": [2, 1]}),
+    "pool dilation 0": pool({"dilation": [0, 1]}),
+    "pool kernel larger than input": pool({"kernel_size": [7, 3]}),
+    "pool kernel of three": pool({"kernel_size": [3, 3, 3]}),
     "linear input 3-D": linear({"input": byte(1, 3, 16)}),
     "linear input bytes": linear({"input": byte(3, 8)}),
     "linear too many terms": linear({"in_features": 2**30}),
