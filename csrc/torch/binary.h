@@ -12,6 +12,7 @@
 #include "binary_conv2d.h"
 #include "common.h"
 #include "pack_signs.h"
+#include "parallel.h"
 
 namespace nncx {
 
@@ -104,7 +105,7 @@ inline void run(Isa isa, const BinaryConv2dParams& params, const Tensor& input) 
   const Tensor scratch = torch::stable::new_empty(input, {parts * scratch_bytes}, ScalarType::Byte);
   auto* bytes = static_cast<uint8_t*>(scratch.mutable_data_ptr());
   const auto cut = [](int64_t count, int64_t part, int64_t of) { return count * part / of; };
-  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
       const int64_t i = part / block_parts, j = part % block_parts;
       const BinaryTile tile = {cut(pixels, i, pixel_parts), cut(pixels, i + 1, pixel_parts),
