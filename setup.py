@@ -92,7 +92,7 @@ class CMakeBuild(build_ext):
         call(
             *(tool("cmake"), "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", "-U", "NVCC"),
             f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
-            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DCMAKE_BUILD_TYPE={'RelWithDebInfo' if SANITIZE else 'Release'}",  # to name lines
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DNNCX_VERSION={VERSION}",

@@ -7,16 +7,17 @@
 # thread:  ThreadSanitizer. It sees nncx's code, run by Python's threads and by torch's
 #          (csrc/torch/parallel.h), and no access that torch makes itself.
 #
-# torch and Python are not instrumented. The build has a folder of its own, build/sanitize-*, with a
+# torch and Python are not instrumented; nothing is suppressed. The build has a folder of its own, build/sanitize-*, with a
 # copy of the package; PYTHON (default: python3) needs nncx's extra `test` and the build tools.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
-PYTHON=${PYTHON:-python3}
+PYTHON=$(realpath --no-symlinks "$(command -v "${PYTHON:-python3}")")
 kind=${1:?address or thread}
 shift
 # Compilers of torch.compile run in processes of their own, which take minutes under a sanitizer.
-tests=("$PWD"/tests/{ops,nn} -k "not compile" -p no:cacheprovider)
+tests=("$PWD"/tests/{ops,nn}
+  -k "not compile" -p no:cacheprovider --capture=sys) # a report goes to stderr past Python
 launcher=()
 case $kind in
   address)
@@ -45,6 +46,6 @@ done
 export PYTHONMALLOC=malloc
 export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:strict_string_checks=1
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
-export TSAN_OPTIONS=halt_on_error=1:suppressions=$PWD/scripts/tsan.supp
+export TSAN_OPTIONS=halt_on_error=1
 cd "$folder" # whose nncx is the one that is imported
 "${launcher[@]}" env LD_PRELOAD="$preload" "$PYTHON" -m pytest "${tests[@]}" "$@"

@@ -23,12 +23,12 @@ template <class Task>
 void parallel_for(int64_t begin, int64_t end, int64_t grain, const Task& task) {
   [[maybe_unused]] char fork, join;
   NNCX_TSAN(release(&fork));
-  torch::stable::parallel_for(
-      begin, end, grain, [&](int64_t from, int64_t to) __attribute__((no_sanitize("thread"))) {
-        NNCX_TSAN(acquire(&fork));
-        task(from, to);
-        NNCX_TSAN(release(&join));
-      });
+  torch::stable::parallel_for(begin, end, grain,
+                              [&](int64_t from, int64_t to) __attribute__((no_sanitize("thread"))) {
+                                NNCX_TSAN(acquire(&fork));
+                                task(from, to);
+                                NNCX_TSAN(release(&join));
+                              });
   NNCX_TSAN(acquire(&join));
 }
 
