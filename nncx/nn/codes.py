@@ -27,8 +27,10 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
         raise ValueError(
             f"pack_codes: codes must be uint8 or bool, got {codes.dtype}; convert them"
         )
+    if codes.is_meta:  # as load has it: what follows would take milliseconds there
+        return codes.new_empty(packed_size(codes.numel(), bits), dtype=torch.uint8)
     codes = codes.to(torch.uint8).flatten()
-    if not codes.is_meta and codes.numel() and int(codes.max()) >= 2**bits:
+    if codes.numel() and int(codes.max()) >= 2**bits:
         raise ValueError(
             f"pack_codes: a {bits}-bit code must be below {2**bits}, got {int(codes.max())};"
             " use more bits"
