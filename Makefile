@@ -32,7 +32,7 @@ tsan: .venv/installed .venv/build-tools  ## run the native tests under ThreadSan
 	PYTHON=$(BIN)/python scripts/sanitize.sh thread $(ARGS)
 
 fuzz: .venv/installed  ## load 100,000 damaged and forged files
-	$(BIN)/python scripts/fuzz_files.py $(ARGS)
+	$(BIN)/python tests/fuzz_files.py $(ARGS)
 
 release-check:  ## install in every supported way, in throwaway environments (needs about 20 GB)
 	PYTHON=$(PYTHON) scripts/release_check.sh
