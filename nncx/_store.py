@@ -61,6 +61,8 @@ TYPES: dict[str, type[nn.Module]] = {
 }
 _NAMES = {cls: name for name, cls in TYPES.items()}
 
+_MAX_REASON = 500  # letters: a file may hold names of any length
+
 
 def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write the tensors and the architecture of `model` to one safetensors file.
@@ -123,7 +125,8 @@ def load(
         state = whole_state(tensors, metadata)
         model = plan(metadata["architecture"], state, into, TYPES).fill(metadata["tied"], device)
     except RefusalError as reason:
-        raise ValueError(f"{os.fspath(path)} cannot be loaded: {reason}") from reason
+        short = str(reason) if len(str(reason)) <= _MAX_REASON else f"{reason!s:.{_MAX_REASON}}..."
+        raise ValueError(f"{os.fspath(path)} cannot be loaded: {short}") from reason
     if any(isinstance(module, PackedLayer) and module.frozen for module in model.modules()):
         model.requires_grad_(False)
     return model if into is None else model.to(device)

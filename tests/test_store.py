@@ -1,6 +1,7 @@
 """save and load: the same bits again, from a small file, or one clear refusal."""
 
 import copy
+import threading
 import warnings
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nncx import _describe, _files, _store
+from nncx import _describe, _files, _rebuild, _store
 from nncx import models as nncx_models
 from nncx._store import load, save
 from nncx.compress import XNOR, convert, freeze
@@ -630,6 +631,10 @@ HOSTILE = {
         lambda t, m: _root(m)["children"].update(forward=_linear(m)),
         "cannot have a module named 'forward'",
     ),
+    "endless name": (
+        lambda t, m: _linear(m)["children"].update({"a" * 3000: {"type": "torch.nn.ReLU"}}),
+        "not sound at '0.aaa",
+    ),
     "name with a dot": (
         lambda t, m: _root(m)["children"].update({"a.b": _linear(m)}),
         "cannot have a module named 'a.b'",
@@ -644,6 +649,61 @@ def test_hostile_files_are_refused(case, file):
     _rewrite(file, change)
     with pytest.raises(ValueError, match=f"model.safetensors cannot be loaded: .*{message}"):
         load(file)
+
+
+def test_tensors_that_a_layer_cannot_take_are_refused(file):
+    """One that is a parameter here and a buffer there; alpha in a dtype that the kernel lacks."""
+    save(nn.Sequential(nn.BatchNorm1d(4)), file)
+    _rewrite(file, lambda t, m: (t.pop("0.weight"), m["tied"].update({"0.weight": "0.bias"})))
+    loaded = load(file)[0]
+    assert loaded.weight is loaded.bias
+    _rewrite(file, lambda t, m: m["tied"].update({"0.weight": "0.running_var"}))
+    with pytest.raises(ValueError, match="'0.weight' cannot be that of '0.running_var'"):
+        load(file)
+
+    save(nn.Sequential(XNORLinear(3, 4).freeze()), file)
+    _rewrite(file, lambda t, m: t.update({"0.bias": t["0.bias"].half()}))
+    assert load(file)[0].bias.dtype == torch.float16
+    _rewrite(file, lambda t, m: t.update({"0.alpha": t["0.alpha"].half()}))
+    with pytest.raises(
+        ValueError, match=r"'0.alpha' must be torch.float32 \[4\], got torch.float16"
+    ):
+        load(file)
+
+
+def test_a_shape_that_no_kernel_takes_is_refused(file):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer = XNORLinear(2**31, 0, bias=False).freeze()
+    layer.packed_weight = torch.zeros(0, dtype=torch.uint8)
+    layer.alpha = torch.zeros(0)
+    save(nn.Sequential(layer), file)
+    with pytest.raises(ValueError, match="cannot be loaded: its tensors do not suit its layers"):
+        load(file)
+
+
+def test_a_message_about_a_file_stays_short(file):
+    save(nn.Sequential(nn.ReLU()), file)
+    _rewrite(file, lambda t, m: _linear(m).update(type="x" * 100_000))
+    with pytest.raises(ValueError, match="cannot be loaded") as refusal:
+        load(file)
+    assert len(str(refusal.value)) < 1000
+
+
+def test_models_made_meanwhile_by_other_threads_are_not_counted(file, monkeypatch):
+    save(nn.Sequential(nn.Linear(3, 4)), file)
+    made, construct = [], _rebuild._Plan._construct
+
+    def slow(plan, *arguments):
+        thread = threading.Thread(target=lambda: made.append(ResNet(8, width=1)))
+        thread.start()
+        thread.join()
+        return construct(plan, *arguments)
+
+    monkeypatch.setattr(_rebuild, "_MAX_MODULES", 3)
+    monkeypatch.setattr(_rebuild._Plan, "_construct", slow)
+    load(file)
+    assert len(made) == 2
 
 
 def test_a_packed_tensor_of_another_size_is_refused(file):
