@@ -9,7 +9,7 @@ ARGS ?=
 BIN := .venv/bin
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test lint release-check torch
+.PHONY: help demo test lint asan tsan fuzz release-check torch
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -25,6 +25,15 @@ lint: .venv/lint-tools  ## check style and format of Python and C++
 	$(BIN)/ruff format --check .
 	$(BIN)/clang-format --dry-run -Werror $$(find csrc -type f)
 
+asan: .venv/installed .venv/build-tools  ## run the native tests under AddressSanitizer and UBSan
+	PYTHON=$(BIN)/python scripts/sanitize.sh address $(ARGS)
+
+tsan: .venv/installed .venv/build-tools  ## run the native tests under ThreadSanitizer
+	PYTHON=$(BIN)/python scripts/sanitize.sh thread $(ARGS)
+
+fuzz: .venv/installed  ## load 100,000 damaged and forged files
+	$(BIN)/python tests/fuzz_files.py $(ARGS)
+
 release-check:  ## install in every supported way, in throwaway environments (needs about 20 GB)
 	PYTHON=$(PYTHON) scripts/release_check.sh
 
@@ -35,6 +44,10 @@ release-check:  ## install in every supported way, in throwaway environments (ne
 
 .venv/lint-tools: pyproject.toml | .venv/made
 	$(BIN)/pip install --quiet --group lint
+	touch $@
+
+.venv/build-tools: pyproject.toml | .venv/made
+	$(BIN)/pip install --quiet setuptools cmake ninja pybind11
 	touch $@
 
 # Asked every time, because it depends on $(TORCH); done in a second where nothing is missing.

@@ -5,6 +5,7 @@ CMakeLists.txt owns sources and flags. Environment variables:
     NNCX_CUDA              auto (default): CUDA ops where nvcc is found; 0: never; 1: required
     TORCH_CUDA_ARCH_LIST   GPU architectures, such as "8.0;9.0+PTX"
     MAX_JOBS               compilers at a time; default: one for each CPU of this process
+    NNCX_SANITIZE          for gcc's -fsanitize=, as scripts/sanitize.sh needs it
 """
 
 import importlib.metadata
@@ -21,7 +22,9 @@ from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent.resolve()
 VERSION = re.search(r'^__version__ = "(.+)"$', (ROOT / "nncx/_version.py").read_text(), re.M)[1]
-BUILD = ROOT / "build" / f"cmake-{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+SANITIZE = os.environ.get("NNCX_SANITIZE", "")
+PLATFORM = f"{sysconfig.get_platform()}-{sys.implementation.cache_tag}"
+BUILD = ROOT / "build" / "-".join(filter(None, ["cmake", PLATFORM, SANITIZE]))
 OLDEST_TORCH = (2, 10)
 
 
@@ -89,13 +92,14 @@ class CMakeBuild(build_ext):
         call(
             *(tool("cmake"), "-S", str(ROOT), "-B", str(BUILD), "-G", "Ninja", "-U", "NVCC"),
             f"-DCMAKE_MAKE_PROGRAM={tool('ninja')}",
-            "-DCMAKE_BUILD_TYPE=Release",
+            f"-DCMAKE_BUILD_TYPE={'RelWithDebInfo' if SANITIZE else 'Release'}",  # to name lines
             f"-DPython_EXECUTABLE={sys.executable}",
             f"-Dpybind11_DIR={pybind11.get_cmake_dir()}",
             f"-DNNCX_VERSION={VERSION}",
             f"-DNNCX_MODULE_FILE={module.name}",
             f"-DNNCX_OUTPUT_DIR={module.parent}",
             f"-DNNCX_TORCH_DIR={torch}",
+            f"-DNNCX_SANITIZE={SANITIZE}",
             f"-DNNCX_CUDA={os.environ.get('NNCX_CUDA') or 'auto'}",
             f"-DNNCX_CUDA_ARCH_LIST={os.environ.get('TORCH_CUDA_ARCH_LIST', '')}",
         )

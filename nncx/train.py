@@ -346,19 +346,34 @@ class _Run:
         tensors, metadata = _files.read(path)
         if metadata.get("kind") != "checkpoint":
             raise ValueError(f"{os.fspath(path)} is not a checkpoint of nncx.train.fit")
-        state = {name: _from_json(value, tensors) for name, value in metadata["state"].items()}
-        difference = self._difference(state)
+        with _refused_if_unsound(path):
+            pairs = metadata["state"].items()
+            state = {name: _from_json(value, tensors) for name, value in pairs}
+            difference = self._difference(state)
+            done = len(state["history"])
         if difference:
             raise ValueError(
                 f"{os.fspath(path)} is the checkpoint of another run ({difference}): name another "
                 "file, or start anew with resume=False"
             )
-        done = len(state["history"])
         if epochs < done:
             raise ValueError(
                 f"{os.fspath(path)} has {done} epochs done, more than epochs={epochs}: ask for at "
                 f"least {done}, name another file, or start anew with resume=False"
             )
+        before = copy.deepcopy(self._state())
+        with _refused_if_unsound(path):
+            try:
+                self._take(state)
+            except Exception:
+                self._take(before)
+                raise
+
+    def _take(self, state: dict[str, Any]) -> None:
+        if self.keep_best:
+            best = state["best"]
+            self.best = {"validation": float(best["validation"]), "task": best["task"]}
+            self.restore_best()  # so that one that does not fit is refused before the training
         self.task.load_state_dict(state["task"])
         for each, saved in zip(self.optimizers, state["optimizers"], strict=True):
             each.load_state_dict(saved)
@@ -371,8 +386,6 @@ class _Run:
             self.generator.set_state(state["random"]["data"])
         self.settings = state["settings"]
         self.history = state["history"]
-        if self.keep_best:
-            self.best = state["best"]
 
     def _state(self) -> dict[str, Any]:
         random = {"cpu": torch.get_rng_state()}
@@ -409,6 +422,8 @@ class _Run:
                 return f"{type(each).__name__} has other parameter groups here than in the file"
         if self.keep_best and not state.get("best"):
             return "it was begun without keep_best"
+        if not all(isinstance(record, dict) for record in state["history"]):
+            return "its history is not one of epochs"
         if self.generator is not None and "data" not in state["random"]:
             return "data has a generator here, it had none there"
         if "settings" not in state:
@@ -421,6 +436,19 @@ class _Run:
                 here, there = (each.get(name) for each in settings[:2])
                 return f"{owner}'s {title} is {here} here, {there} in the file"
         return None
+
+
+@contextlib.contextmanager
+def _refused_if_unsound(path: str | os.PathLike[str]) -> Iterator[None]:
+    """One sentence for whatever goes wrong with a file that has a valid hash and was not ours."""
+    try:
+        yield
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"[:200]
+        raise ValueError(
+            f"{os.fspath(path)} is not a sound checkpoint ({reason}): name another file, or start "
+            "anew with resume=False"
+        ) from error
 
 
 def _kind(value: Any) -> str:
@@ -497,8 +525,10 @@ def _from_json(value: Any, tensors: dict[str, Tensor]) -> Any:
     if kind == "numpy":
         import numpy as np
 
-        dtype, number = content
-        return np.dtype(dtype).type(_from_json(number, tensors))
+        dtype, number = np.dtype(content[0]), _from_json(content[1], tensors)
+        if dtype.kind not in "biuf":
+            raise ValueError(f"a number cannot be of dtype {dtype}")
+        return dtype.type(number)
     if kind in ("list", "tuple"):
         items = [_from_json(item, tensors) for item in content]
         return tuple(items) if kind == "tuple" else items

@@ -52,7 +52,7 @@ def test_metadata():
     assert metadata["License-Expression"] == "MIT"
     assert any(re.match(r"torch>=2\.10$", name) for name in metadata.get_all("Requires-Dist"))
     (command,) = importlib.metadata.entry_points(group="console_scripts", name="nncx")
-    assert command.value == "nncx.cli:app"
+    assert command.value == "_nncx_command:main"
 
 
 def test_paths():

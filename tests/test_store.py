@@ -1,6 +1,7 @@
 """save and load: the same bits again, from a small file, or one clear refusal."""
 
 import copy
+import threading
 import warnings
 
 import numpy as np
@@ -9,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nncx import _files, _store
+from nncx import _describe, _files, _rebuild, _store
 from nncx import models as nncx_models
 from nncx._store import load, save
 from nncx.compress import XNOR, BinaryConnect, convert, freeze
@@ -305,7 +306,7 @@ def test_every_listed_layer_is_rebuilt_as_it_was(module, file):
     save(nn.Sequential(module), file)
     rebuilt = load(file)[0]
     assert type(rebuilt) is type(module) and repr(rebuilt) == repr(module)
-    for name in _store._arguments(type(module)):
+    for name in _describe.arguments(type(module)):
         if name != "bias":
             assert getattr(rebuilt, name) == getattr(module, name), name
     theirs = module.state_dict()
@@ -613,21 +614,21 @@ HOSTILE = {
     "overflowing layer": (lambda t, m: _linear(m)["config"].update(in_features=10**30), "built"),
     "endless network": (
         lambda t, m: _linear(m).update(type="nncx.models.ResNet", config={"depth": 6 * 10**9 + 2}),
-        "more than 20000 modules",
+        "more than 5500 modules",
     ),
     "endless layer": (
         lambda t, m: _linear(m).update(
             type="torch.nn.LSTM",
             config={"input_size": 1, "hidden_size": 1, "num_layers": 10**9},
         ),
-        "more than 20000 parameters",
+        "a layer of it has more than 500 parameters",
     ),
     "not a number": (
         lambda t, m: _linear(m)["config"].update(in_features={"double": "inf"}),
         "Linear cannot be built",
     ),
     "deep": (_deep, "not sound"),
-    "bomb": (_bomb, "more than 20000 modules"),
+    "bomb": (_bomb, "more than 5500 modules"),
     "frozen Linear": (lambda t, m: _linear(m).update(frozen=True), "says that Linear is frozen"),
     "missing tensor": (lambda t, m: t.pop("0.bias"), "lacks the tensor '0.bias'"),
     "spare tensor": (lambda t, m: t.update(x=torch.ones(1)), "holds the tensor 'x'"),
@@ -643,6 +644,10 @@ HOSTILE = {
         lambda t, m: _root(m)["children"].update(forward=_linear(m)),
         "cannot have a module named 'forward'",
     ),
+    "endless name": (
+        lambda t, m: _linear(m)["children"].update({"a" * 3000: {"type": "torch.nn.ReLU"}}),
+        "not sound at '0.aaa",
+    ),
     "name with a dot": (
         lambda t, m: _root(m)["children"].update({"a.b": _linear(m)}),
         "cannot have a module named 'a.b'",
@@ -657,6 +662,61 @@ def test_hostile_files_are_refused(case, file):
     _rewrite(file, change)
     with pytest.raises(ValueError, match=f"model.safetensors cannot be loaded: .*{message}"):
         load(file)
+
+
+def test_tensors_that_a_layer_cannot_take_are_refused(file):
+    """One that is a parameter here and a buffer there; alpha in a dtype that the kernel lacks."""
+    save(nn.Sequential(nn.BatchNorm1d(4)), file)
+    _rewrite(file, lambda t, m: (t.pop("0.weight"), m["tied"].update({"0.weight": "0.bias"})))
+    loaded = load(file)[0]
+    assert loaded.weight is loaded.bias
+    _rewrite(file, lambda t, m: m["tied"].update({"0.weight": "0.running_var"}))
+    with pytest.raises(ValueError, match="'0.weight' cannot be that of '0.running_var'"):
+        load(file)
+
+    save(nn.Sequential(XNORLinear(3, 4).freeze()), file)
+    _rewrite(file, lambda t, m: t.update({"0.bias": t["0.bias"].half()}))
+    assert load(file)[0].bias.dtype == torch.float16
+    _rewrite(file, lambda t, m: t.update({"0.alpha": t["0.alpha"].half()}))
+    with pytest.raises(
+        ValueError, match=r"'0.alpha' must be torch.float32 \[4\], got torch.float16"
+    ):
+        load(file)
+
+
+def test_a_shape_that_no_kernel_takes_is_refused(file):
+    with torch.device("meta"), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        layer = XNORLinear(2**31, 0, bias=False).freeze()
+    layer.packed_weight = torch.zeros(0, dtype=torch.uint8)
+    layer.alpha = torch.zeros(0)
+    save(nn.Sequential(layer), file)
+    with pytest.raises(ValueError, match="cannot be loaded: its tensors do not suit its layers"):
+        load(file)
+
+
+def test_a_message_about_a_file_stays_short(file):
+    save(nn.Sequential(nn.ReLU()), file)
+    _rewrite(file, lambda t, m: _linear(m).update(type="x" * 100_000))
+    with pytest.raises(ValueError, match="cannot be loaded") as refusal:
+        load(file)
+    assert len(str(refusal.value)) < 1000
+
+
+def test_models_made_meanwhile_by_other_threads_are_not_counted(file, monkeypatch):
+    save(nn.Sequential(nn.Linear(3, 4)), file)
+    made, construct = [], _rebuild._Plan._construct
+
+    def slow(plan, *arguments):
+        thread = threading.Thread(target=lambda: made.append(ResNet(8, width=1)))
+        thread.start()
+        thread.join()
+        return construct(plan, *arguments)
+
+    monkeypatch.setattr(_rebuild, "_MAX_MODULES", 3)
+    monkeypatch.setattr(_rebuild._Plan, "_construct", slow)
+    load(file)
+    assert len(made) == 2
 
 
 def test_a_packed_tensor_of_another_size_is_refused(file):

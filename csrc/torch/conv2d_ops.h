@@ -13,6 +13,7 @@
 
 #include "common.h"
 #include "conv2d.h"
+#include "parallel.h"
 
 namespace nncx {
 
@@ -216,7 +217,7 @@ void run_tiles(const Tensor& input, const Conv2dTile& all, int64_t pixel_parts, 
   const Tensor scratch = new_tensor(input, {parts * scratch_bytes}, ScalarType::Byte);
   auto* bytes = static_cast<uint8_t*>(scratch.mutable_data_ptr());
   const auto cut = [](int64_t count, int64_t part, int64_t of) { return count * part / of; };
-  torch::stable::parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
+  parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
       const int64_t i = part / block_parts, j = part % block_parts;
       const Conv2dTile tile = {

@@ -58,7 +58,7 @@ Tensor max_pool2d_signs(const Tensor& input, std::vector<int64_t> kernel_size,
   p.output = static_cast<uint8_t*>(output.mutable_data_ptr());
   const Isa isa = active_isa();
   const int64_t words = p.out_width * p.kernel_h * p.kernel_w * p.pixel_bytes / 8;
-  torch::stable::parallel_for(
+  parallel_for(
       0, input.size(0) * p.out_height, std::max<int64_t>(1, kWords / std::max<int64_t>(words, 1)),
       [&](int64_t begin, int64_t end) { NNCX_ON_PATH(isa, max_pool2d_signs(p, begin, end)); });
   return output;

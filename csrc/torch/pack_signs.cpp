@@ -1,6 +1,7 @@
 #include "pack_signs.h"
 
 #include "common.h"
+#include "parallel.h"
 
 namespace nncx {
 namespace {
@@ -23,7 +24,7 @@ void run(const PackSignsParams& params, const Tensor&) {
   const int64_t numbers = kPixels * std::max<int64_t>(1, params.groups * params.channels);
   const int64_t grain = std::max<int64_t>(1, kNumbers / numbers);
   const int64_t steps = (pixels + kPixels - 1) / kPixels;
-  torch::stable::parallel_for(0, steps, grain, [&](int64_t begin, int64_t end) {
+  parallel_for(0, steps, grain, [&](int64_t begin, int64_t end) {
     NNCX_ON_PATH(isa, pack_signs(params, begin * kPixels, std::min(pixels, end * kPixels)));
   });
 }

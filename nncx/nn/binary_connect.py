@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nncx import ops
-from nncx.nn.codes import pack_codes
+from nncx.nn.codes import pack_weight_signs
 from nncx.nn.geometry import PackedConv2d, PackedLinear
 from nncx.nn.packed import PackedLayer
 from nncx.nn.quantizers import binary_connect_sample, binary_connect_sign
@@ -41,17 +41,15 @@ class _BinaryConnectLayer(PackedLayer):
         return f"{super().extra_repr()}{stochastic}{frozen}"
 
     def _drop_weight(self) -> None:
-        self.packed_weight = self._weight_bits()
+        self.packed_weight = pack_weight_signs(self.weight)
 
     def _pack(self) -> None:
-        self._prepacked = self._prepack(self.packed_weight if self.frozen else self._weight_bits())
+        bits = self.packed_weight if self.frozen else pack_weight_signs(self.weight)
+        self._prepacked = self._prepack(bits)
         self._codebook = torch.tensor([-1.0, 1.0], device=self._prepacked.device)
 
     def _prepack(self, bits: Tensor) -> Tensor:
         raise NotImplementedError
-
-    def _weight_bits(self) -> Tensor:
-        return pack_codes(self.weight >= 0, 1)
 
     def _float_weight_and_bias(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """What torch's function takes; +1 and -1 are in every dtype."""

@@ -38,6 +38,13 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     return _from_bits(stream.view(-1, 8))
 
 
+def pack_weight_signs(weight: Tensor) -> Tensor:
+    """`pack_codes(weight >= 0, 1)`; at once for a weight on meta, of which `load` makes many."""
+    if weight.is_meta:
+        return weight.new_empty(packed_size(weight.numel(), 1), dtype=torch.uint8)
+    return pack_codes(weight >= 0, 1)
+
+
 def unpack_codes(packed: Tensor, count: int, bits: int) -> Tensor:
     """Undo `pack_codes`.
 

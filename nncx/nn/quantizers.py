@@ -41,6 +41,8 @@ def xnor_alpha(weight: Tensor) -> Tensor:
 
     Detached: the gradient through alpha is the `1/n` term of `xnor_sign`.
     """
+    if weight.is_meta:  # as in load, at once
+        return weight.new_empty(len(weight), dtype=torch.float32)
     filters = weight.detach().flatten(1)
     return _l1_norm(filters) / max(filters.shape[1], 1)
 

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nncx import ops
-from nncx.nn.codes import pack_codes, unpack_codes
+from nncx.nn.codes import pack_weight_signs, unpack_codes
 from nncx.nn.geometry import PackedConv2d, PackedLinear, both_sides, memory_format
 from nncx.nn.packed import PackedLayer
 from nncx.nn.quantizers import sign, xnor_alpha, xnor_sign
@@ -53,7 +53,7 @@ class _XNORLayer(PackedLayer):
 
     def _drop_weight(self) -> None:
         alpha = self._weight_alpha()
-        self.packed_weight = pack_codes(self.weight >= 0, 1)
+        self.packed_weight = pack_weight_signs(self.weight)
         del self.alpha
         self.register_buffer("alpha", alpha)
 

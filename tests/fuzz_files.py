@@ -1,0 +1,416 @@
+"""Damages and forges files of nncx, and loads them. `make fuzz`, or with fewer files a test.
+
+    python tests/fuzz_files.py [--count N] [--seed S] [--first I]
+
+Every file is made of a whole one: a float network, a frozen binary one, a checkpoint of
+`train.fit`, the kept file of format 1. *Damage* changes bytes and must be refused. *Forgery*
+changes what the file says and renews its SHA-256: it must be refused, or be a model that saves and
+loads again, or a checkpoint that fits its run (the states of its optimizers are taken at their
+word).
+
+A refusal is a ValueError. Files are loaded in a process of its own, so that a crash or a hang is
+one more result; case I of a seed is always the same file.
+"""
+
+import argparse
+import copy
+import hashlib
+import json
+import multiprocessing
+import random
+import resource
+import sys
+import tempfile
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+import nncx
+
+HANG = 20.0  # seconds
+KEPT = Path(__file__).parent / "files" / "model-format-1.safetensors"
+
+
+# ---------------------------------------------------------------------------------------------
+# whole files, and what loads them
+
+
+def _train(path: Path, epochs: int) -> None:
+    torch.manual_seed(0)
+    task = nncx.train.Supervised(nn.Sequential(nn.Linear(4, 3), nn.BatchNorm1d(3)))
+    optimizer = torch.optim.Adam(task.parameters())
+    nncx.train.fit(
+        task,
+        [(torch.ones(2, 4), torch.tensor([0, 1]))],
+        epochs=epochs,
+        optimizer=optimizer,
+        scheduler=torch.optim.lr_scheduler.StepLR(optimizer, 2),
+        checkpoint=path,
+        progress=False,
+    )
+
+
+def _load_model(path: Path) -> None:
+    model = nncx.load(path)
+    nncx.save(model, path)
+    again = nncx.load(path).state_dict()
+    for name, tensor in model.state_dict().items():
+        assert torch.equal(tensor.nan_to_num(), again[name].nan_to_num()), name
+
+
+def _load_checkpoint(path: Path) -> None:
+    _train(path, epochs=1)  # as many as it has: nothing is left to do
+
+
+def _whole_files(folder: Path) -> list[tuple[bytes, Callable[[Path], None]]]:
+    path = folder / "whole"
+    files = [(KEPT.read_bytes(), _load_model)]
+    model = nncx.models.ResNet(8, width=2)
+    nncx.save(model, path)
+    files.append((path.read_bytes(), _load_model))
+    nncx.save(nncx.freeze(nncx.convert(model, nncx.XNOR())), path)
+    files.append((path.read_bytes(), _load_model))
+    path.unlink()
+    _train(path, epochs=1)
+    files.append((path.read_bytes(), _load_checkpoint))
+    return files
+
+
+# ---------------------------------------------------------------------------------------------
+# damage: bytes -> bytes
+
+
+def _flip(rng: random.Random, data: bytearray) -> None:
+    for _ in range(rng.choice([1, 1, 2, 8])):
+        data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+
+
+def _truncate(rng: random.Random, data: bytearray) -> None:
+    del data[rng.randrange(len(data)) :]
+
+
+def _insert(rng: random.Random, data: bytearray) -> None:
+    at = rng.randrange(len(data) + 1)
+    data[at:at] = rng.randbytes(rng.choice([1, 8, 100]))
+
+
+def _delete(rng: random.Random, data: bytearray) -> None:
+    at = rng.randrange(len(data))
+    del data[at : at + rng.choice([1, 8, 100])]
+
+
+def _swap(rng: random.Random, data: bytearray) -> None:
+    size = rng.randrange(1, 64)
+    i, j = (rng.randrange(len(data) - size) for _ in range(2))
+    data[i : i + size], data[j : j + size] = data[j : j + size], data[i : i + size]
+
+
+def _header_length(rng: random.Random, data: bytearray) -> None:
+    length = int.from_bytes(data[:8], "little")
+    lengths = [0, 1, length - 1, length + 1, len(data), 2**31, 2**63, rng.getrandbits(64)]
+    data[:8] = rng.choice(lengths).to_bytes(8, "little")
+
+
+def _header_text(rng: random.Random, data: bytearray) -> None:
+    end = 8 + int.from_bytes(data[:8], "little")
+    places = [i for i in range(8, end) if chr(data[i]) in '0123456789"{}[],:']
+    data[rng.choice(places)] = ord(rng.choice('0123456789"{}[],: '))
+
+
+DAMAGE = (_flip, _truncate, _insert, _delete, _swap, _header_length, _header_text)
+
+# ---------------------------------------------------------------------------------------------
+# forgery: (table of tensors, metadata, body) -> the same, changed
+
+
+class _Parts:
+    """A file taken apart, and put together with a valid hash."""
+
+    def __init__(self, data: bytes) -> None:
+        end = 8 + int.from_bytes(data[:8], "little")
+        self.table = json.loads(data[8:end])
+        self.envelope = json.loads(self.table.pop("__metadata__")["nncx"])
+        self.metadata = self.envelope["metadata"]
+        self.body = bytearray(data[end:])
+
+    def join(self) -> bytes:
+        self.envelope |= {"sha256": "0" * 64, "metadata": self.metadata}
+        text = {"__metadata__": {"nncx": json.dumps(self.envelope)}}
+        header = json.dumps(text | self.table).encode()
+        data = len(header).to_bytes(8, "little") + header + self.body
+        digest = hashlib.sha256(data).hexdigest()
+        return data.replace(b"0" * 64, digest.encode(), 1)
+
+
+HOSTILE = (
+    *(None, True, 0, 1, -1, 2, 7, 2**31, 2**63, 10**30, 1.5, 1e308, "", "weight", "0", ".", "\0"),
+    *([], {}, [[]], {"float": "nan"}, {"float": 1}, {"tensor": "x"}, {"same_as": ""}, [10**9] * 3),
+    *(["x"] * 50, "x" * 3000, {"list": []}, {"dict": [[[], 0]]}, {"numpy": ["O", 1]}),
+)
+
+
+def _places(tree: Any) -> Iterator[tuple[Any, Any]]:
+    """Every (container, key) in a tree of JSON."""
+    keys = tree if isinstance(tree, dict) else range(len(tree)) if isinstance(tree, list) else ()
+    for key in keys:
+        yield tree, key
+        yield from _places(tree[key])
+
+
+def _hostile_value(rng: random.Random, parts: _Parts) -> None:
+    container, key = rng.choice(list(_places(parts.metadata)))
+    container[key] = copy.deepcopy(rng.choice(HOSTILE))
+
+
+def _moved_value(rng: random.Random, parts: _Parts) -> None:
+    """A value of the tree at the place of another: nested architectures, wrong layers."""
+    places = list(_places(parts.metadata))
+    (container, key), (source, other) = rng.choice(places), rng.choice(places)
+    container[key] = copy.deepcopy(source[other])
+
+
+def _lost_value(rng: random.Random, parts: _Parts) -> None:
+    container, key = rng.choice(list(_places(parts.metadata)))
+    del container[key]
+
+
+def _other_number(rng: random.Random, parts: _Parts) -> None:
+    numbers = [(c, k) for c, k in _places(parts.metadata) if type(c[k]) in (int, float, bool)]
+    if numbers:
+        container, key = rng.choice(numbers)
+        container[key] = rng.choice([0, 1, 3, -5, container[key] + 1, 10**9, 2**40, 2**62])
+
+
+def _other_argument(rng: random.Random, parts: _Parts) -> None:
+    """An argument that a constructor may take."""
+    nodes = [c[k] for c, k in _places(parts.metadata) if k == "config" and isinstance(c[k], dict)]
+    if nodes:
+        names = "num_layers depth width kernel_size padding groups dilation scale bias stride"
+        names += " in_channels out_channels in_features num_features image_size affine dtype"
+        rng.choice(nodes)[rng.choice(names.split())] = copy.deepcopy(rng.choice(HOSTILE))
+
+
+def _other_type(rng: random.Random, parts: _Parts) -> None:
+    nodes = [c for c, k in _places(parts.metadata) if k == "type"]
+    if nodes:
+        node = rng.choice(nodes)
+        node["type"] = rng.choice([*nncx._store.TYPES, "os.system"])
+        if rng.random() < 0.5:
+            node["frozen"] = not node.get("frozen", False)
+        if rng.random() < 0.5:
+            node["config"] = {}
+
+
+def _deeper(rng: random.Random, parts: _Parts) -> None:
+    """What stands somewhere, within many more containers."""
+    places = [(c, k) for c, k in _places(parts.metadata) if isinstance(c[k], dict)]
+    container, key = rng.choice(places)
+    for _ in range(rng.choice([1, 10, 150, 400])):
+        container[key] = {
+            "type": "torch.nn.Sequential",
+            "config": {},
+            "children": {"0": container[key]},
+        }
+
+
+def _many(rng: random.Random, parts: _Parts) -> None:
+    """Thousands of layers, new ones or repeated ones."""
+    nodes = [c[k] for c, k in _places(parts.metadata) if k == "children" and isinstance(c[k], dict)]
+    if nodes:
+        children = rng.choice(nodes)
+        config = {"in_channels": 1, "out_channels": 1, "kernel_size": 1}
+        layers = [
+            {"type": "nncx.XNORConv2d", "config": config, "frozen": True},
+            {
+                "type": "torch.nn.LSTM",
+                "config": {"input_size": 1, "hidden_size": 1, "num_layers": 9},
+            },
+            {"type": "nncx.models.ResNet", "config": {"depth": 20}},
+            {"type": "torch.nn.ReLU", "config": {}},
+            {"same_as": next(iter(children), "")},
+        ]
+        layer = rng.choice(layers)
+        children.update({f"more{i}": layer for i in range(rng.choice([10, 300, 8000]))})
+
+
+def _table_entry(rng: random.Random, parts: _Parts) -> None:
+    name, entry = rng.choice(list(parts.table.items()))
+    dtypes = "BOOL U8 I8 I16 U16 F16 BF16 I32 U32 F32 F64 I64 U64 F8_E4M3 F8_E5M2 C64 X".split()
+    match rng.randrange(6):
+        case 0:
+            entry["dtype"] = rng.choice(dtypes)
+        case 1:
+            entry["shape"] = rng.choice(
+                [[], [0], [1], [2**40, 0], [-1], [2**62, 4], entry["shape"] * 2]
+            )
+        case 2:
+            entry["data_offsets"] = rng.choice([[0, 0], [0, 2**62], [8, 4], [-1, 1], [0, 4]])
+        case 3:
+            parts.table["x" * rng.choice([1, 5000])] = parts.table.pop(name)
+        case 4:
+            del parts.table[name]
+        case 5:
+            other = rng.choice(list(parts.table))
+            parts.table[name], parts.table[other] = parts.table[other], entry
+
+
+def _tied(rng: random.Random, parts: _Parts) -> None:
+    """One tensor under the name of another."""
+    name, source = rng.choice(list(parts.table)), rng.choice(list(parts.table))
+    if name != source and isinstance(parts.metadata.get("tied"), dict):
+        start, end = parts.table.pop(name)["data_offsets"]
+        del parts.body[start:end]
+        for entry in parts.table.values():
+            if entry["data_offsets"][0] >= end:
+                entry["data_offsets"] = [at - (end - start) for at in entry["data_offsets"]]
+        parts.metadata["tied"][name] = source
+
+
+def _body(rng: random.Random, parts: _Parts) -> None:
+    if parts.body:
+        _flip(rng, parts.body)
+
+
+def _envelope(rng: random.Random, parts: _Parts) -> None:
+    key = rng.choice(["format_version", "more"])
+    parts.envelope[key] = copy.deepcopy(rng.choice(HOSTILE))
+
+
+FORGERY = (
+    *(_hostile_value, _moved_value, _lost_value, _other_number, _other_argument, _other_type),
+    *(_deeper, _many, _table_entry, _tied, _body, _envelope),
+)
+
+# ---------------------------------------------------------------------------------------------
+# cases
+
+
+class Result(NamedTuple):
+    case: int
+    kind: str
+    outcome: str  # "refused", "loaded" (and saved, and loaded again), or what should not be
+    seconds: float = 0.0  # of the process's time: others may keep the machine busy
+    megabytes: float = 0.0
+
+    @property
+    def is_bad(self) -> bool:
+        return self.outcome not in ("refused", "loaded")
+
+
+def _changed(rng: random.Random, whole: bytes) -> tuple[str, bool, bytes]:
+    """Kind, whether it is forged, and bytes that are not `whole`."""
+    while True:
+        if rng.random() < 0.7:
+            change, data = rng.choice(DAMAGE), bytearray(whole)
+            change(rng, data)
+            forged = False
+        else:
+            change, parts = rng.choice(FORGERY), _Parts(whole)
+            change(rng, parts)
+            data = parts.join()
+            forged = True
+        if bytes(data) != whole:
+            return change.__name__.strip("_"), forged, bytes(data)
+
+
+def _try(case: int, seed: int, files: list, path: Path) -> Result:
+    rng = random.Random(f"{seed}/{case}")
+    whole, load = rng.choice(files)
+    kind, forged, data = _changed(rng, whole)
+    path.write_bytes(data)
+    peak, start = _peak(), time.process_time()
+    try:
+        load(path)
+        outcome = "loaded" if forged else "DAMAGED FILE LOADED"
+    except ValueError as error:
+        outcome = "refused" if len(str(error)) < 5000 else "ENDLESS MESSAGE"
+    except BaseException as error:
+        outcome = f"{type(error).__name__}: {error}"[:200]
+    return Result(case, kind, outcome, time.process_time() - start, _peak() - peak)
+
+
+def _peak() -> float:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def _serve(cases: range, seed: int, results: Connection) -> None:
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as folder:
+        files = _whole_files(Path(folder))
+        for whole, load in files:  # what is done once in a process is not the first case's
+            path = Path(folder) / "file"
+            path.write_bytes(whole)
+            load(path)
+        for case in cases:
+            results.send(_try(case, seed, files, Path(folder) / "file"))
+
+
+def run(count: int, seed: int = 0, first: int = 0) -> Iterator[Result]:
+    """The results of `count` cases, from case `first` on."""
+    context = multiprocessing.get_context("spawn")
+    case, end = first, first + count
+    while case < end:
+        receiver, sender = context.Pipe(duplex=False)
+        worker = context.Process(target=_serve, args=(range(case, end), seed, sender), daemon=True)
+        worker.start()
+        sender.close()
+        patience = HANG + 60  # until it has begun
+        try:
+            while case < end:
+                if not receiver.poll(patience):
+                    yield Result(case, "?", "HANG")
+                    case += 1
+                    break
+                yield receiver.recv()
+                case += 1
+                patience = HANG
+        except EOFError:
+            worker.join()
+            yield Result(case, "?", f"CRASH, exit code {worker.exitcode}")
+            case += 1
+        worker.kill()
+        worker.join()
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--count", type=int, default=100_000)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--first", type=int, default=0)
+    arguments = parser.parse_args()
+    table: Counter[tuple[str, str]] = Counter()
+    slowest = {outcome: Result(0, "", "") for outcome in ("refused", "loaded")}
+    largest = dict(slowest)
+    bad = 0
+    for result in run(arguments.count, arguments.seed, arguments.first):
+        table[result.kind, "bad" if result.is_bad else result.outcome] += 1
+        if not result.is_bad:
+            slowest[result.outcome] = max(slowest[result.outcome], result, key=lambda r: r.seconds)
+            largest[result.outcome] = max(
+                largest[result.outcome], result, key=lambda r: r.megabytes
+            )
+        else:
+            bad += 1
+            print(f"case {result.case} ({result.kind}): {result.outcome}", flush=True)
+    outcomes = ("refused", "loaded", "bad")
+    print(f"{'':16}" + "".join(f"{outcome:>10}" for outcome in outcomes))
+    for kind in sorted({kind for kind, _ in table}):
+        print(f"{kind:16}" + "".join(f"{table[kind, outcome]:10,}" for outcome in outcomes))
+    print(f"{table.total():,} files, {bad:,} bad")
+    for outcome, result in slowest.items():
+        print(f"slowest {outcome}: {result.seconds:.2f} s (case {result.case}, {result.kind})")
+    for outcome, result in largest.items():
+        print(f"largest {outcome}: {result.megabytes:.0f} MB (case {result.case}, {result.kind})")
+    return 1 if bad else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
