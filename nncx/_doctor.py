@@ -19,7 +19,6 @@ from nncx import _machine, _self_test
 from nncx._native import _C, MEND
 from nncx._version import __version__
 
-
 PACKAGE = Path(__file__).parent
 
 
