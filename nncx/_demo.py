@@ -8,7 +8,6 @@ Each training keeps a checkpoint in the output folder until the demo is through,
 interrupted continues when the same command is given again.
 """
 
-import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -23,7 +22,7 @@ from torch import nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from nncx import _machine, _report, _store, data, distill, train
+from nncx import _machine, _recipe, _report, data, distill, train
 from nncx.compress import XNOR, convert, freeze
 from nncx.models import ResNet
 
@@ -72,7 +71,7 @@ def run(settings: Settings, out: Path, console: Console) -> list[Result]:
     if settings.epochs is not None and settings.epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {settings.epochs}")
     _report.require_matplotlib()  # now rather than after the trainings
-    splits = _load_data(settings)
+    splits = _recipe.load_data(settings.data, settings.root, settings.image_size)
     out.mkdir(parents=True, exist_ok=True)
     console.print(
         f"[bold]{escape(splits.name)}[/bold]: {len(splits.train)} training images, "
@@ -104,12 +103,6 @@ def run(settings: Settings, out: Path, console: Console) -> list[Result]:
     return results
 
 
-def _load_data(settings: Settings) -> data.Splits:
-    is_folder = Path(settings.data).is_dir()
-    image_size = settings.image_size if is_folder else None
-    return data.load(settings.data, settings.root, image_size=image_size)
-
-
 class _Trainings:
     """The three trainings; each is seeded on its own, so that a resumed run repeats the others."""
 
@@ -117,10 +110,7 @@ class _Trainings:
         self.settings = settings
         self.splits = splits
         self.out = out
-        # Other settings, or other images in the same folder, never continue these files.
-        depends_on = [asdict(settings), splits.classes, len(splits.train), splits.mean, splits.std]
-        key = hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:8]
-        self._checkpoint = f"{key}.checkpoint"
+        self._checkpoint = f"{_recipe.run_key(asdict(settings), splits)}.checkpoint"
 
     def new(self, depth: int) -> ResNet:
         torch.manual_seed(self.settings.seed)
@@ -174,14 +164,10 @@ def _measure(
 ) -> list[Result]:
     """Everything is measured on what comes back from the files."""
     images = torch.stack([splits.test[i % len(splits.test)][0] for i in range(BATCH)])
-    loaded = []
-    for name, (model, *_) in networks.items():
-        path = out / f"{name}.safetensors"
-        _store.save(model, path)
-        loaded.append(_store.load(path))
-        with torch.no_grad():
-            if not torch.equal(loaded[-1](images), model(images)):
-                raise RuntimeError(f"{path} must compute what was saved, but its logits differ")
+    loaded = [
+        _recipe.reloaded(model, out / f"{name}.safetensors", images)
+        for name, (model, *_) in networks.items()
+    ]
     latencies = {}
     with torch.inference_mode():
         for batch in (1, BATCH):

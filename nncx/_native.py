@@ -5,12 +5,12 @@ from pathlib import Path
 
 import torch
 
-_MEND = "reinstall with `pip install --force-reinstall --no-deps .` in a checkout of nncx"
+MEND = "reinstall with `pip install --force-reinstall --no-deps .` in a checkout of nncx"
 
 try:
     _C = importlib.import_module("nncx._C")
 except ImportError as error:
-    raise ImportError(f"nncx's native library cannot be loaded ({error}); {_MEND}") from error
+    raise ImportError(f"nncx's native library cannot be loaded ({error}); {MEND}") from error
 
 _C.choose_isa()
 
@@ -21,10 +21,10 @@ def _load_cuda() -> None:
     try:
         torch.ops.load_library(CUDA_LIBRARY)
     except OSError as error:
-        raise ImportError(f"nncx's CUDA library cannot be loaded ({error}); {_MEND}") from error
+        raise ImportError(f"nncx's CUDA library cannot be loaded ({error}); {MEND}") from error
 
 
 if torch.version.cuda and _C.cuda_architectures:
     _load_cuda()
 
-__all__ = ["CUDA_LIBRARY", "_C"]
+__all__ = ["CUDA_LIBRARY", "MEND", "_C"]

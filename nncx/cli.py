@@ -1,12 +1,16 @@
 """The command `nncx`. Each subcommand is a thin shell over a function of the library."""
 
+import json
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+
+from nncx import _recipe
+from nncx._recipe import LAYERS, LOSSES, OPTIMIZERS, Recipe
 
 app = typer.Typer(
     help="Compress neural networks and really run the result.",
@@ -29,6 +33,17 @@ def _readable_errors() -> Iterator[None]:
     except _USER_ERRORS as error:
         print(f"nncx: {error}", file=sys.stderr)
         raise typer.Exit(1) from error
+
+
+def _name_and_value(option: str) -> tuple[str, Any]:
+    """What `norm=true` says; values are JSON's."""
+    name, _, value = option.partition("=")
+    try:
+        return name, json.loads(value)
+    except ValueError as error:
+        raise ValueError(
+            f"an option must be a name and a JSON value, as norm=true, got {option!r}"
+        ) from error
 
 
 def _print_version(wanted: bool) -> None:
@@ -77,3 +92,78 @@ def demo(
 
         settings = _demo.Settings(data, root, image_size, epochs, seed)
         _demo.run(settings, out, Console(highlight=False))
+
+
+@app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder for model.safetensors and result.json.")],
+    data: Annotated[
+        str, typer.Option(help="digits, mnist, fashion-mnist, or a folder of images.")
+    ] = Recipe.data,
+    root: Annotated[
+        str | None, typer.Option(help="Where mnist and fashion-mnist are; else $NNCX_DATA.")
+    ] = Recipe.root,
+    image_size: Annotated[
+        int, typer.Option(help="To what square the images of a folder are scaled.")
+    ] = Recipe.image_size,
+    model: Annotated[
+        str,
+        typer.Option(help="lenet300100, lenet4, lenet5, mlp, nin, vgg9, or resnet with its depth."),
+    ] = Recipe.model,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="Of the network, as norm=true or dropout=0.5; can be repeated."),
+    ] = None,
+    layers: Annotated[str, typer.Option(help=f"{', '.join(LAYERS)}.")] = Recipe.layers,
+    loss: Annotated[str, typer.Option(help=f"{', '.join(LOSSES)}.")] = Recipe.loss,
+    epochs: Annotated[int, typer.Option(help="The best on the validation split is kept.")] = (
+        Recipe.epochs
+    ),
+    batch: Annotated[int, typer.Option(help="Images per step.")] = Recipe.batch,
+    optimizer: Annotated[str, typer.Option(help=f"{', '.join(OPTIMIZERS)}.")] = Recipe.optimizer,
+    lr: Annotated[float, typer.Option(help="Learning rate of the first epoch.")] = Recipe.lr,
+    lr_decay: Annotated[
+        float, typer.Option(help="That of the last epoch by that of the first; exponential.")
+    ] = Recipe.lr_decay,
+    weight_decay: Annotated[float, typer.Option(help="Of the optimizer.")] = Recipe.weight_decay,
+    seed: Annotated[int, typer.Option(help="Of all that is random.")] = Recipe.seed,
+) -> None:
+    """Train a network from labels; report what its frozen file does when it is loaded again.
+
+    An interrupted run continues when the same command is given again.
+    """
+    with _readable_errors():
+        recipe = Recipe(
+            data=data,
+            root=root,
+            image_size=image_size,
+            model=model,
+            options=dict(map(_name_and_value, option or ())),
+            layers=layers,
+            loss=loss,
+            epochs=epochs,
+            batch=batch,
+            optimizer=optimizer,
+            lr=lr,
+            lr_decay=lr_decay,
+            weight_decay=weight_decay,
+            seed=seed,
+        )
+        print(_recipe.run(recipe, out))
+
+
+@app.command()
+def doctor() -> None:
+    """Say which kernels run here and why, and test each against its reference.
+
+    The exit code is 1 if anything is wrong; each such line says what mends it.
+    """
+    with _readable_errors():
+        from rich.console import Console
+
+        from nncx import _doctor
+
+        diagnosis = _doctor.examine()
+        _doctor.show(diagnosis, Console(highlight=False))
+        if diagnosis.problems:
+            raise typer.Exit(1)

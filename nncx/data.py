@@ -16,7 +16,7 @@ from types import ModuleType
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset
 
 # those that every build of Pillow reads
 IMAGE_EXTENSIONS = tuple(".bmp .gif .jpeg .jpg .pgm .png .ppm .tif .tiff .webp".split())
@@ -96,11 +96,15 @@ def load(
 
 
 def loader(
-    dataset: Dataset, batch_size: int = 128, shuffle: bool = False, seed: int = 0
+    dataset: TensorDataset, batch_size: int = 128, shuffle: bool = False, seed: int = 0
 ) -> DataLoader:
-    """Batches of `dataset`; the order depends on `seed` alone, and `train.fit` can resume it."""
+    """Batches of `dataset`; the order depends on `seed` alone, and `train.fit` can resume it.
+
+    Shuffled, for training, a last batch of a single image is left out: BatchNorm refuses it.
+    """
     generator = torch.Generator().manual_seed(seed)
-    return DataLoader(dataset, batch_size, shuffle, generator=generator)
+    lone = shuffle and batch_size > 1 and len(dataset) % batch_size == 1 and len(dataset) > 1
+    return DataLoader(dataset, batch_size, shuffle, drop_last=lone, generator=generator)
 
 
 @dataclass(frozen=True)

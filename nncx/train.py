@@ -52,6 +52,7 @@ def fit(
     optimizer: Optimizer | Sequence[Optimizer],
     scheduler: LRScheduler | Sequence[LRScheduler] | None = None,
     validate: Callable[[], float] | None = None,
+    keep_best: bool = False,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = True,
     progress: bool = True,
@@ -65,6 +66,9 @@ def fit(
         optimizer: one or several; each batch is one backward and a step of every one.
         scheduler: one or several, stepped after each epoch, without arguments.
         validate: called after each epoch; what it returns is logged as "validation".
+        keep_best: give the task back as it was after the epoch whose "validation" was the lowest,
+            of equals the first, instead of as the last epoch left it. Its state is part of the
+            checkpoint, which grows by it.
         checkpoint: a file, rewritten after each epoch, that holds all that the next epoch depends
             on: the task, optimizers, schedulers, history, torch's random state and that of
             `data.generator`. (Not the random state of `random` and NumPy.)
@@ -88,8 +92,10 @@ def fit(
         raise ValueError(f"epochs must be at least 0, got {epochs}")
     if not _is_task(task):
         task = Supervised(task)
+    if keep_best and validate is None:
+        raise ValueError("keep_best chooses by what validate returns: give both or neither")
     generator = getattr(data, "generator", None)  # a DataLoader's
-    run = _Run(task, _as_list(optimizer), _as_list(scheduler), generator)
+    run = _Run(task, _as_list(optimizer), _as_list(scheduler), generator, keep_best)
     _check_optimizers(run.task, run.optimizers)
     _check_schedulers(run.schedulers, run.optimizers)
     if checkpoint is not None:
@@ -112,7 +118,7 @@ def fit(
                 record["validation"] = float(validate())
             for each in run.schedulers:
                 each.step()
-            run.history.append(record)
+            run.add(record)
             if checkpoint is not None:
                 run.save(checkpoint)
                 saved = epoch
@@ -124,6 +130,7 @@ def fit(
         holds = f"{os.fspath(checkpoint)} holds {saved} of {epochs} epochs; run again to resume"
         message = holds if saved else "no epoch was complete, so there is nothing to resume"
         raise KeyboardInterrupt(f"training was interrupted: {message}") from interrupt
+    run.restore_best()
     return run.history
 
 
@@ -303,6 +310,7 @@ class _Run:
         optimizers: list[Optimizer],
         schedulers: list[LRScheduler],
         generator: torch.Generator | None,
+        keep_best: bool,
     ) -> None:
         self.task = task
         self.optimizers = optimizers
@@ -310,6 +318,19 @@ class _Run:
         self.generator = generator
         self.settings = [_settings(each.state_dict()) for each in (*optimizers, *schedulers)]
         self.history: list[dict[str, float]] = []
+        self.keep_best = keep_best
+        self.best: dict[str, Any] = {"validation": math.inf, "task": None}
+
+    def add(self, record: dict[str, float]) -> None:
+        """An epoch is complete."""
+        self.history.append(record)
+        if self.keep_best and record["validation"] < self.best["validation"]:
+            state = copy.deepcopy(self.task.state_dict())
+            self.best = {"validation": record["validation"], "task": state}
+
+    def restore_best(self) -> None:
+        if self.best["task"] is not None:
+            self.task.load_state_dict(self.best["task"])
 
     def save(self, path: str | os.PathLike[str]) -> None:
         _files.write(path, *self.pack())
@@ -361,6 +382,8 @@ class _Run:
             self.generator.set_state(state["random"]["data"])
         self.settings = state["settings"]
         self.history = state["history"]
+        if self.keep_best:
+            self.best = state["best"]
 
     def _state(self) -> dict[str, Any]:
         random = {"cpu": torch.get_rng_state()}
@@ -376,6 +399,7 @@ class _Run:
             "settings": self.settings,
             "random": random,
             "history": self.history,
+            "best": self.best if self.keep_best else None,
         }
 
     def _types(self) -> list[str]:
@@ -396,6 +420,8 @@ class _Run:
                 return f"{type(each).__name__} has other parameter groups here than in the file"
         if not all(isinstance(record, dict) for record in state["history"]):
             return "its history is not one of epochs"
+        if self.keep_best and not state.get("best"):
+            return "it was begun without keep_best"
         if self.generator is not None and "data" not in state["random"]:
             return "data has a generator here, it had none there"
         if "settings" not in state:

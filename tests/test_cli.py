@@ -142,3 +142,54 @@ def test_the_console_script_also_says_what_import_refuses(
     )
     assert result.returncode == code
     assert re.fullmatch(sentence, result.stderr)
+
+
+def test_train_prints_what_the_file_does(tmp_path: Path) -> None:
+    """Every option reaches the recipe."""
+    options = {
+        "data": "digits",
+        "model": "lenet5",
+        "options": {"padding": 2, "norm": True},
+        "layers": "xnor",
+        "loss": "squared-hinge",
+        "epochs": 1,
+        "batch": 100,
+        "optimizer": "sgd",
+        "lr": 0.05,
+        "lr_decay": 0.5,
+        "weight_decay": 1e-4,
+        "seed": 3,
+        "image_size": 16,
+        "root": str(tmp_path),
+    }
+    flags = [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in options.items()
+        if name != "options"
+    ]
+    flags += ["--option=padding=2", "--option", "norm=true"]
+    result = run("train", "--out", str(tmp_path), *flags)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert record["recipe"] == options
+    line = result.stdout.strip()
+    assert line.startswith(f"digits lenet5 xnor: test error {record['test_error']:.2f} % of 359")
+    assert f"{(tmp_path / 'model.safetensors').stat().st_size:,} B" in line
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--data=no-such-thing"], "a data set is one of"),
+        (["--model=lenet5"], "image_size must leave something"),
+        (["--layers=ternary"], "layers must be one of"),
+        (["--option=norm"], "an option must be a name and a JSON value"),
+        (["--option=norm=yes"], "an option must be a name and a JSON value"),
+        (["--option=norm=true"], "resnet8 cannot be made with {'norm': True}: "),
+        (["--lr=1e30", "--epochs=1"], "lower the learning rate"),
+    ],
+)
+def test_bad_training_gets_one_sentence(tmp_path: Path, options: list[str], sentence: str) -> None:
+    result = run("train", "--out", str(tmp_path), *options)
+    assert result.exit_code == 1
+    assert sentence in result.output and "Traceback" not in result.output

@@ -350,3 +350,15 @@ def test_loader_order_depends_on_the_seed_alone():
     assert epochs(0) == first and epochs(1) != first
     assert first[0] != first[1] and sorted(first[0]) == list(range(10))
     assert epochs(0, shuffle=False) == [list(range(10))] * 2
+
+
+@pytest.mark.parametrize(
+    ("images", "batch_size", "sizes"),
+    [(9, 4, [4, 4]), (10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 1, [1, 1, 1]), (1, 4, [1])],
+)
+def test_a_last_batch_of_one_is_left_out_of_training_only(images, batch_size, sizes):
+    dataset = torch.utils.data.TensorDataset(torch.arange(images), torch.arange(images))
+    batches = data.loader(dataset, batch_size, shuffle=True)
+    assert [len(labels) for _, labels in batches] == sizes
+    in_order = data.loader(dataset, batch_size)
+    assert sum(len(labels) for _, labels in in_order) == images

@@ -1,6 +1,7 @@
 """The training loop: what it computes, and that a resumed run equals an uninterrupted one."""
 
 import copy
+import math
 import os
 import sys
 from collections import Counter
@@ -435,6 +436,55 @@ class TestResume:
         with pytest.raises(ValueError, match="SGD's lr is 1e-05 here, 0.2 in the file"):
             run(1e-5, epochs=2)
         assert len(run(1e-5, epochs=2, resume=False)) == 2
+
+
+class TestKeepBest:
+    def run(self, epochs, validations, checkpoint=None, keep_best=True):
+        """Epoch i validates to `validations[i - 1]`, also when epochs before it were resumed."""
+        torch.manual_seed(0)
+        model, data = network(), batches()
+        history = fit(
+            model,
+            data,
+            epochs=epochs,
+            optimizer=adam(model.parameters()),
+            validate=lambda: next(validations),
+            keep_best=keep_best,
+            checkpoint=checkpoint,
+            progress=False,
+        )
+        return model.state_dict(), history
+
+    @pytest.mark.parametrize("validations", [[5, 3, 3, math.nan, 4], [math.nan, 3, 7, 8, 9]])
+    def test_gives_the_first_of_the_lowest(self, validations):
+        best, history = self.run(5, iter(validations))
+        second, _ = self.run(2, iter(validations), keep_best=False)
+        same(best, second)
+        assert [record["epoch"] for record in history] == [1, 2, 3, 4, 5]
+
+    def test_without_a_number_it_is_the_last_epoch(self):
+        last, _ = self.run(2, iter([math.nan] * 2))
+        same(last, self.run(2, iter([1, 0]))[0])
+
+    @pytest.mark.parametrize("interrupted_after", [1, 2, 4])
+    def test_resumed_equals_uninterrupted(self, tmp_path, interrupted_after):
+        validations, path = [5, 2, 3, 4, 6], tmp_path / "run"
+        whole = self.run(5, iter(validations))
+        self.run(interrupted_after, iter(validations), path)
+        same(self.run(5, iter(validations[interrupted_after:]), path), whole)
+        same(self.run(5, iter([]), path), whole)  # complete: only gives its result
+
+    def test_a_run_that_did_not_keep_it_cannot_be_resumed(self, tmp_path):
+        path = tmp_path / "run"
+        self.run(1, iter([5]), path, keep_best=False)
+        with pytest.raises(ValueError, match=f"{path} is .*another run .it was begun without keep"):
+            self.run(2, iter([4]), path)
+        self.run(2, iter([4]), path, keep_best=False)
+
+    def test_needs_a_validation(self):
+        model = network()
+        with pytest.raises(ValueError, match="keep_best chooses by what validate returns"):
+            fit(model, [], epochs=1, optimizer=sgd(model.parameters()), keep_best=True)
 
 
 class TestCheckpointOfOtherSettings:

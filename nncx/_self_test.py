@@ -1,0 +1,197 @@
+"""Each native op against its reference, in milliseconds: what `nncx doctor` runs on every path.
+
+A self-test is a function of a device that yields what the ops give there and what they must give.
+Which ops it covers is seen while it runs; a new op needs a few lines here, and `SELF_TESTS` names
+them. These are no substitute for tests/ops: they find a library that does not fit its machine.
+"""
+
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from nncx import ops
+from nncx._native import _C
+from nncx.nn.codes import pack_codes
+from nncx.ops.binary_conv2d import binary_conv2d_reference
+from nncx.ops.binary_conv2d_sign import binary_conv2d_sign_reference
+from nncx.ops.binary_linear import binary_linear_reference
+from nncx.ops.binary_linear_sign import binary_linear_sign_reference
+from nncx.ops.codebook_conv2d import codebook_conv2d_reference
+from nncx.ops.codebook_linear import codebook_linear_reference
+from nncx.ops.max_pool2d_signs import max_pool2d_signs_reference
+from nncx.ops.pack_signs import pack_signs_reference
+
+FLOAT_SUMS = 1e-5  # float32 sums of some hundred terms, in another order than the reference's
+
+
+class Check(NamedTuple):
+    """What an op gave, what it must give, and by how much of the largest value they may differ."""
+
+    actual: Tensor
+    expected: Tensor
+    tolerance: float = 0.0
+
+
+SelfTest = Callable[[str], Iterator[Check]]
+
+
+def _pack_signs(device: str) -> Iterator[Check]:
+    for x, groups in ((torch.randn(7, 131), 1), (torch.randn(2, 134, 5, 3), 2)):
+        yield Check(ops.pack_signs(x.to(device), groups), pack_signs_reference(x, groups))
+
+
+def _binary_linear(device: str) -> Iterator[Check]:
+    x, weight = ops.pack_signs(torch.randn(9, 131)), ops.pack_signs(torch.randn(70, 131))
+    epilogue = {"scale": torch.rand(70), "bias": torch.randn(70), "input_scale": torch.rand(9)}
+    expected = binary_linear_reference(x, weight, 131, 70, **epilogue)
+    prepacked = ops.binary_linear_prepack(weight.to(device), 131)
+    epilogue = {name: tensor.to(device) for name, tensor in epilogue.items()}
+    yield Check(ops.binary_linear(x.to(device), prepacked, 131, 70, **epilogue), expected)
+
+
+def _binary_conv2d(device: str) -> Iterator[Check]:
+    x = ops.pack_signs(torch.randn(2, 134, 9, 11), 2)
+    weight = ops.pack_signs(torch.randn(70, 67, 3, 3))
+    geometry = (134, 70, (3, 3), (2, 1), (1, 2), (1, 2), 2)
+    scale = torch.rand(70)
+    prepacked = ops.binary_conv2d_prepack(weight.to(device), 134, 2)
+    for pad_value in (-1, 0, 1):
+        expected = binary_conv2d_reference(x, weight, *geometry, pad_value, scale=scale)
+        y = ops.binary_conv2d(x.to(device), prepacked, *geometry, pad_value, scale=scale.to(device))
+        yield Check(y, expected)
+
+
+def _signs(device: str) -> Iterator[Check]:
+    """The ops that keep a chain of binary layers in bits."""
+    threshold, flip = torch.randint(-9, 9, (70,), dtype=torch.int32), torch.rand(70) > 0.5
+    epilogue = (threshold.to(device), flip.to(device))
+    x, weight = ops.pack_signs(torch.randn(9, 131)), ops.pack_signs(torch.randn(70, 131))
+    expected = binary_linear_sign_reference(x, weight, threshold, flip, 131, 70)
+    prepacked = ops.binary_linear_prepack(weight.to(device), 131)
+    yield Check(ops.binary_linear_sign(x.to(device), prepacked, *epilogue, 131, 70), expected)
+
+    x, weight = (ops.pack_signs(torch.randn(size)) for size in ((2, 67, 9, 11), (70, 67, 3, 3)))
+    geometry = (67, 70, (3, 3), (2, 1), (1, 2))
+    expected = binary_conv2d_sign_reference(x, weight, threshold, flip, *geometry, out_groups=2)
+    prepacked = ops.binary_conv2d_prepack(weight.to(device), 67)
+    y = ops.binary_conv2d_sign(x.to(device), prepacked, *epilogue, *geometry, out_groups=2)
+    yield Check(y, expected)
+    yield Check(ops.max_pool2d_signs(y, 3, 2, 1), max_pool2d_signs_reference(expected, 3, 2, 1))
+
+
+def _codebook_linear(device: str) -> Iterator[Check]:
+    for rows, bits in itertools.product((1, 70), (1, 2, 4, 8)):
+        x, codebook = torch.randn(rows, 131), torch.randn(2**bits)
+        codes = pack_codes(torch.randint(2**bits, (70, 131), dtype=torch.uint8), bits)
+        geometry = (bits, 131, 70)
+        expected = codebook_linear_reference(x, codes, codebook, *geometry)
+        prepacked = ops.codebook_linear_prepack(codes.to(device), *geometry)
+        y = ops.codebook_linear(x.to(device), prepacked, codebook.to(device), *geometry)
+        yield Check(y, expected, FLOAT_SUMS)
+
+
+def _codebook_conv2d(device: str) -> Iterator[Check]:
+    x = torch.randn(2, 38, 9, 11)
+    for bits in (1, 4):
+        codebook = torch.randn(22, 2**bits)  # one for each filter
+        codes = pack_codes(torch.randint(2**bits, (22, 19, 3, 3), dtype=torch.uint8), bits)
+        geometry = (bits, 38, 22, (3, 3), (2, 1), (1, 2), (1, 2), 2)
+        expected = codebook_conv2d_reference(x, codes, codebook, *geometry)
+        prepacked = ops.codebook_conv2d_prepack(codes.to(device), bits, 38, 22, (3, 3), 2)
+        y = ops.codebook_conv2d(x.to(device), prepacked, codebook.to(device), *geometry)
+        yield Check(y, expected, FLOAT_SUMS)
+
+
+SELF_TESTS: tuple[SelfTest, ...] = (
+    _pack_signs,
+    _binary_linear,
+    _binary_conv2d,
+    _signs,
+    _codebook_linear,
+    _codebook_conv2d,
+)
+
+
+def registered_ops(dispatch_key: str | None = None) -> list[str]:
+    """The ops of nncx in torch's dispatcher, sorted; those with a kernel under a key, if given."""
+    names = (name for name in torch._C._dispatch_get_all_op_names() if name.startswith("nncx::"))
+    return sorted(
+        name.removeprefix("nncx::")
+        for name in names
+        if dispatch_key is None
+        or torch._C._dispatch_has_kernel_for_dispatch_key(name, dispatch_key)
+    )
+
+
+def run(self_tests: Sequence[SelfTest] = SELF_TESTS) -> dict[str, dict[str, str | None]]:
+    """Run them on every CPU path that this CPU has, and on the GPU where the ops have kernels.
+
+    Returns:
+        For each op a result by place ("scalar", "avx2", ..., "cuda"): None where it gave what its
+        reference gives, else what was wrong. An op is judged by the first self-test that calls it;
+        one that no self-test calls has no places.
+    """
+    results: dict[str, dict[str, str | None]] = {op: {} for op in registered_ops()}
+    on_cuda = set(registered_ops("CUDA")) if torch.cuda.is_available() else set()
+    active, threads = _C.isa(), torch.get_num_threads()
+    torch.set_num_threads(1)  # so small are the tensors that more only wait for one another
+    try:
+        for self_test in self_tests:
+            for path in _C.supported_isas():
+                _C.set_isa(path)
+                called = _judge(results, self_test, path, "cpu")
+            if called <= on_cuda:
+                _judge(results, self_test, "cuda", "cuda")
+    finally:
+        _C.set_isa(active)
+        torch.set_num_threads(threads)
+    return results
+
+
+def _judge(
+    results: dict[str, dict[str, str | None]], self_test: SelfTest, place: str, device: str
+) -> set[str]:
+    """Enter what a self-test finds for the ops that it is the first to call; all that it calls."""
+    fault = None
+    with torch.random.fork_rng(devices=()), _Recorder() as recorder:
+        torch.manual_seed(0)
+        try:
+            for check in self_test(device):
+                fault = fault or _difference(check)
+        except RuntimeError as error:
+            fault = str(error).splitlines()[0]
+    for op in recorder.called:
+        results[op].setdefault(place, fault)
+    return recorder.called
+
+
+def _difference(check: Check) -> str | None:
+    actual, expected = check.actual.cpu(), check.expected
+    if (actual.shape, actual.dtype) != (expected.shape, expected.dtype):
+        return (
+            f"gave {actual.dtype} {list(actual.shape)}, its reference {expected.dtype} "
+            f"{list(expected.shape)}"
+        )
+    error = (actual.double() - expected.double()).abs().max().item()
+    allowed = check.tolerance * expected.double().abs().max().item()
+    return None if error <= allowed else f"differs from its reference by {error:.3g}"
+
+
+class _Recorder(TorchFunctionMode):
+    """Which ops of nncx are called."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: set[str] = set()
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None
+    ) -> Any:
+        namespace, *rest = str(func).split(".")  # an op's is "nncx.pack_signs.default"
+        if namespace == "nncx":
+            self.called.add(rest[0])
+        return func(*args, **(kwargs or {}))
