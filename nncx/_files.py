@@ -29,7 +29,7 @@ FORMAT_VERSION = 1
 _KEY = "nncx"
 _BLANK = b"0" * 64
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header, little endian
-_MAX_HEADER = 100_000_000  # the limit of the safetensors library
+_MAX_HEADER = 10_000_000  # thousands of tensors; as Python objects it takes many times that
 
 
 def write(
@@ -43,7 +43,8 @@ def write(
         metadata: what JSON can say: dicts with string keys, lists, strings, finite numbers, None.
 
     Raises:
-        ValueError: for a tensor the format cannot hold, or for NaN and infinity in `metadata`.
+        ValueError: for a tensor the format cannot hold, for NaN and infinity in `metadata`, or for
+            more names and metadata than 10 MB.
         OSError: if the folder is missing or the file cannot be written.
     """
     path = Path(os.path.realpath(path))  # replace what a link points to, not the link
@@ -121,6 +122,11 @@ def _serialize(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> tuple
     }
     data = safetensors.torch.save(dense, {_KEY: text})
     end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
+    if end - _LENGTH_BYTES > _MAX_HEADER:
+        raise ValueError(
+            f"names and metadata of a file must take at most {_MAX_HEADER} bytes, got"
+            f" {end - _LENGTH_BYTES}; store less in one file"
+        )
     header, body = data[:end], memoryview(data)[end:]
     return header.replace(_BLANK, _sha256(header, body).encode(), 1), body
 

@@ -208,7 +208,8 @@ class _Plan:
             raise RefusalError(f"'{path}' and '{source}' are one module in it, but not in into=")
         self._count(size)
         for name in self._names[tensors]:
-            self._expect_tensor(path + name[len(source) :], self._expected[name])
+            again = path + name.removeprefix(source)
+            self._expect_tensor(again, self._expected[name], name in self._exact)
         return module
 
     def _choose(
@@ -238,17 +239,18 @@ class _Plan:
         return fresh
 
     def _expect(self, path: str, module: nn.Module) -> None:
-        exact = isinstance(module, PackedLayer) and module.frozen
+        frozen = isinstance(module, PackedLayer) and module.frozen
         for name, tensor in _own_tensors(module):
-            self._expect_tensor(join(path, name), tensor)
-            if exact and not _is_parameter(tensor):  # the kernel takes no other
-                self._exact.add(join(path, name))
+            exact = frozen and not _is_parameter(tensor)  # its kernel takes no other dtype
+            self._expect_tensor(join(path, name), tensor, exact)
 
-    def _expect_tensor(self, name: str, tensor: Tensor) -> None:
+    def _expect_tensor(self, name: str, tensor: Tensor, exact: bool) -> None:
         if name not in self._state:  # said at once: the work must not exceed what the file holds
             raise RefusalError(f"it lacks the tensor '{name}', which its layers need")
         self._expected[name] = tensor
         self._names.append(name)
+        if exact:
+            self._exact.add(name)
 
     def _construct(self, cls: type[nn.Module], config: Any, frozen: bool) -> nn.Module:
         """A module on the meta device, of whatever size."""

@@ -207,3 +207,15 @@ def test_permissions_of_a_replaced_file_stay(tmp_path, mode):
     (tmp_path / "file").chmod(mode)
     _files.write(tmp_path / "file", {}, {"a": 1})
     assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+def test_a_header_too_large_to_read_is_not_written(tmp_path):
+    _files.write(tmp_path / "file", {}, {"text": "x" * (_files._MAX_HEADER - 1000)})
+    assert _files.read(tmp_path / "file")[1]["text"].startswith("x")
+    with pytest.raises(ValueError, match="must take at most 10000000 bytes, got 10000"):
+        _files.write(tmp_path / "file", {}, {"text": "x" * _files._MAX_HEADER})
+    assert _files.read(tmp_path / "file")[1]["text"].startswith("x")
+    header = b"[" * (_files._MAX_HEADER + 1)
+    (tmp_path / "file").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="has no safetensors header"):
+        _files.read(tmp_path / "file")

@@ -684,6 +684,19 @@ def test_tensors_that_a_layer_cannot_take_are_refused(file):
         load(file)
 
 
+def test_a_repeated_layer_is_compared_as_strictly(file):
+    layer = XNORLinear(3, 4).freeze()
+    save(nn.Sequential(layer, layer), file)
+
+    def forge(tensors, metadata):
+        del metadata["tied"]["1.alpha"]
+        tensors["1.alpha"] = tensors["0.alpha"].half()
+
+    _rewrite(file, forge)
+    with pytest.raises(ValueError, match="'1.alpha' must be torch.float32 .* got torch.float16"):
+        load(file)
+
+
 def test_a_shape_that_no_kernel_takes_is_refused(file):
     with torch.device("meta"), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -1,8 +1,9 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from properties import many_examples
 
 from nncx import ops
 from nncx.ops.binary_conv2d import binary_conv2d_reference
@@ -170,12 +171,7 @@ def test_weight_of_another_geometry_is_refused(isa: str) -> None:
 pairs = st.tuples(st.integers(1, 4), st.integers(1, 4))
 
 
-@settings(
-    max_examples=60,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@many_examples
 @given(
     batch=st.integers(1, 3),
     groups=st.integers(1, 4),
