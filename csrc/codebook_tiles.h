@@ -90,6 +90,7 @@ struct Scratch {
   float* sums;         // [strip][16]
   float* transposed;   // [16][kStrip], where pixels are innermost in the output
   const float** taps;  // [strip / kRows][tap][kRows]
+  float* tables;       // see SumTables
   int64_t bytes;
 
   template <class V>
@@ -100,6 +101,15 @@ template <class V>
 int64_t strip_pixels(const CodebookConv2dParams& p) {
   const int64_t fit = kStripPointers / p.shape.taps / V::kRows * V::kRows;
   return std::clamp<int64_t>(fit, V::kRows, kStrip);
+}
+
+// One table for V::kGroup activations.
+template <class V>
+constexpr int kTables = (32 + V::kGroup - 1) / V::kGroup;  // of a step
+
+template <class V>
+int64_t table_bytes(const Conv2dWeightShape& s) {
+  return 4 * steps(s, 1) * kTables<V> * V::kLanes;
 }
 
 template <class V>
@@ -117,21 +127,38 @@ Scratch Scratch::carve(const CodebookConv2dParams& p, uint8_t* memory) {
   s.sums = reinterpret_cast<float*>(take(4 * ((pixels + 7) / 8 * 8) * kCodebookBlock));
   s.transposed = reinterpret_cast<float*>(take(4 * kCodebookBlock * kStrip));
   s.taps = reinterpret_cast<const float**>(take(8 * pixels * p.shape.taps));
+  s.tables = reinterpret_cast<float*>(take(p.bits == 1 ? table_bytes<V>(p.shape) : 0));
   s.bytes = used;
   return s;
 }
 
 // ---------------------------------------------------------------------------------------------
-// Many rows
+// The work at hand
+
+// Output pixels [begin, end), and blocks of one group, counted over all groups.
+struct Strip {
+  int64_t group, begin, end;
+  int64_t block_begin, block_end;
+};
+
+// The output channels of a block, counted over all groups.
+struct Outputs {
+  int64_t first, count;
+
+  Outputs(const Conv2dWeightShape& s, int64_t group, int64_t block) {
+    const int64_t in_group = (block - group * codebook_blocks(s)) * kCodebookBlock;
+    first = group * s.out_channels + in_group;
+    count = std::min(kCodebookBlock, s.out_channels - in_group);
+  }
+};
 
 // The channels that each tap of the strip's output pixels reads. Rows beyond its end read zeros.
 template <class V>
-void locate(const CodebookConv2dParams& p, int64_t group, int64_t begin, int64_t end,
-            const Scratch& scratch) {
+void locate(const CodebookConv2dParams& p, const Strip& strip, const Scratch& scratch) {
   const int64_t pixel_floats = p.shape.groups * p.shape.channels;
-  const float* input = p.input + group * p.shape.channels;
-  for (int64_t i = 0; begin + i < end; ++i) {
-    const int64_t pixel = begin + i;
+  const float* input = p.input + strip.group * p.shape.channels;
+  for (int64_t i = 0; strip.begin + i < strip.end; ++i) {
+    const int64_t pixel = strip.begin + i;
     const int64_t n = pixel / (p.out_height * p.out_width);
     const int64_t y = pixel / p.out_width % p.out_height, x = pixel % p.out_width;
     const float** taps = scratch.taps + i / V::kRows * V::kRows * p.shape.taps + i % V::kRows;
@@ -145,6 +172,9 @@ void locate(const CodebookConv2dParams& p, int64_t group, int64_t begin, int64_t
     }
   }
 }
+
+// ---------------------------------------------------------------------------------------------
+// Many rows
 
 // panel[k][16] of the steps [begin, end) of a block.
 template <class V, class Decoder>
@@ -256,6 +286,53 @@ void multiply_row(const CodebookConv2dParams& p, const Decoder& decoder, const u
                       scratch.sums);
 }
 
+// The same for 1 bit and one codebook. For every few activations a register holds the products with
+// all combinations of weights, summed: V::kGroup multiplications in a lookup and an addition.
+
+// tables[step][table][combination]
+template <class V>
+void build_tables(const float* codebook, const float* x, int64_t count, float* tables) {
+  float weight[V::kGroup][V::kLanes];
+  for (int i = 0; i < V::kGroup; ++i) {
+    for (int lane = 0; lane < V::kLanes; ++lane) weight[i][lane] = codebook[lane >> i & 1];
+  }
+  for (int64_t step = 0; step < count; step += 32) {
+    for (int64_t first = step; first < step + 32; first += V::kGroup, tables += V::kLanes) {
+      const int64_t terms = std::min({int64_t{V::kGroup}, step + 32 - first, count - first});
+      std::fill_n(tables, V::kLanes, 0.0f);
+      for (int64_t i = 0; i < terms; ++i) {
+        for (int lane = 0; lane < V::kLanes; ++lane) {
+          tables[lane] += weight[i][lane] * x[first + i];
+        }
+      }
+    }
+  }
+}
+
+// Of Blocks blocks, so that an addition need not wait for the one before.
+template <class V, int Blocks>
+void add_entries(const uint8_t* weights, int64_t steps, const float* tables, float* sums) {
+  constexpr int kPerBlock = kCodebookBlock / V::kLanes;
+  constexpr int kVectors = Blocks * kPerBlock;
+  typename V::Floats acc[kVectors];
+  for_each<kVectors>([&](auto v) NNCX_INLINE { acc[v] = V::zero(); });
+  for (int64_t step = 0; step < steps; ++step) {
+    typename V::Words words[kVectors];
+    for_each<kVectors>([&](auto v) NNCX_INLINE {
+      words[v] = V::load_words(weights + (v / kPerBlock * steps + step) * kStepBytes +
+                               v % kPerBlock * 4 * V::kLanes);
+    });
+    for_each<kTables<V>>([&](auto i) NNCX_INLINE {
+      const auto table = V::load(tables + i * V::kLanes);
+      for_each<kVectors>([&](auto v) NNCX_INLINE {
+        acc[v] = V::add(acc[v], V::look_up(table, V::shift_right(words[v], i * V::kGroup)));
+      });
+    });
+    tables += kTables<V> * V::kLanes;
+  }
+  for_each<kVectors>([&](auto v) NNCX_INLINE { V::store(sums + v * V::kLanes, acc[v]); });
+}
+
 // ---------------------------------------------------------------------------------------------
 // Epilogue
 
@@ -268,10 +345,10 @@ void store_rows(const float* rows, int64_t row_stride, int64_t count, int64_t le
   }
 }
 
-// The `pixels` pixels of the strip from `begin` on, `outputs` output channels from `o` on.
 template <class T>
-void store_strip(const CodebookConv2dParams& p, int64_t o, int64_t outputs, int64_t begin,
-                 int64_t pixels, const Scratch& scratch) {
+void store_block(const CodebookConv2dParams& p, const Strip& strip, const Outputs& outputs,
+                 const Scratch& scratch) {
+  const int64_t pixels = strip.end - strip.begin;
   const FloatEpilogue& e = p.epilogue;
   const int64_t image = p.out_height * p.out_width;
   const bool outputs_innermost = e.stride_o == 1;
@@ -285,24 +362,27 @@ void store_strip(const CodebookConv2dParams& p, int64_t o, int64_t outputs, int6
   }
   int64_t run;  // within an image
   for (int64_t done = 0; done < pixels; done += run) {
-    const int64_t n = (begin + done) / image, first = (begin + done) % image;
+    const int64_t n = (strip.begin + done) / image, first = (strip.begin + done) % image;
     run = std::min(pixels - done, image - first);
-    T* out = static_cast<T*>(e.output) + n * e.stride_n + first * e.stride_pixel + o * e.stride_o;
+    T* out = static_cast<T*>(e.output) + n * e.stride_n + first * e.stride_pixel +
+             outputs.first * e.stride_o;
     if (outputs_innermost) {
-      store_rows(scratch.sums + done * kCodebookBlock, kCodebookBlock, run, outputs, out,
+      store_rows(scratch.sums + done * kCodebookBlock, kCodebookBlock, run, outputs.count, out,
                  e.stride_pixel);
     } else {
-      store_rows(scratch.transposed + done, kStrip, outputs, run, out, e.stride_o);
+      store_rows(scratch.transposed + done, kStrip, outputs.count, run, out, e.stride_o);
     }
   }
 }
 
-inline void finish_strip(const CodebookConv2dParams& p, int64_t o, int64_t outputs, int64_t begin,
-                         int64_t pixels, const Scratch& scratch) {
+// Bias and activation on the sums of a block, then out with them.
+inline void finish_block(const CodebookConv2dParams& p, const Strip& strip, const Outputs& outputs,
+                         const Scratch& scratch) {
   const FloatEpilogue& e = p.epilogue;
+  const int64_t pixels = strip.end - strip.begin;
   if (e.bias) {
     float bias[kCodebookBlock] = {};
-    std::copy_n(e.bias + o, outputs, bias);
+    std::copy_n(e.bias + outputs.first, outputs.count, bias);
     for (int64_t i = 0; i < pixels * kCodebookBlock; i += kCodebookBlock) {
       for (int64_t c = 0; c < kCodebookBlock; ++c) scratch.sums[i + c] += bias[c];
     }
@@ -314,11 +394,11 @@ inline void finish_strip(const CodebookConv2dParams& p, int64_t o, int64_t outpu
   }
   switch (e.dtype) {
     case Dtype::float32:
-      return store_strip<float>(p, o, outputs, begin, pixels, scratch);
+      return store_block<float>(p, strip, outputs, scratch);
     case Dtype::float16:
-      return store_strip<Half>(p, o, outputs, begin, pixels, scratch);
+      return store_block<Half>(p, strip, outputs, scratch);
     case Dtype::bfloat16:
-      return store_strip<BFloat16>(p, o, outputs, begin, pixels, scratch);
+      return store_block<BFloat16>(p, strip, outputs, scratch);
     case Dtype::float64:
       return;  // out_dtype is never that: the op refuses it
   }
@@ -327,32 +407,58 @@ inline void finish_strip(const CodebookConv2dParams& p, int64_t o, int64_t outpu
 // ---------------------------------------------------------------------------------------------
 
 template <class V, class Decoder>
+void run_blocks(const CodebookConv2dParams& p, const Strip& strip, bool one_row,
+                const Scratch& scratch) {
+  for (int64_t block = strip.block_begin; block < strip.block_end; ++block) {
+    const Outputs outputs(p.shape, strip.group, block);
+    const Decoder decoder(p, outputs.first, outputs.count);
+    const uint8_t* weights = p.weight + block * steps(p.shape, p.bits) * kStepBytes;
+    if (one_row) {
+      multiply_row<V>(p, decoder, weights, scratch);
+    } else {
+      multiply_block<V>(p, decoder, weights, strip.end - strip.begin, scratch);
+    }
+    finish_block(p, strip, outputs, scratch);
+  }
+}
+
+template <class V>
+void run_tables(const CodebookConv2dParams& p, const Strip& strip, const Scratch& scratch) {
+  constexpr int kBlocks = 4 * V::kLanes / kCodebookBlock;
+  build_tables<V>(p.codebook, scratch.taps[0], p.shape.channels, scratch.tables);
+  int64_t done;
+  for (int64_t block = strip.block_begin; block < strip.block_end; block += done) {
+    done = block + kBlocks <= strip.block_end ? kBlocks : 1;
+    const int64_t all_steps = steps(p.shape, 1);
+    const auto add_up = done == 1 ? add_entries<V, 1> : add_entries<V, kBlocks>;
+    add_up(p.weight + block * all_steps * kStepBytes, all_steps, scratch.tables, scratch.sums);
+    Scratch one_block = scratch;
+    for (int64_t i = 0; i < done; ++i, one_block.sums += kCodebookBlock) {
+      finish_block(p, strip, Outputs(p.shape, strip.group, block + i), one_block);
+    }
+  }
+}
+
+template <class V, class Decoder>
 void run(const CodebookConv2dParams& p, const Conv2dTile& tile, uint8_t* memory) {
   const Conv2dWeightShape& s = p.shape;
   const int64_t blocks = codebook_blocks(s);
-  const int64_t block_bytes = steps(s, p.bits) * kStepBytes;
   const Scratch scratch = Scratch::carve<V>(p, memory);
-  const bool few = s.taps == 1 && p.batch * p.out_height * p.out_width <= kFewRows;
+  const bool one_row = s.taps == 1 && p.batch * p.out_height * p.out_width <= kFewRows;
+  const int64_t most = one_row ? 1 : strip_pixels<V>(p);
   std::fill_n(scratch.zeros, s.channels, 0.0f);
-  for (int64_t group = tile.block_begin / blocks; group * blocks < tile.block_end; ++group) {
-    const int64_t block_begin = std::max(tile.block_begin, group * blocks);
-    const int64_t block_end = std::min(tile.block_end, (group + 1) * blocks);
-    int64_t end;
-    for (int64_t begin = tile.pixel_begin; begin < tile.pixel_end; begin = end) {
-      end = std::min(begin + (few ? 1 : strip_pixels<V>(p)), tile.pixel_end);
-      locate<V>(p, group, begin, end, scratch);
-      for (int64_t block = block_begin; block < block_end; ++block) {
-        const int64_t first = (block - group * blocks) * kCodebookBlock;
-        const int64_t outputs = std::min(kCodebookBlock, s.out_channels - first);
-        const int64_t o = group * s.out_channels + first;
-        const Decoder decoder(p, o, outputs);
-        const uint8_t* weights = p.weight + block * block_bytes;
-        if (few) {
-          multiply_row<V>(p, decoder, weights, scratch);
-        } else {
-          multiply_block<V>(p, decoder, weights, end - begin, scratch);
-        }
-        finish_strip(p, o, outputs, begin, end - begin, scratch);
+  Strip strip;
+  for (strip.group = tile.block_begin / blocks; strip.group * blocks < tile.block_end;
+       ++strip.group) {
+    strip.block_begin = std::max(tile.block_begin, strip.group * blocks);
+    strip.block_end = std::min(tile.block_end, (strip.group + 1) * blocks);
+    for (strip.begin = tile.pixel_begin; strip.begin < tile.pixel_end; strip.begin = strip.end) {
+      strip.end = std::min(strip.begin + most, tile.pixel_end);
+      locate<V>(p, strip, scratch);
+      if (one_row && p.bits == 1 && p.codebook_stride == 0) {
+        run_tables<V>(p, strip, scratch);
+      } else {
+        run_blocks<V, Decoder>(p, strip, one_row, scratch);
       }
     }
   }

@@ -9,8 +9,10 @@ namespace {
 
 struct V {
   using Floats = __m256;
+  using Words = __m256i;
   static constexpr int kLanes = 8;
   static constexpr int kRows = 6;
+  static constexpr int kGroup = 3;
 
   NNCX_INLINE static Floats load(const float* x) { return _mm256_loadu_ps(x); }
   NNCX_INLINE static void store(float* to, Floats x) { _mm256_storeu_ps(to, x); }
@@ -18,13 +20,16 @@ struct V {
   NNCX_INLINE static Floats zero() { return _mm256_setzero_ps(); }
   NNCX_INLINE static Floats add(Floats a, Floats b) { return _mm256_add_ps(a, b); }
   NNCX_INLINE static Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
+  NNCX_INLINE static Words load_words(const uint8_t* step) {
+    return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(step));
+  }
+  NNCX_INLINE static Words shift_right(Words x, int by) { return _mm256_srli_epi32(x, by); }
+  NNCX_INLINE static Floats look_up(Floats table, Words index) {
+    return _mm256_permutevar8x32_ps(table, index);
+  }
 };
 
 constexpr int kVectors = kCodebookBlock / V::kLanes;
-
-NNCX_INLINE inline __m256i load(const uint8_t* step) {
-  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(step));
-}
 
 // Where a code lies in a step. 1 and 2 bits: in the output's word. Else bytes [2][code][output], of
 // four outputs and four codes each, which is how Bytes unpacks them; of slots of 4 bits there are
@@ -57,7 +62,7 @@ struct Choices {
 
   template <class F>
   NNCX_INLINE void decode(int v, const uint8_t* step, const F& f) const {
-    const __m256i words = load(step);
+    const __m256i words = V::load_words(step);
     for_each<32>([&](auto j) NNCX_INLINE {
       const __m256 sign = _mm256_castsi256_ps(_mm256_slli_epi32(words, 31 - j));
       f(j, _mm256_blendv_ps(values[0][v], values[1][v], sign));
@@ -75,7 +80,7 @@ struct Pairs {
 
   template <class F>
   NNCX_INLINE void decode(int, const uint8_t* step, const F& f) const {
-    const __m256i words = load(step);
+    const __m256i words = V::load_words(step);
     for_each<16>([&](auto j) NNCX_INLINE {
       f(j, _mm256_permutevar_ps(table, _mm256_srli_epi32(words, 2 * j)));
     });
@@ -111,7 +116,7 @@ struct Bytes {
 
   template <class F>
   NNCX_INLINE void decode(int, const uint8_t* step, const F& f) const {
-    const __m256i words = load(step);
+    const __m256i words = V::load_words(step);
     const __m256i mask = _mm256_set1_epi8((1 << Slot) - 1);
     for_each<8 / Slot>([&](auto half) NNCX_INLINE {
       const __m256i index = _mm256_and_si256(half ? _mm256_srli_epi16(words, 4) : words, mask);
@@ -166,13 +171,13 @@ struct Gather {
       starts[i] = static_cast<int32_t>(std::min(i, outputs - 1) * p.codebook_stride);
     }
     for (int v = 0; v < kVectors; ++v) {
-      rows[v] = load(reinterpret_cast<const uint8_t*>(starts + v * V::kLanes));
+      rows[v] = V::load_words(reinterpret_cast<const uint8_t*>(starts + v * V::kLanes));
     }
   }
 
   template <class F>
   NNCX_INLINE void decode(int v, const uint8_t* step, const F& f) const {
-    const __m256i words = load(step);
+    const __m256i words = V::load_words(step);
     for_each<32 / Slot>([&](auto j) NNCX_INLINE {
       __m256i codes = words;
       if constexpr (Slot > 2) {  // four bytes of each half, one a lane

@@ -11,8 +11,10 @@ namespace {
 
 struct V {
   using Floats = __m512;
+  using Words = __m512i;
   static constexpr int kLanes = 16;
   static constexpr int kRows = 8;
+  static constexpr int kGroup = 4;
 
   NNCX_INLINE static Floats load(const float* x) { return _mm512_loadu_ps(x); }
   NNCX_INLINE static void store(float* to, Floats x) { _mm512_storeu_ps(to, x); }
@@ -20,6 +22,11 @@ struct V {
   NNCX_INLINE static Floats zero() { return _mm512_setzero_ps(); }
   NNCX_INLINE static Floats add(Floats a, Floats b) { return _mm512_add_ps(a, b); }
   NNCX_INLINE static Floats fma(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }
+  NNCX_INLINE static Words load_words(const uint8_t* step) { return _mm512_loadu_si512(step); }
+  NNCX_INLINE static Words shift_right(Words x, int by) { return _mm512_srli_epi32(x, by); }
+  NNCX_INLINE static Floats look_up(Floats table, Words index) {
+    return _mm512_permutexvar_ps(index, table);
+  }
 };
 static_assert(V::kLanes == kCodebookBlock);
 
@@ -49,7 +56,7 @@ struct Choices {
 
   template <class F>
   NNCX_INLINE void decode(int, const uint8_t* step, const F& f) const {
-    const __m512i words = _mm512_loadu_si512(step);
+    const __m512i words = V::load_words(step);
     for_each<32>([&](auto j) NNCX_INLINE {
       const __mmask16 set = _mm512_movepi32_mask(_mm512_slli_epi32(words, 31 - j));
       f(j, _mm512_mask_blend_ps(set, zero, one));
@@ -87,7 +94,7 @@ struct Registers {
 
   template <class F>
   NNCX_INLINE void decode(int, const uint8_t* step, const F& f) const {
-    const __m512i words = _mm512_loadu_si512(step);
+    const __m512i words = V::load_words(step);
     for_each<32 / kSlot>([&](auto j) NNCX_INLINE {
       f(j, look_up<0, kTables>(_mm512_srli_epi32(words, kSlot * j)));
     });
@@ -112,7 +119,7 @@ struct Gather {
 
   template <class F>
   NNCX_INLINE void decode(int, const uint8_t* step, const F& f) const {
-    const __m512i words = _mm512_loadu_si512(step);
+    const __m512i words = V::load_words(step);
     for_each<32 / Slot>([&](auto j) NNCX_INLINE {
       const __m512i codes =
           _mm512_and_si512(_mm512_srli_epi32(words, Slot * j), _mm512_set1_epi32((1 << Slot) - 1));
