@@ -27,9 +27,10 @@ namespace nncx {
 namespace {
 
 constexpr int64_t kStepBytes = 4 * kCodebookBlock;
-constexpr int64_t kChunk = 1024;  // k's in a panel: 32 KB
-constexpr int64_t kStrip = 240;   // pixels: 15 KB of sums
-constexpr int64_t kFewRows = 2;
+constexpr int64_t kChunk = 1024;   // k's in a panel: 32 KB
+constexpr int64_t kStrip = 240;    // pixels: 15 KB of sums
+constexpr int64_t kFewRows = 2;    // from 3 on the panel is faster (2 bits; 4 bits: as fast at 2)
+constexpr int64_t kTableRows = 8;  // the panel catches up at 4 rows of 256 outputs, 13 of 2048
 constexpr int64_t kStripPointers = 1 << 13;  // where taps are many, a strip is shorter
 
 // Widths in memory: a code never straddles words, and shifting by a constant is enough.
@@ -444,7 +445,9 @@ void run(const CodebookConv2dParams& p, const Conv2dTile& tile, uint8_t* memory)
   const Conv2dWeightShape& s = p.shape;
   const int64_t blocks = codebook_blocks(s);
   const Scratch scratch = Scratch::carve<V>(p, memory);
-  const bool one_row = s.taps == 1 && p.batch * p.out_height * p.out_width <= kFewRows;
+  const bool tables = p.bits == 1 && p.codebook_stride == 0;
+  const int64_t rows = p.batch * p.out_height * p.out_width;  // the tile may hold fewer
+  const bool one_row = s.taps == 1 && rows <= (tables ? kTableRows : kFewRows);
   const int64_t most = one_row ? 1 : strip_pixels<V>(p);
   std::fill_n(scratch.zeros, s.channels, 0.0f);
   Strip strip;
@@ -455,7 +458,7 @@ void run(const CodebookConv2dParams& p, const Conv2dTile& tile, uint8_t* memory)
     for (strip.begin = tile.pixel_begin; strip.begin < tile.pixel_end; strip.begin = strip.end) {
       strip.end = std::min(strip.begin + most, tile.pixel_end);
       locate<V>(p, strip, scratch);
-      if (one_row && p.bits == 1 && p.codebook_stride == 0) {
+      if (one_row && tables) {
         run_tables<V>(p, strip, scratch);
       } else {
         run_blocks<V, Decoder>(p, strip, one_row, scratch);
