@@ -47,16 +47,13 @@ struct Choices {
   static constexpr int kSlot = 1;
   __m256 values[2][kVectors];
 
-  Choices(const CodebookConv2dParams& p, int64_t o, int64_t outputs) {
-    alignas(32) float entries[2][kCodebookBlock] = {};
-    for (int64_t i = 0; i < outputs; ++i) {
-      const float* codebook = p.codebook + (o + i) * p.codebook_stride;
-      entries[0][i] = codebook[0];
-      entries[1][i] = codebook[1];
-    }
-    for (int i = 0; i < 2 * kVectors; ++i) {
-      values[i / kVectors][i % kVectors] =
-          _mm256_load_ps(entries[i / kVectors] + i % kVectors * V::kLanes);
+  Choices(const CodebookConv2dParams& p, const Outputs& outputs) {
+    for (int code = 0; code < 2; ++code) {
+      alignas(32) float entries[kCodebookBlock];
+      entries_of(p, outputs, code, entries);
+      for (int v = 0; v < kVectors; ++v) {
+        values[code][v] = _mm256_load_ps(entries + v * V::kLanes);
+      }
     }
   }
 
@@ -75,7 +72,7 @@ struct Pairs {
   static constexpr int kSlot = 2;
   __m256 table;
 
-  Pairs(const CodebookConv2dParams& p, int64_t, int64_t)
+  Pairs(const CodebookConv2dParams& p, const Outputs&)
       : table(_mm256_broadcast_ps(reinterpret_cast<const __m128*>(p.codebook))) {}
 
   template <class F>
@@ -95,7 +92,7 @@ struct Bytes {
   static constexpr int kTables = Slot == 4 ? 1 : 2;  // of 16 entries
   __m256i planes[kTables][4];
 
-  Bytes(const CodebookConv2dParams& p, int64_t, int64_t) {
+  Bytes(const CodebookConv2dParams& p, const Outputs&) {
     alignas(16) uint8_t bytes[kTables][4][16] = {};
     for (int i = 0; i < 1 << p.bits; ++i) {
       const uint32_t entry = float_to_bits(p.codebook[i]);
@@ -140,7 +137,7 @@ struct Loads {
   static constexpr int kSlot = 8;
   const float* codebook;
 
-  Loads(const CodebookConv2dParams& p, int64_t, int64_t) : codebook(p.codebook) {}
+  Loads(const CodebookConv2dParams& p, const Outputs&) : codebook(p.codebook) {}
 
   template <class F>
   NNCX_INLINE void decode(int, const uint8_t* step, const F& f) const {
@@ -164,12 +161,10 @@ struct Gather {
   const float* codebook;
   __m256i rows[kVectors];  // where each output's codebook starts
 
-  Gather(const CodebookConv2dParams& p, int64_t o, int64_t outputs)
-      : codebook(p.codebook + o * p.codebook_stride) {
+  Gather(const CodebookConv2dParams& p, const Outputs& outputs)
+      : codebook(p.codebook + outputs.first * p.codebook_stride) {
     alignas(32) int32_t starts[kCodebookBlock];
-    for (int64_t i = 0; i < kCodebookBlock; ++i) {
-      starts[i] = static_cast<int32_t>(std::min(i, outputs - 1) * p.codebook_stride);
-    }
+    codebook_starts(p, outputs, starts);
     for (int v = 0; v < kVectors; ++v) {
       rows[v] = V::load_words(reinterpret_cast<const uint8_t*>(starts + v * V::kLanes));
     }

@@ -41,17 +41,14 @@ constexpr Place place(int slot, int64_t output, int64_t code) {
 // 1 bit, any codebook: each output chooses between its two values.
 struct Choices {
   static constexpr int kSlot = 1;
-  __m512 zero, one;
+  __m512 values[2];
 
-  Choices(const CodebookConv2dParams& p, int64_t o, int64_t outputs) {
-    alignas(64) float entries[2][kCodebookBlock] = {};
-    for (int64_t i = 0; i < outputs; ++i) {
-      const float* codebook = p.codebook + (o + i) * p.codebook_stride;
-      entries[0][i] = codebook[0];
-      entries[1][i] = codebook[1];
+  Choices(const CodebookConv2dParams& p, const Outputs& outputs) {
+    for (int code = 0; code < 2; ++code) {
+      alignas(64) float entries[kCodebookBlock];
+      entries_of(p, outputs, code, entries);
+      values[code] = _mm512_load_ps(entries);
     }
-    zero = _mm512_load_ps(entries[0]);
-    one = _mm512_load_ps(entries[1]);
   }
 
   template <class F>
@@ -59,7 +56,7 @@ struct Choices {
     const __m512i words = V::load_words(step);
     for_each<32>([&](auto j) NNCX_INLINE {
       const __mmask16 set = _mm512_movepi32_mask(_mm512_slli_epi32(words, 31 - j));
-      f(j, _mm512_mask_blend_ps(set, zero, one));
+      f(j, _mm512_mask_blend_ps(set, values[0], values[1]));
     });
   }
 };
@@ -72,7 +69,7 @@ struct Registers {
   static constexpr int kTables = Bits <= 4 ? 1 : 1 << (Bits - 4);
   __m512 tables[kTables];
 
-  Registers(const CodebookConv2dParams& p, int64_t, int64_t) {
+  Registers(const CodebookConv2dParams& p, const Outputs&) {
     alignas(64) float entries[16 * kTables];
     for (int i = 0; i < 16 * kTables; ++i) entries[i] = p.codebook[i % (1 << Bits)];
     for (int i = 0; i < kTables; ++i) tables[i] = _mm512_load_ps(entries + 16 * i);
@@ -108,12 +105,10 @@ struct Gather {
   const float* codebook;
   __m512i rows;  // where each output's codebook starts
 
-  Gather(const CodebookConv2dParams& p, int64_t o, int64_t outputs)
-      : codebook(p.codebook + o * p.codebook_stride) {
+  Gather(const CodebookConv2dParams& p, const Outputs& outputs)
+      : codebook(p.codebook + outputs.first * p.codebook_stride) {
     alignas(64) int32_t starts[kCodebookBlock];
-    for (int64_t i = 0; i < kCodebookBlock; ++i) {
-      starts[i] = static_cast<int32_t>(std::min(i, outputs - 1) * p.codebook_stride);
-    }
+    codebook_starts(p, outputs, starts);
     rows = _mm512_load_si512(starts);
   }
 
