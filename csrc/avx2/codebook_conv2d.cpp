@@ -1,3 +1,6 @@
+// Decoders for AVX2; the loops are those of codebook_tiles.h. One row times 4096 x 4096 weights, on
+// one core of a Zen 4, against torch's float32: 1 bit 10 times as fast, 2 bits 6.5, 4 bits 3.7,
+// 5 bits 1.9, 8 bits 1.05. 1 bit with a codebook for each output 6, more bits so 0.7.
 #include "codebook_conv2d.h"
 
 #include <immintrin.h>
@@ -11,8 +14,8 @@ struct V {
   using Floats = __m256;
   using Words = __m256i;
   static constexpr int kLanes = 8;
-  static constexpr int kRows = 6;
-  static constexpr int kGroup = 3;
+  static constexpr int kRows = 6;   // times 2 vectors of sums, 2 of weights, 1 of activations
+  static constexpr int kGroup = 3;  // activations whose 2^3 combinations fill a register
 
   NNCX_INLINE static Floats load(const float* x) { return _mm256_loadu_ps(x); }
   NNCX_INLINE static void store(float* to, Floats x) { _mm256_storeu_ps(to, x); }
