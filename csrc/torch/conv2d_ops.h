@@ -166,6 +166,16 @@ inline Conv2dWeightShape read_weight_shape(const char* op, int64_t in_channels,
   return shape;
 }
 
+// Of a linear layer: a 1 x 1 kernel.
+inline Conv2dWeightShape read_weight_shape(const char* op, int64_t in_features,
+                                           int64_t out_features) {
+  NNCX_CHECK(in_features >= 0 && out_features >= 0, op,
+             ": in_features and out_features must be at least 0, got ", in_features, " and ",
+             out_features);
+  check_weight_shape(op, 1, out_features, 1, in_features);
+  return {.groups = 1, .out_channels = out_features, .taps = 1, .channels = in_features};
+}
+
 inline void check_window(const char* op, Pair stride, Pair padding, Pair dilation) {
   check_pair(op, "stride", stride, 1);
   check_pair(op, "padding", padding, 0);
