@@ -139,8 +139,10 @@ struct Bytes {
 struct Loads {
   static constexpr int kSlot = 8;
   const float* codebook;
+  uint32_t mask;  // of four codes: a weight that was tampered with reads no other memory
 
-  Loads(const CodebookConv2dParams& p, const Outputs&) : codebook(p.codebook) {}
+  Loads(const CodebookConv2dParams& p, const Outputs&)
+      : codebook(p.codebook), mask(((1u << p.bits) - 1) * 0x01010101) {}
 
   template <class F>
   NNCX_INLINE void decode(int, const uint8_t* step, const F& f) const {
@@ -149,7 +151,7 @@ struct Loads {
       std::memcpy(codes, step + 4 * j, 4);
       std::memcpy(codes + 1, step + 4 * j + 16, 4);
       const auto entry = [&](int lane) NNCX_INLINE {
-        return codebook[codes[lane / 4] >> lane % 4 * 8 & 0xFF];
+        return codebook[(codes[lane / 4] & mask) >> lane % 4 * 8 & 0xFF];
       };
       f(j, _mm256_setr_ps(entry(0), entry(1), entry(2), entry(3), entry(4), entry(5), entry(6),
                           entry(7)));
@@ -162,10 +164,12 @@ template <int Slot>
 struct Gather {
   static constexpr int kSlot = Slot;
   const float* codebook;
+  __m256i mask;            // of a code, as in Loads
   __m256i rows[kVectors];  // where each output's codebook starts
 
   Gather(const CodebookConv2dParams& p, const Outputs& outputs)
-      : codebook(p.codebook + outputs.first * p.codebook_stride) {
+      : codebook(p.codebook + outputs.first * p.codebook_stride),
+        mask(_mm256_set1_epi32((1 << p.bits) - 1)) {
     alignas(32) int32_t starts[kCodebookBlock];
     codebook_starts(p, outputs, starts);
     for (int v = 0; v < kVectors; ++v) {
@@ -185,8 +189,7 @@ struct Gather {
                                                          kByte, kByte + 1, kByte + 2, kByte + 3));
       }
       constexpr int kShift = Slot > 2 ? j / 4 * 4 : Slot * j;
-      codes =
-          _mm256_and_si256(_mm256_srli_epi32(codes, kShift), _mm256_set1_epi32((1 << Slot) - 1));
+      codes = _mm256_and_si256(_mm256_srli_epi32(codes, kShift), mask);
       f(j, _mm256_i32gather_ps(codebook, _mm256_add_epi32(rows[v], codes), sizeof(float)));
     });
   }

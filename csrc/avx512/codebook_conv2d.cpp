@@ -1,7 +1,8 @@
 // A block of outputs is one vector, and a codebook of up to 16 entries one register: `vpermps`
-// looks up a whole block at once. The loops are those of codebook_tiles.h. One row times 4096 x 4096
-// weights, on one core of a Zen 4, against torch's float32: 1 bit 22 times as fast, 2 bits 8, 4 bits
-// 4.5, 5 bits 3.8, 8 bits 1. 1 bit with a codebook for each output 6, more bits so 0.6.
+// looks up a whole block at once. The loops are those of codebook_tiles.h. One row times
+// 4096 x 4096 weights, on one core of a Zen 4, against torch's float32: 1 bit 22 times as fast,
+// 2 bits 8, 4 bits 4.5, 5 bits 3.8, 8 bits 1. 1 bit with a codebook for each output 6, more bits so
+// 0.6.
 #include "codebook_conv2d.h"
 
 #include <immintrin.h>
@@ -105,10 +106,12 @@ template <int Slot>
 struct Gather {
   static constexpr int kSlot = Slot;
   const float* codebook;
+  __m512i mask;  // of a code: a weight that was tampered with reads no other memory
   __m512i rows;  // where each output's codebook starts
 
   Gather(const CodebookConv2dParams& p, const Outputs& outputs)
-      : codebook(p.codebook + outputs.first * p.codebook_stride) {
+      : codebook(p.codebook + outputs.first * p.codebook_stride),
+        mask(_mm512_set1_epi32((1 << p.bits) - 1)) {
     alignas(64) int32_t starts[kCodebookBlock];
     codebook_starts(p, outputs, starts);
     rows = _mm512_load_si512(starts);
@@ -118,8 +121,7 @@ struct Gather {
   NNCX_INLINE void decode(int, const uint8_t* step, const F& f) const {
     const __m512i words = V::load_words(step);
     for_each<32 / Slot>([&](auto j) NNCX_INLINE {
-      const __m512i codes =
-          _mm512_and_si512(_mm512_srli_epi32(words, Slot * j), _mm512_set1_epi32((1 << Slot) - 1));
+      const __m512i codes = _mm512_and_si512(_mm512_srli_epi32(words, Slot * j), mask);
       f(j, _mm512_i32gather_ps(_mm512_add_epi32(rows, codes), codebook, sizeof(float)));
     });
   }

@@ -187,6 +187,19 @@ def test_operands_may_lie_at_any_address(isa: str, bits: int, m: int) -> None:
     assert_right(ops.codebook_linear(shifted, moved, codebook, bits, 200, 40), x, weight)
 
 
+@per_channel
+@pytest.mark.parametrize("m", [1, 9])
+@all_bits
+def test_a_forged_weight_reads_no_other_memory(isa: str, bits: int, m: int, per_channel) -> None:
+    """Whatever stands behind the header, nothing beside the codebook is looked up."""
+    prepacked = ops.codebook_linear_prepack(torch.zeros(5 * bits, dtype=torch.uint8), bits, 2, 20)
+    prepacked[64:] = 255
+    memory = torch.full((3, 20, 2**bits), torch.nan)
+    codebook = (memory[1] if per_channel else memory[1, 0]).fill_(1)
+    out = ops.codebook_linear(torch.ones(m, 2), prepacked, codebook, bits, 2, 20)
+    assert not out.isnan().any()
+
+
 def test_weight_of_another_path_or_width_is_refused() -> None:
     before = _C.isa()
     codes, x = torch.zeros(4, dtype=torch.uint8), torch.randn(1, 4)
