@@ -24,7 +24,7 @@ from nncx.compress._rewire import REMOVABLE_MODULES
 from nncx.nn import PackedLayer
 
 _MAX_PATH = 2_000  # letters
-_MAX_MODULES = 5_500  # ResNet-1202 has 4,810; converting a network makes half as many anew
+_MAX_MODULES = 6_100  # a binary ResNet-1202 counts 6,010: freezing takes as long as building
 _MAX_PARAMETERS = 5_500
 _MAX_PARAMETERS_A_LAYER = 500  # torch's LSTM takes a time quadratic in them
 
@@ -262,7 +262,10 @@ class _Plan:
         self._count()
         try:
             module = cls(**{key: _decoded(value) for key, value in config.items()})
-            return module.freeze() if frozen else module
+            if frozen:
+                self._count()
+                module.freeze()
+            return module
         except RefusalError:
             raise
         except Exception as error:  # the constructor may raise anything on nonsense
