@@ -614,7 +614,7 @@ HOSTILE = {
     "overflowing layer": (lambda t, m: _linear(m)["config"].update(in_features=10**30), "built"),
     "endless network": (
         lambda t, m: _linear(m).update(type="nncx.models.ResNet", config={"depth": 6 * 10**9 + 2}),
-        "more than 5500 modules",
+        "more than 6100 modules",
     ),
     "endless layer": (
         lambda t, m: _linear(m).update(
@@ -628,7 +628,7 @@ HOSTILE = {
         "Linear cannot be built",
     ),
     "deep": (_deep, "not sound"),
-    "bomb": (_bomb, "more than 5500 modules"),
+    "bomb": (_bomb, "more than 6100 modules"),
     "frozen Linear": (lambda t, m: _linear(m).update(frozen=True), "says that Linear is frozen"),
     "missing tensor": (lambda t, m: t.pop("0.bias"), "lacks the tensor '0.bias'"),
     "spare tensor": (lambda t, m: t.update(x=torch.ones(1)), "holds the tensor 'x'"),
