@@ -224,7 +224,8 @@ template <class Run>
 void run_tiles(const Tensor& input, const Conv2dTile& all, int64_t pixel_parts, int64_t block_parts,
                int64_t scratch_bytes, const Run& run) {
   const int64_t parts = pixel_parts * block_parts;
-  const Tensor scratch = new_tensor(input, {parts * scratch_bytes}, ScalarType::Byte);
+  // Two sizes, since the product may be beyond int64: a line of an image can have 2^59 bytes.
+  const Tensor scratch = new_tensor(input, {parts, scratch_bytes}, ScalarType::Byte);
   auto* bytes = static_cast<uint8_t*>(scratch.mutable_data_ptr());
   const auto cut = [](int64_t count, int64_t part, int64_t of) { return count * part / of; };
   parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
