@@ -81,12 +81,12 @@ def _print(title: str, table: Sequence[Sequence[str]]) -> None:
     print("\n".join(f"| {' | '.join(line)} |" for line in lines), flush=True)
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Times binary layers of all sizes against torch.")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--isa", choices=nncx._C.supported_isas(), default=nncx._C.isa())
     parser.add_argument("--rounds", type=int, default=7)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     nncx._C.set_isa(options.isa)
     torch.set_num_threads(options.threads)
     torch.manual_seed(0)

@@ -4,9 +4,11 @@ Rivals are not timed here: only turns within one round (bench.py) make an honest
 """
 
 import binary_conv2d
+import binary_conv2d_sign
 import binary_linear
 import codebook_conv2d
 import codebook_linear
+import max_pool2d_signs
 import pack_signs
 import pytest
 import torch
@@ -18,6 +20,8 @@ MODULES = (
     pack_signs,
     binary_linear,
     binary_conv2d,
+    binary_conv2d_sign,
+    max_pool2d_signs,
     codebook_linear,
     codebook_conv2d,
     xnor_conv2d,

@@ -67,17 +67,7 @@ static inline void store_dot(const BinaryEpilogue& e, int32_t dot, float input_s
   if (e.scale) y *= e.scale[o];
   if (e.input_scale) y *= input_scale;
   if (e.bias) y += e.bias[o];
-  const int64_t at = output_index(e, pixel, o);
-  switch (e.dtype) {
-    case Dtype::float32:
-      return store_float(y, static_cast<float*>(e.output) + at);
-    case Dtype::float16:
-      return store_float(y, static_cast<Half*>(e.output) + at);
-    case Dtype::bfloat16:
-      return store_float(y, static_cast<BFloat16*>(e.output) + at);
-    case Dtype::float64:
-      return;  // out_dtype is never that: the op refuses it
-  }
+  store_float(y, e.dtype, e.output, output_index(e, pixel, o));
 }
 
 }  // namespace nncx

@@ -8,8 +8,8 @@
 //
 // Sums are float32. Their order is a path's own and depends on the shape alone, so one path gives
 // the same bits on every run and thread count; against the exact sum of the K = taps * channels
-// terms the error is at most K * 2^-23 * sum |w a|. Padding is a zero that is multiplied, as in
-// torch: an infinite weight makes NaN there.
+// terms the error is at most K * 2^-23 * sum |w a|. NaN and infinity pass as in a float
+// convolution; padding is a zero that is multiplied, so an infinite weight makes NaN there.
 //
 // Input   [batch, height, width, groups * channels] float32, channels innermost
 // Weight  prepacked: an order that one path likes, made by its codebook_conv2d_prepack from codes

@@ -64,4 +64,18 @@ static inline void store_float(float x, Half* out) {
   out->bits = static_cast<uint16_t>(sign | half);
 }
 
+// As element `at` of an output of that format.
+static inline void store_float(float x, Dtype dtype, void* output, int64_t at) {
+  switch (dtype) {
+    case Dtype::float32:
+      return store_float(x, static_cast<float*>(output) + at);
+    case Dtype::float16:
+      return store_float(x, static_cast<Half*>(output) + at);
+    case Dtype::bfloat16:
+      return store_float(x, static_cast<BFloat16*>(output) + at);
+    case Dtype::float64:
+      return;  // out_dtype is never that: the ops refuse it
+  }
+}
+
 }  // namespace nncx

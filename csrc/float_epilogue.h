@@ -30,18 +30,4 @@ static inline float finish(const FloatEpilogue& e, float sum, int64_t o) {
   return activate(e.activation, e.bias ? sum + e.bias[o] : sum);
 }
 
-// y as element `at` of the output.
-static inline void store_output(const FloatEpilogue& e, float y, int64_t at) {
-  switch (e.dtype) {
-    case Dtype::float32:
-      return store_float(y, static_cast<float*>(e.output) + at);
-    case Dtype::float16:
-      return store_float(y, static_cast<Half*>(e.output) + at);
-    case Dtype::bfloat16:
-      return store_float(y, static_cast<BFloat16*>(e.output) + at);
-    case Dtype::float64:
-      return;  // out_dtype is never that: the op refuses it
-  }
-}
-
 }  // namespace nncx

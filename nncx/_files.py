@@ -29,7 +29,9 @@ FORMAT_VERSION = 1
 _KEY = "nncx"
 _BLANK = b"0" * 64
 _LENGTH_BYTES = 8  # a safetensors file begins with the length of its JSON header, little endian
-_MAX_HEADER = 100_000_000  # the limit of the safetensors library
+# Of a header: 18,000 tensors. Parsed, a letter takes up to 20 bytes, an empty list 64.
+_MAX_HEADER = 4_000_000
+_MAX_LISTS = 150_000  # and dictionaries
 
 
 def write(
@@ -43,7 +45,8 @@ def write(
         metadata: what JSON can say: dicts with string keys, lists, strings, finite numbers, None.
 
     Raises:
-        ValueError: for a tensor the format cannot hold, or for NaN and infinity in `metadata`.
+        ValueError: for a tensor the format cannot hold, for NaN and infinity in `metadata`, or for
+            more names and metadata than 10 MB.
         OSError: if the folder is missing or the file cannot be written.
     """
     path = Path(os.path.realpath(path))  # replace what a link points to, not the link
@@ -122,7 +125,20 @@ def _serialize(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> tuple
     data = safetensors.torch.save(dense, {_KEY: text})
     end = _LENGTH_BYTES + int.from_bytes(data[:_LENGTH_BYTES], "little")
     header, body = data[:end], memoryview(data)[end:]
+    if end - _LENGTH_BYTES > _MAX_HEADER or _envelope(header[_LENGTH_BYTES:]) is None:
+        raise ValueError(
+            f"names and metadata of a file must take at most {_MAX_HEADER} bytes and"
+            f" {_MAX_LISTS} lists and dictionaries, got {end - _LENGTH_BYTES} bytes; store less in"
+            " one file"
+        )
     return header.replace(_BLANK, _sha256(header, body).encode(), 1), body
+
+
+def _parse(text: str) -> Any:
+    """JSON of bounded size; raises ValueError for any other text."""
+    if text.count("[") + text.count("{") > _MAX_LISTS:
+        raise ValueError("too many lists")
+    return json.loads(text)
 
 
 def _sha256(header: bytes, body: memoryview) -> str:
@@ -134,7 +150,7 @@ def _sha256(header: bytes, body: memoryview) -> str:
 def _envelope(header: bytes) -> dict[str, Any] | None:
     """What `write` put under our key in a safetensors header; None if that is not there."""
     try:
-        envelope = json.loads(json.loads(header)["__metadata__"][_KEY])
+        envelope = _parse(_parse(header.decode())["__metadata__"][_KEY])
         whole = (
             envelope.keys() == {"sha256", "format_version", "metadata"}
             and isinstance(envelope["metadata"], dict)

@@ -24,7 +24,7 @@ from nncx.compress._rewire import REMOVABLE_MODULES
 from nncx.nn import PackedLayer
 
 _MAX_PATH = 2_000  # letters
-_MAX_MODULES = 5_500  # ResNet-1202 has 4,810; converting a network makes half as many anew
+_MAX_MODULES = 6_100  # a binary ResNet-1202 counts 6,010: freezing takes as long as building
 _MAX_PARAMETERS = 5_500
 _MAX_PARAMETERS_A_LAYER = 500  # torch's LSTM takes a time quadratic in them
 
@@ -208,7 +208,8 @@ class _Plan:
             raise RefusalError(f"'{path}' and '{source}' are one module in it, but not in into=")
         self._count(size)
         for name in self._names[tensors]:
-            self._expect_tensor(path + name[len(source) :], self._expected[name])
+            again = path + name.removeprefix(source)
+            self._expect_tensor(again, self._expected[name], name in self._exact)
         return module
 
     def _choose(
@@ -238,17 +239,18 @@ class _Plan:
         return fresh
 
     def _expect(self, path: str, module: nn.Module) -> None:
-        exact = isinstance(module, PackedLayer) and module.frozen
+        frozen = isinstance(module, PackedLayer) and module.frozen
         for name, tensor in _own_tensors(module):
-            self._expect_tensor(join(path, name), tensor)
-            if exact and not _is_parameter(tensor):  # the kernel takes no other
-                self._exact.add(join(path, name))
+            exact = frozen and not _is_parameter(tensor)  # its kernel takes no other dtype
+            self._expect_tensor(join(path, name), tensor, exact)
 
-    def _expect_tensor(self, name: str, tensor: Tensor) -> None:
+    def _expect_tensor(self, name: str, tensor: Tensor, exact: bool) -> None:
         if name not in self._state:  # said at once: the work must not exceed what the file holds
             raise RefusalError(f"it lacks the tensor '{name}', which its layers need")
         self._expected[name] = tensor
         self._names.append(name)
+        if exact:
+            self._exact.add(name)
 
     def _construct(self, cls: type[nn.Module], config: Any, frozen: bool) -> nn.Module:
         """A module on the meta device, of whatever size."""
@@ -260,7 +262,10 @@ class _Plan:
         self._count()
         try:
             module = cls(**{key: _decoded(value) for key, value in config.items()})
-            return module.freeze() if frozen else module
+            if frozen:
+                self._count()
+                module.freeze()
+            return module
         except RefusalError:
             raise
         except Exception as error:  # the constructor may raise anything on nonsense

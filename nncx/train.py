@@ -13,6 +13,7 @@ import contextlib
 import copy
 import inspect
 import math
+import numbers
 import os
 import sys
 import time
@@ -83,13 +84,19 @@ def fit(
 
     Raises:
         ValueError: for bad arguments, optimizers that do not train the task, a task without a
-            loss, or a checkpoint that is damaged, of another task or settings, or past `epochs`.
+            loss, data that is not pairs of tensors, or a checkpoint that is damaged, of another
+            task or settings, or past `epochs`.
+        TypeError: if `task` is no nn.Module, as if its class were passed.
         FloatingPointError: after an epoch whose loss is not finite. The checkpoint stays that of
             the epoch before.
         KeyboardInterrupt: as it came; its message says what the checkpoint holds.
     """
-    if epochs < 0:
-        raise ValueError(f"epochs must be at least 0, got {epochs}")
+    if not isinstance(epochs, numbers.Integral) or isinstance(epochs, bool) or epochs < 0:
+        raise ValueError(f"epochs must be an integer of at least 0, got {epochs!r}")
+    if not isinstance(task, nn.Module):
+        raise TypeError(
+            f"fit: task must be an nn.Module, got {getattr(task, '__name__', type(task).__name__)}"
+        )
     if not _is_task(task):
         task = Supervised(task)
     if keep_best and validate is None:
@@ -173,7 +180,8 @@ def _train_epoch(
     sums: defaultdict[str, Tensor | float] = defaultdict(float)
     counts: Counter[str] = Counter()
     task.train()
-    for inputs, targets in batches:
+    for batch in batches:
+        inputs, targets = _pair(batch)
         inputs = inputs.to(device, non_blocking=True)
         targets = targets.to(device, non_blocking=True)
         scalars = task(inputs, targets)
@@ -195,6 +203,16 @@ def _train_epoch(
     if not sums:
         raise ValueError("an epoch needs at least one batch, got none: can data be iterated again?")
     return {name: float(total) / counts[name] for name, total in sums.items()}
+
+
+def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+    is_pair = isinstance(batch, list | tuple) and len(batch) == 2
+    if not (is_pair and all(isinstance(each, Tensor) for each in batch)):
+        raise ValueError(
+            "data must give pairs (inputs, targets) of tensors, got "
+            f"{type(batch).__name__}; wrap it in a loader that does"
+        )
+    return batch[0], batch[1]
 
 
 def _check_optimizers(task: nn.Module, optimizers: list[Optimizer]) -> None:
@@ -299,6 +317,8 @@ def _check_folder(checkpoint: str | os.PathLike[str]) -> None:
     folder = os.path.dirname(os.path.realpath(checkpoint))
     if not os.path.isdir(folder):
         raise FileNotFoundError(f"a checkpoint needs an existing folder, got {folder}")
+    if os.path.isdir(checkpoint):
+        raise IsADirectoryError(f"a checkpoint must be a file, got the folder {checkpoint}")
 
 
 class _Run:
@@ -420,10 +440,10 @@ class _Run:
         for each, other in zip(self.optimizers, state["optimizers"], strict=True):
             if _group_sizes(each.state_dict()) != _group_sizes(other):
                 return f"{type(each).__name__} has other parameter groups here than in the file"
-        if self.keep_best and not state.get("best"):
-            return "it was begun without keep_best"
         if not all(isinstance(record, dict) for record in state["history"]):
             return "its history is not one of epochs"
+        if self.keep_best and not state.get("best"):
+            return "it was begun without keep_best"
         if self.generator is not None and "data" not in state["random"]:
             return "data has a generator here, it had none there"
         if "settings" not in state:

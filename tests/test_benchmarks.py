@@ -15,9 +15,11 @@ from nncx import _C, ops
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SMALLEST = {
     "binary_conv2d": "c=16",
+    "binary_conv2d_sign": "c=16",
     "binary_linear": "m=256",
     "codebook_conv2d": "c=16 hw=32 k=3 bits=1 nhwc",
     "codebook_linear": "m=256 k=1024 o=1024 bits=4",
+    "max_pool2d_signs": "c=16",
     "pack_signs": "c=16 hw=32 nhwc",
     "xnor_conv2d": "c=16 hw=32 k=3 nhwc",
 }
@@ -44,7 +46,7 @@ def run(bench: ModuleType, name: str, *arguments: str) -> int:
 
 
 def test_every_benchmark_is_tested_and_collected(bench: ModuleType) -> None:
-    files = {path.stem for path in FOLDER.glob("*.py")} - {"bench", "test_speed"}
+    files = {path.stem for path in FOLDER.glob("*.py")} - {"bench", "test_speed", "break_even"}
     assert files == set(SMALLEST)
     assert files == {op.name for op in importlib.import_module("test_speed").BENCHMARKS}
 
@@ -158,3 +160,15 @@ def test_runs_under_pytest_benchmark() -> None:
     result = subprocess.run(command, capture_output=True, text=True, cwd=FOLDER.parent)
     assert result.returncode == 0, result.stdout
     assert "1 passed" in result.stdout
+
+
+def test_break_even_prints_a_table_a_layer(bench: ModuleType, capsys, monkeypatch) -> None:
+    break_even = importlib.import_module("break_even")
+    for name, sizes in {"CHANNELS": (8,), "SIZES": (7,), "FEATURES": (64,), "ROWS": (1,)}.items():
+        monkeypatch.setattr(break_even, name, sizes)
+    break_even.main(["--rounds", "1"])
+    output = capsys.readouterr().out
+    layers = {*break_even.CONVS, *break_even.LINEARS}
+    assert layers == set(re.findall(r"^`(.+)`$", output, re.M))
+    cells = re.findall(r"^\| (?:7 x 7|1) \| ([\d.]+) \|$", output, re.M)
+    assert len(cells) == 2 * len(break_even.CONVS) + len(break_even.LINEARS)

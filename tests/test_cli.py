@@ -121,6 +121,29 @@ def test_bad_input_gets_one_sentence(tmp_path: Path, arguments: list[str], sente
     assert sentence in result.output and "Traceback" not in result.output
 
 
+@pytest.mark.parametrize(
+    ("setting", "code", "sentence"),
+    [
+        ("nonsense", 1, "nncx: NNCX_ISA must be a path that was built .*, got 'nonsense'\n"),
+        ("scalar", 0, ""),
+    ],
+)
+def test_the_console_script_also_says_what_import_refuses(
+    setting: str, code: int, sentence: str
+) -> None:
+    """In a process of its own, which takes the path anew."""
+    program = "import sys, _nncx_command; sys.argv[1:] = ['--version']; _nncx_command.main()"
+    result = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", program],
+        cwd=Path(nncx.__file__).parents[1],
+        env={**os.environ, "NNCX_ISA": setting},
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == code
+    assert re.fullmatch(sentence, result.stderr)
+
+
 def test_train_prints_what_the_file_does(tmp_path: Path) -> None:
     """Every option reaches the recipe."""
     options = {
@@ -170,26 +193,3 @@ def test_bad_training_gets_one_sentence(tmp_path: Path, options: list[str], sent
     result = run("train", "--out", str(tmp_path), *options)
     assert result.exit_code == 1
     assert sentence in result.output and "Traceback" not in result.output
-
-
-@pytest.mark.parametrize(
-    ("setting", "code", "sentence"),
-    [
-        ("nonsense", 1, "nncx: NNCX_ISA must be a path that was built .*, got 'nonsense'\n"),
-        ("scalar", 0, ""),
-    ],
-)
-def test_the_console_script_also_says_what_import_refuses(
-    setting: str, code: int, sentence: str
-) -> None:
-    """In a process of its own, which takes the path anew."""
-    program = "import sys, _nncx_command; sys.argv[1:] = ['--version']; _nncx_command.main()"
-    result = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", program],
-        cwd=Path(nncx.__file__).parents[1],
-        env={**os.environ, "NNCX_ISA": setting},
-        capture_output=True,
-        text=True,
-    )
-    assert result.returncode == code
-    assert re.fullmatch(sentence, result.stderr)

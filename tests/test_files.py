@@ -2,6 +2,7 @@
 
 import json
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -207,3 +208,35 @@ def test_permissions_of_a_replaced_file_stay(tmp_path, mode):
     (tmp_path / "file").chmod(mode)
     _files.write(tmp_path / "file", {}, {"a": 1})
     assert (tmp_path / "file").stat().st_mode & 0o777 == mode
+
+
+@pytest.mark.parametrize("escape", [False, True], ids=["plain", "escaped"])
+def test_a_header_of_countless_lists_is_refused_at_once(tmp_path, escape):
+    """Three letters of a list take 64 bytes, once parsed."""
+    with pytest.raises(ValueError, match="and 150000 lists and dictionaries"):
+        _files.write(tmp_path / "file", {}, {"lists": [[]] * _files._MAX_LISTS})
+    _files.write(tmp_path / "file", {}, {"lists": []})
+    header = (tmp_path / "file").read_bytes()[_files._LENGTH_BYTES :]
+    lists = b"[" + b",".join([b"[]"] * _files._MAX_LISTS) + b"]"
+    if escape:
+        lists = lists.replace(b"[", rb"\u005b")
+    header = header.replace(b"[]", lists)
+    (tmp_path / "file").write_bytes(len(header).to_bytes(8, "little") + header)
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="not written by nncx, or its header is damaged"):
+        _files.read(tmp_path / "file")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * len(header)
+
+
+def test_a_header_too_large_to_read_is_not_written(tmp_path):
+    _files.write(tmp_path / "file", {}, {"text": "x" * (_files._MAX_HEADER - 1000)})
+    assert _files.read(tmp_path / "file")[1]["text"].startswith("x")
+    with pytest.raises(ValueError, match="must take at most 4000000 bytes and .*, got 4000"):
+        _files.write(tmp_path / "file", {}, {"text": "x" * _files._MAX_HEADER})
+    assert _files.read(tmp_path / "file")[1]["text"].startswith("x")
+    header = b"[" * (_files._MAX_HEADER + 1)
+    (tmp_path / "file").write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(ValueError, match="has no safetensors header"):
+        _files.read(tmp_path / "file")

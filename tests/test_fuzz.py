@@ -4,6 +4,7 @@ import os
 import time
 
 import fuzz_files
+import pytest
 
 
 def test_damaged_and_forged_files_are_refused_or_sound() -> None:
@@ -14,6 +15,7 @@ def test_damaged_and_forged_files_are_refused_or_sound() -> None:
     assert {result.kind for result in results} == kinds
 
 
+@pytest.mark.slow  # two more processes import torch
 def test_a_crash_and_a_hang_are_results(monkeypatch) -> None:
     monkeypatch.setattr(fuzz_files, "HANG", 3.0)
     monkeypatch.setattr(fuzz_files, "_serve", _misbehave)

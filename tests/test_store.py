@@ -614,7 +614,7 @@ HOSTILE = {
     "overflowing layer": (lambda t, m: _linear(m)["config"].update(in_features=10**30), "built"),
     "endless network": (
         lambda t, m: _linear(m).update(type="nncx.models.ResNet", config={"depth": 6 * 10**9 + 2}),
-        "more than 5500 modules",
+        "more than 6100 modules",
     ),
     "endless layer": (
         lambda t, m: _linear(m).update(
@@ -628,7 +628,7 @@ HOSTILE = {
         "Linear cannot be built",
     ),
     "deep": (_deep, "not sound"),
-    "bomb": (_bomb, "more than 5500 modules"),
+    "bomb": (_bomb, "more than 6100 modules"),
     "frozen Linear": (lambda t, m: _linear(m).update(frozen=True), "says that Linear is frozen"),
     "missing tensor": (lambda t, m: t.pop("0.bias"), "lacks the tensor '0.bias'"),
     "spare tensor": (lambda t, m: t.update(x=torch.ones(1)), "holds the tensor 'x'"),
@@ -681,6 +681,19 @@ def test_tensors_that_a_layer_cannot_take_are_refused(file):
     with pytest.raises(
         ValueError, match=r"'0.alpha' must be torch.float32 \[4\], got torch.float16"
     ):
+        load(file)
+
+
+def test_a_repeated_layer_is_compared_as_strictly(file):
+    layer = XNORLinear(3, 4).freeze()
+    save(nn.Sequential(layer, layer), file)
+
+    def forge(tensors, metadata):
+        del metadata["tied"]["1.alpha"]
+        tensors["1.alpha"] = tensors["0.alpha"].half()
+
+    _rewrite(file, forge)
+    with pytest.raises(ValueError, match="'1.alpha' must be torch.float32 .* got torch.float16"):
         load(file)
 
 

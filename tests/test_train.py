@@ -192,7 +192,7 @@ class TestFit:
     def test_bad_arguments(self, tmp_path):
         model = network()
         optimizer = sgd(model.parameters())
-        with pytest.raises(ValueError, match="epochs must be at least 0, got -1"):
+        with pytest.raises(ValueError, match="epochs must be an integer of at least 0, got -1"):
             fit(model, batches(), epochs=-1, optimizer=optimizer)
         with pytest.raises(ValueError, match="at least one batch, got none"):
             fit(model, [], epochs=1, optimizer=optimizer)
@@ -276,6 +276,38 @@ SCHEDULERS = {
         milestones=[2],
     ),
 }
+
+
+class TestClumsyCalls:
+    @pytest.mark.parametrize("epochs", [2.0, "2", None, True])
+    def test_epochs(self, epochs):
+        model = network()
+        with pytest.raises(ValueError, match="epochs must be an integer of at least 0, got "):
+            fit(model, batches(), epochs=epochs, optimizer=sgd(model.parameters()))
+
+    def test_the_class_instead_of_a_model(self):
+        with pytest.raises(TypeError, match="fit: task must be an nn.Module, got Supervised"):
+            fit(Supervised, batches(), epochs=1, optimizer=sgd(network().parameters()))
+
+    @pytest.mark.parametrize(
+        "batch",
+        [{"x": 1, "y": 2}, torch.ones(2, 6), (torch.ones(2, 6),), (torch.ones(2, 6), [0, 1]), "ab"],
+        ids=["dict", "tensor", "one", "labels", "text"],
+    )
+    def test_data_without_pairs(self, batch):
+        model = network()
+        with pytest.raises(
+            ValueError, match=r"data must give pairs \(inputs, targets\) of tensors"
+        ):
+            fit(model, [batch], epochs=1, optimizer=sgd(model.parameters()))
+
+    def test_a_folder_as_checkpoint(self, tmp_path):
+        model = network()
+        for resume in (True, False):
+            with pytest.raises(IsADirectoryError, match="must be a file, got the folder"):
+                optimizer = sgd(model.parameters())
+                where = {"checkpoint": tmp_path, "resume": resume}
+                fit(model, batches(), epochs=1, optimizer=optimizer, **where)
 
 
 class TestResume:
@@ -690,6 +722,29 @@ class TestCheckpointOfSomethingElse:
             self.resume(path, network())
         _files.write(path, {}, {"kind": "model"})
         with pytest.raises(ValueError, match=f"{path} is not a checkpoint"):
+            self.resume(path, network())
+
+    @pytest.mark.parametrize(
+        "forge",
+        [
+            lambda tensors, state: state.clear(),
+            lambda tensors, state: state.pop("optimizers"),
+            lambda tensors, state: state.update(history=7),
+            lambda tensors, state: state.update(task={"dict": [[[], 0]]}),
+            lambda tensors, state: state.update(types={"tensor": "absent"}),
+            lambda tensors, state: state.update(types={"numpy": ["O", 1]}),
+            lambda tensors, state: state["optimizers"]["list"].append(3),
+            lambda tensors, state: tensors.update({"random/cpu": torch.zeros(3).byte()}),
+            lambda tensors, state: tensors.update({"random/data": torch.zeros(3).byte()}),
+        ],
+        ids="empty optimizers history keys tensor numpy more cpu data".split(),
+    )
+    def test_forged_files(self, path, forge):
+        """With a valid hash. The last two fail when everything else was taken already."""
+        tensors, metadata = _files.read(path)
+        forge(tensors, metadata["state"])
+        _files.write(path, tensors, metadata)
+        with pytest.raises(ValueError, match=f"{path} is not a sound checkpoint .*: name another"):
             self.resume(path, network())
 
 

@@ -65,8 +65,8 @@ void codebook_conv2d(const CodebookConv2dParams& p, const Conv2dTile& tile, uint
         const int64_t n = pixel / image, in_image = pixel % image;
         const float sum = dot(p, n, in_image / p.out_width, in_image % p.out_width, group, w);
         const FloatEpilogue& e = p.epilogue;
-        store_output(e, finish(e, sum, o),
-                     n * e.stride_n + in_image * e.stride_pixel + o * e.stride_o);
+        store_float(finish(e, sum, o), e.dtype, e.output,
+                    n * e.stride_n + in_image * e.stride_pixel + o * e.stride_o);
       }
     }
   }

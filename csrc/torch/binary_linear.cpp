@@ -21,16 +21,12 @@ Tensor binary_linear_prepack(const Tensor& weight, int64_t in_features) {
 // M images of one pixel, checked; its pointers are still null.
 BinaryConv2dParams read_rows(const char* op, const Tensor& input, int64_t in_features,
                              int64_t out_features) {
-  NNCX_CHECK(in_features >= 0 && out_features >= 0, op,
-             ": in_features and out_features must be at least 0, got ", in_features, " and ",
-             out_features);
-  check_weight_shape(op, 1, out_features, 1, in_features);
+  BinaryConv2dParams p{};
+  p.shape = read_weight_shape(op, in_features, out_features);
   NNCX_CHECK(input.scalar_type() == ScalarType::Byte && input.dim() == 2 &&
                  input.size(1) == packed_bytes(in_features),
              op, ": input must be uint8 [M, ", packed_bytes(in_features), "] from pack_signs, got ",
              torch::headeronly::toString(input.scalar_type()), " of shape ", shape_text(input));
-  BinaryConv2dParams p{};
-  p.shape = {.groups = 1, .out_channels = out_features, .taps = 1, .channels = in_features};
   static_cast<Conv2dGeometry&>(p) = row_geometry(input.size(0));
   p.epilogue.channels_last = true;
   return p;

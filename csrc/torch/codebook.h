@@ -1,5 +1,5 @@
-// What codebook_conv2d and codebook_linear share. A linear layer is a 1 x 1 convolution of one-pixel
-// images, so both run on codebook_conv2d's backends.
+// What codebook_conv2d and codebook_linear share. A linear layer is a 1 x 1 convolution of
+// one-pixel images, so both run on codebook_conv2d's backends.
 #pragma once
 
 #include <string_view>
@@ -84,8 +84,8 @@ inline void run(Isa isa, const CodebookConv2dParams& params, const Tensor& input
             });
 }
 
-// Everything else of `p` is filled and checked: opens the weight and fills `output`. `pixels` is the
-// input as float32, channels innermost.
+// Everything else of `p` is filled and checked: opens the weight and fills `output`. `pixels` is
+// the input as float32, channels innermost.
 inline void execute(const char* op, CodebookConv2dParams p, const Tensor& pixels,
                     const Tensor& weight, const CodebookTensors& tensors, const Tensor& output) {
   const Isa isa = active_isa();

@@ -4,14 +4,6 @@
 namespace nncx {
 namespace {
 
-Conv2dWeightShape read_weight_shape(const char* op, int64_t in_features, int64_t out_features) {
-  NNCX_CHECK(in_features >= 0 && out_features >= 0, op,
-             ": in_features and out_features must be at least 0, got ", in_features, " and ",
-             out_features);
-  check_weight_shape(op, 1, out_features, 1, in_features);
-  return {.groups = 1, .out_channels = out_features, .taps = 1, .channels = in_features};
-}
-
 Tensor codebook_linear_prepack(const Tensor& codes, int64_t bits, int64_t in_features,
                                int64_t out_features) {
   constexpr const char* op = "codebook_linear_prepack";

@@ -71,15 +71,22 @@ inline bool has_shape(const Tensor& tensor, const std::vector<int64_t>& shape) {
 }
 
 // A new tensor on the device of `like`, dense, channels innermost if so wished. torch::stable::empty
-// asks the dispatcher for an op by its name, which takes a microsecond; this does not.
+// asks the dispatcher for an op by its name, which takes a microsecond; this does not. Strides are
+// torch's, which a fake tensor has: of an empty tensor they count a size of 0 as 1, or as 0 where
+// channels are innermost.
 inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, ScalarType type,
                          bool channels_last = false) {
   const auto dim = static_cast<int64_t>(sizes.size());
   std::vector<int64_t> strides(sizes.size());
   int64_t stride = 1;
+  const auto fits = [&](bool holds) {
+    NNCX_CHECK(holds, "nncx: torch must have memory for a tensor of shape ", shape_text(sizes),
+               ", got an error; free some");
+  };
   const auto place = [&](int64_t i) {
     strides[i] = stride;
-    stride *= std::max<int64_t>(sizes[i], 1);
+    const int64_t size = channels_last ? sizes[i] : std::max<int64_t>(sizes[i], 1);
+    fits(!__builtin_mul_overflow(stride, size, &stride));
   };
   if (channels_last) place(1);
   for (int64_t i = dim - 1; i >= 0; --i) {
@@ -90,10 +97,8 @@ inline Tensor new_tensor(const Tensor& like, const std::vector<int64_t>& sizes, 
              "nncx: torch gave no device of a tensor");
   const auto dtype = torch::stable::detail::to<int32_t>(torch::stable::detail::from(type));
   AtenTensorHandle handle;
-  NNCX_CHECK(aoti_torch_empty_strided(dim, sizes.data(), strides.data(), dtype, device_type,
-                                      like.get_device_index(), &handle) == 0,
-             "nncx: torch must have memory for a tensor of shape ", shape_text(sizes),
-             ", got an error; free some");
+  fits(aoti_torch_empty_strided(dim, sizes.data(), strides.data(), dtype, device_type,
+                                like.get_device_index(), &handle) == 0);
   return Tensor(handle);
 }
 

@@ -166,6 +166,16 @@ inline Conv2dWeightShape read_weight_shape(const char* op, int64_t in_channels,
   return shape;
 }
 
+// Of a linear layer: a 1 x 1 kernel.
+inline Conv2dWeightShape read_weight_shape(const char* op, int64_t in_features,
+                                           int64_t out_features) {
+  NNCX_CHECK(in_features >= 0 && out_features >= 0, op,
+             ": in_features and out_features must be at least 0, got ", in_features, " and ",
+             out_features);
+  check_weight_shape(op, 1, out_features, 1, in_features);
+  return {.groups = 1, .out_channels = out_features, .taps = 1, .channels = in_features};
+}
+
 inline void check_window(const char* op, Pair stride, Pair padding, Pair dilation) {
   check_pair(op, "stride", stride, 1);
   check_pair(op, "padding", padding, 0);
@@ -214,7 +224,8 @@ template <class Run>
 void run_tiles(const Tensor& input, const Conv2dTile& all, int64_t pixel_parts, int64_t block_parts,
                int64_t scratch_bytes, const Run& run) {
   const int64_t parts = pixel_parts * block_parts;
-  const Tensor scratch = new_tensor(input, {parts * scratch_bytes}, ScalarType::Byte);
+  // Two sizes, since the product may be beyond int64: a line of an image can have 2^59 bytes.
+  const Tensor scratch = new_tensor(input, {parts, scratch_bytes}, ScalarType::Byte);
   auto* bytes = static_cast<uint8_t*>(scratch.mutable_data_ptr());
   const auto cut = [](int64_t count, int64_t part, int64_t of) { return count * part / of; };
   parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {

@@ -57,10 +57,12 @@ Tensor max_pool2d_signs(const Tensor& input, std::vector<int64_t> kernel_size,
   p.input = static_cast<const uint8_t*>(packed.const_data_ptr());
   p.output = static_cast<uint8_t*>(output.mutable_data_ptr());
   const Isa isa = active_isa();
-  const int64_t words = p.out_width * p.kernel_h * p.kernel_w * p.pixel_bytes / 8;
-  parallel_for(
-      0, input.size(0) * p.out_height, std::max<int64_t>(1, kWords / std::max<int64_t>(words, 1)),
-      [&](int64_t begin, int64_t end) { NNCX_ON_PATH(isa, max_pool2d_signs(p, begin, end)); });
+  const double words = static_cast<double>(p.out_width * p.pixel_bytes / 8) *
+                       static_cast<double>(p.kernel_h * p.kernel_w);  // too many for an int64
+  const auto grain = static_cast<int64_t>(std::max(1.0, kWords / words));
+  parallel_for(0, input.size(0) * p.out_height, grain, [&](int64_t begin, int64_t end) {
+    NNCX_ON_PATH(isa, max_pool2d_signs(p, begin, end));
+  });
   return output;
 }
 

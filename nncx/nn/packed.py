@@ -18,6 +18,7 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 
 class PackedLayer(nn.Module):
@@ -100,13 +101,11 @@ class PackedLayer(nn.Module):
         """Whether forward takes the native kernel, through which no gradient flows."""
         if self.training and not self.frozen:
             return False
-        wants_gradient = torch.is_grad_enabled() and (
-            input.requires_grad or any(p.requires_grad for p in self.parameters())
-        )
+        wants_gradient = self._wants_gradient(input)
         if wants_gradient and self.frozen:
             raise RuntimeError(
                 f"{type(self).__name__} is frozen and no gradient flows through packed weights, got"
-                " an input or a bias that requires one; run it under torch.no_grad()"
+                " an input, a bias or a scale that requires one; run it under torch.no_grad()"
             )
         if wants_gradient:
             _warn_of_float_path(
@@ -127,6 +126,19 @@ class PackedLayer(nn.Module):
                 " nncx.repack(model)"
             )
         return True
+
+    def _wants_gradient(self, input: Tensor) -> bool:
+        """Whether a derivative is asked for: backward or, of which no_grad says nothing, forward.
+
+        Packing leaves none to ask for by the weight, but scales and biases are still there.
+        """
+        backward, forward = torch.is_grad_enabled(), forward_ad._current_level >= 0
+        if not (backward or forward):
+            return False
+        tensors = (input, *self.parameters(), *self.buffers())
+        if backward and any(tensor.requires_grad for tensor in tensors):
+            return True
+        return forward and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
     def _run_kernel(self, *arguments: Any) -> Tensor:
         """`_kernel`, behind autograd, whose Python part would take as long as a small kernel."""

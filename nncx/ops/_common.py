@@ -55,6 +55,18 @@ def check_weight_shape(op: str, groups: int, out_channels: int, taps: int, chann
     )
 
 
+def check_features(op: str, in_features: int, out_features: int) -> None:
+    """Bounds the sizes of a linear layer's weight."""
+    check(
+        in_features >= 0 and out_features >= 0,
+        lambda: (
+            f"{op}: in_features and out_features must be at least 0, got {in_features} and "
+            f"{out_features}"
+        ),
+    )
+    check_weight_shape(op, 1, out_features, 1, in_features)
+
+
 def prepacked_numel(groups: int, out_channels: int, taps: int, channels: int) -> int:
     """Bytes of a prepacked binary weight under the path of this process."""
     return _C.binary_prepacked_numel(groups, out_channels, taps, channels)

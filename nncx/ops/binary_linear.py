@@ -9,6 +9,7 @@ from torch.utils.flop_counter import register_flop_formula
 from nncx.ops._common import (
     check,
     check_epilogue,
+    check_features,
     check_weight_shape,
     packed_bytes,
     prepacked_numel,
@@ -95,14 +96,7 @@ def _check_rows(op: str, name: str, rows: str, packed: Tensor, features: int) ->
 
 def check_geometry(op: str, input: Tensor, in_features: int, out_features: int) -> None:
     """Refuses sizes that cannot be, and an input that is not packed rows of them."""
-    check(
-        in_features >= 0 and out_features >= 0,
-        lambda: (
-            f"{op}: in_features and out_features must be at least 0, got {in_features} and "
-            f"{out_features}"
-        ),
-    )
-    check_weight_shape(op, 1, out_features, 1, in_features)
+    check_features(op, in_features, out_features)
     _check_rows(op, "input", "M", input, in_features)
 
 

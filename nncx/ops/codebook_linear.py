@@ -19,7 +19,7 @@ from nncx.ops._codebook import (
     finish,
     prepack_fake,
 )
-from nncx.ops._common import check, check_weight_shape, refuse_gradient, shape_text
+from nncx.ops._common import check, check_features, refuse_gradient, shape_text
 
 
 def codebook_linear_prepack(
@@ -78,22 +78,11 @@ def codebook_linear(
     )
 
 
-def _check_features(op: str, in_features: int, out_features: int) -> None:
-    check(
-        in_features >= 0 and out_features >= 0,
-        lambda: (
-            f"{op}: in_features and out_features must be at least 0, got {in_features} and "
-            f"{out_features}"
-        ),
-    )
-    check_weight_shape(op, 1, out_features, 1, in_features)
-
-
 @torch.library.register_fake("nncx::codebook_linear_prepack")
 def _prepack_fake(codes: Tensor, bits: int, in_features: int, out_features: int) -> Tensor:
     op = "codebook_linear_prepack"
     check_bits(op, bits)
-    _check_features(op, in_features, out_features)
+    check_features(op, in_features, out_features)
     return prepack_fake(op, codes, bits, 1, out_features, 1, in_features)
 
 
@@ -111,7 +100,7 @@ def _fake(
 ) -> Tensor:
     op = "codebook_linear"
     check_bits(op, bits)
-    _check_features(op, in_features, out_features)
+    check_features(op, in_features, out_features)
     check_input_dtype(op, input)
     check(
         input.dim() == 2 and input.shape[1] == in_features,

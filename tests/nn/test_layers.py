@@ -9,10 +9,11 @@ import pytest
 import torch
 from layer_families import FAMILIES, evaluate, images
 from torch import nn
+from torch.autograd import forward_ad
 
 from nncx import _C
 from nncx.compress import freeze, repack
-from nncx.nn import packed
+from nncx.nn import BinaryConnectConv2d, XNORConv2d, packed
 
 
 @pytest.fixture(params=FAMILIES)
@@ -250,6 +251,47 @@ def test_a_frozen_layer_refuses_a_gradient_and_ignores_train(family):
     with pytest.raises(RuntimeError, match="frozen and no gradient flows"):
         layer(x.requires_grad_())
     assert not any(p.requires_grad for p in layer.parameters())
+
+
+def test_a_frozen_layer_refuses_a_gradient_by_any_of_its_tensors(family):
+    layer, x = family.conv().freeze(), images()
+    floats = [t for t in (*layer.parameters(), *layer.buffers()) if t.is_floating_point()]
+    assert len(floats) == len(family.frozen_buffers)  # the bias, and alpha if there is one
+    for tensor in floats:
+        tensor.requires_grad_()
+        with pytest.raises(RuntimeError, match="frozen and no gradient flows"):
+            layer(x)
+        tensor.requires_grad_(False)
+    layer(x)
+
+
+def _tangent_in_a_level(layer, x):
+    with forward_ad.dual_level():
+        return forward_ad.unpack_dual(layer(forward_ad.make_dual(x, x))).tangent
+
+
+def _tangent_by_jvp(layer, x):
+    return torch.func.jvp(layer, (x,), (x,))[1]
+
+
+@pytest.mark.parametrize("tangent", [_tangent_in_a_level, _tangent_by_jvp])
+@pytest.mark.parametrize("grad_enabled", [True, False])
+def test_a_frozen_layer_refuses_forward_mode_too(grad_enabled, tangent, family):
+    """Which would give no tangent, or zeros, and is not switched off by no_grad."""
+    layer, x = family.conv().freeze(), images()
+    with torch.set_grad_enabled(grad_enabled):
+        with pytest.raises(RuntimeError, match="frozen and no gradient flows"):
+            tangent(layer, x)
+
+
+@pytest.mark.filterwarnings("ignore:an nncx layer in eval mode was called with gradients")
+def test_forward_mode_runs_the_float_path():
+    """Of BinaryConnect, which is linear in x; the sign of XNOR says that it has no tangent."""
+    layer, x = BinaryConnectConv2d(6, 9, 3, bias=False).eval().requires_grad_(False), images()
+    torch.testing.assert_close(_tangent_in_a_level(layer, x), layer(x))
+    layer = XNORConv2d(6, 9, 3).eval().requires_grad_(False)
+    with pytest.raises(NotImplementedError, match="jvp"):
+        _tangent_in_a_level(layer, x)
 
 
 # ---------------------------------------------------------------------------------------------

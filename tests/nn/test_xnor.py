@@ -5,8 +5,11 @@ import inspect
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from layer_families import FAMILIES, evaluate, images, signs
 from layer_families import GEOMETRIES as SHARED_GEOMETRIES
+from properties import many_examples
 from torch import nn
 
 from nncx.nn import XNORConv2d, XNORLinear
@@ -84,6 +87,57 @@ def test_conv_trains_andevaluates_to_the_same_bits(geometry, scale, isa):
         torch.testing.assert_close(evaluated.double(), expected, rtol=1e-5, atol=1e-5)
     frozen = evaluate(layer.freeze(), x)
     assert torch.equal(frozen, evaluated)
+
+
+_pairs = st.integers(1, 3) | st.tuples(st.integers(1, 4), st.integers(1, 3))
+
+
+@many_examples
+@given(
+    channels=st.tuples(st.integers(1, 40), st.integers(1, 12)),
+    groups=st.integers(1, 3),
+    kernel_size=_pairs,
+    stride=_pairs,
+    padding=st.sampled_from(["same", "valid"]) | st.integers(0, 3),
+    dilation=_pairs,
+    bias=st.booleans(),
+    padding_mode=st.sampled_from(["zeros", "reflect", "replicate", "circular"]),
+    dtype=st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16]),
+    scale=st.sampled_from(SCALES),
+    pad_value=st.sampled_from([0, 0, -1, 1]),
+    batch=st.integers(0, 3),
+    size=st.tuples(st.integers(1, 12), st.integers(1, 12)),
+    channels_last=st.booleans(),
+)
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
+def test_any_arguments(
+    isa, channels, groups, kernel_size, stride, padding, dilation, bias, padding_mode, dtype,
+    scale, pad_value, batch, size, channels_last,
+) -> None:  # fmt: skip
+    """What torch's layer takes: trained, evaluated and frozen alike, and as torch computes it."""
+    arguments = dict(kernel_size=kernel_size, stride=1 if padding == "same" else stride)
+    arguments |= dict(padding=padding, dilation=dilation, groups=groups, bias=bias)
+    pad_value = pad_value if padding_mode == "zeros" else 0
+    widths = [count * groups for count in channels]
+    layer = _conv(*widths, **arguments, padding_mode=padding_mode, scale=scale, pad_value=pad_value)
+    x = images(batch, widths[0], *size, dtype=dtype)
+    if channels_last:
+        x = x.to(memory_format=torch.channels_last)
+    try:
+        shape = nn.Conv2d(*widths, **arguments, padding_mode=padding_mode)(x.float()).shape
+    except RuntimeError:  # torch's layer refuses it too: the image is smaller than the kernel
+        assume(False)
+    trained = layer.train()(x).detach()
+    evaluated = evaluate(layer, x)
+    assert evaluated.shape == shape and evaluated.dtype == dtype
+    assert torch.equal(trained, evaluated)
+    if not pad_value:
+        expected = _expected_conv(layer, x.float(), layer.weight.detach(), layer.bias)
+        tolerance = 0.02 if dtype in (torch.float16, torch.bfloat16) else 1e-5
+        torch.testing.assert_close(
+            evaluated.double(), expected.double(), rtol=tolerance, atol=tolerance
+        )
+    assert torch.equal(evaluate(layer.freeze(), x), evaluated)
 
 
 @pytest.mark.parametrize("pad_value", [-1, 1])

@@ -1,10 +1,11 @@
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
+from properties import many_examples
 
-from nncx import ops
+from nncx import _C, ops
 from nncx.ops.binary_conv2d import binary_conv2d_reference
 
 
@@ -72,9 +73,29 @@ def test_padding_larger_than_the_image(isa: str) -> None:
     ("shape", "out_channels"), [((0, 8, 5, 5), 4), ((2, 8, 5, 5), 0), ((2, 0, 5, 5), 3)]
 )
 def test_empty(isa: str, shape: tuple[int, ...], out_channels: int) -> None:
-    out = native(torch.randn(shape), torch.randn(out_channels, shape[1], 3, 3))
-    assert out.shape == (shape[0], out_channels, 3, 3)
-    assert not out.any()
+    for channels_last, strides in ((True, torch.channels_last), (False, torch.contiguous_format)):
+        x, w = torch.randn(shape), torch.randn(out_channels, shape[1], 3, 3)
+        out = native(x, w, channels_last=channels_last)
+        expected = torch.zeros(shape[0], out_channels, 3, 3).to(memory_format=strides)
+        assert out.stride() == expected.stride()
+        assert torch.equal(out, expected)
+
+
+@pytest.mark.parametrize("isa", sorted({*_C.supported_isas()} - {"scalar"}), indirect=True)
+def test_more_scratch_than_int64_counts_is_refused(isa: str) -> None:
+    """The lines of 4096 threads' parts, of 2^31 pixels each, once wrapped around to a few bytes."""
+    before = torch.get_num_threads()
+    channels = 2**23
+    signs = torch.zeros(1, 1, 2, 1, channels // 8, dtype=torch.uint8)
+    weight = ops.binary_conv2d_prepack(signs[:, :, :1], channels)
+    try:
+        torch.set_num_threads(1024)
+        with pytest.raises(RuntimeError, match=r"must have memory for a tensor of shape \[4096, "):
+            ops.binary_conv2d(
+                signs, weight, channels, 1, 1, stride=(1, 2**13), padding=(0, 2**30 - 1)
+            )
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("dtype", [None, torch.float16, torch.bfloat16], ids=str)
@@ -170,12 +191,7 @@ def test_weight_of_another_geometry_is_refused(isa: str) -> None:
 pairs = st.tuples(st.integers(1, 4), st.integers(1, 4))
 
 
-@settings(
-    max_examples=60,
-    deadline=None,
-    derandomize=True,
-    suppress_health_check=[HealthCheck.function_scoped_fixture],
-)
+@many_examples
 @given(
     batch=st.integers(1, 3),
     groups=st.integers(1, 4),

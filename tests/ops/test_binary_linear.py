@@ -4,6 +4,9 @@ import threading
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given
+from hypothesis import strategies as st
+from properties import many_examples
 
 from nncx import _C, ops
 from nncx.ops.binary_linear import binary_linear_reference
@@ -149,3 +152,32 @@ def test_switching_the_path_meanwhile_never_mixes_two() -> None:
         torch.set_num_threads(1)
         _C.set_isa(before)
     assert computed
+
+
+@many_examples
+@given(
+    m=st.integers(0, 70),
+    n=st.integers(0, 100),
+    k=st.integers(0, 300),
+    present=st.tuples(*[st.booleans()] * 3),
+    dtype=st.sampled_from([None, torch.float32, torch.float16, torch.bfloat16]),
+    threads=st.integers(1, 3),
+)
+def test_any_size(isa, m, n, k, present, dtype, threads) -> None:
+    x, w = torch.randn(m, k), torch.randn(n, k)
+    names, sizes = ("scale", "input_scale", "bias"), (n, m, n)
+    epilogue = {
+        name: torch.randn(size) * 9
+        for name, size, is_there in zip(names, sizes, present, strict=True)
+        if is_there
+    }
+    expected = (sign(x) @ sign(w).T).float()
+    expected = expected * epilogue.get("scale", torch.ones(n))
+    expected = expected * epilogue.get("input_scale", torch.ones(m))[:, None]
+    expected = expected + epilogue.get("bias", torch.zeros(n))
+    torch.set_num_threads(threads)
+    try:
+        out = native(x, w, **epilogue, out_dtype=dtype)
+    finally:
+        torch.set_num_threads(1)
+    assert torch.equal(out, expected.to(dtype or torch.float32))

@@ -1,5 +1,8 @@
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from properties import many_examples
 
 from nncx import ops
 from nncx.ops.pack_signs import pack_signs_reference
@@ -137,3 +140,32 @@ def test_subnormals_under_flush_to_zero_agree_in_the_whole_row(isa: str) -> None
     finally:
         torch.set_flush_denormal(False)
     assert bits.all() or not bits.any()
+
+
+@many_examples
+@given(
+    sizes=st.tuples(st.integers(0, 3), st.integers(1, 70), st.integers(0, 9), st.integers(0, 9)),
+    groups=st.integers(1, 4),
+    order=st.permutations(range(4)),
+    steps=st.tuples(*[st.integers(1, 3)] * 4),
+    expanded=st.sets(st.integers(0, 3)),
+    matrix=st.booleans(),
+    dtype=st.sampled_from(DTYPES),
+)
+def test_any_strides(isa, sizes, groups, order, steps, expanded, matrix, dtype) -> None:
+    """A view of a larger tensor: its dimensions in any order, with steps, some of stride 0."""
+    shape = [sizes[0], sizes[1] * groups, *sizes[2:]]
+    stored = [shape[dim] * steps[dim] for dim in order]
+    x = torch.randn(stored).to(dtype).permute([order.index(dim) for dim in range(4)])
+    x = x[tuple(slice(None, None, step) for step in steps)]
+    for dim in expanded:
+        x = x.narrow(dim, 0, min(1, shape[dim])).expand(shape)
+    if matrix:
+        if not (shape[2] and shape[3]):
+            return
+        x, groups = x[:, :, -1, -1], 1
+    channels = x.shape[1] // groups
+    signs = (x if matrix else x.permute(0, 2, 3, 1).unflatten(3, (groups, channels))) >= 0
+    packed = ops.pack_signs(x, groups)
+    assert packed.shape == (*signs.shape[:-1], (channels + 63) // 64 * 8)
+    assert torch.equal(bits_by_hand(packed, channels), signs)
