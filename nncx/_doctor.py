@@ -19,6 +19,8 @@ from nncx import _machine, _self_test
 from nncx._native import _C, MEND
 from nncx._version import __version__
 
+PACKAGE = Path(__file__).parent
+
 
 @dataclass(frozen=True)
 class Op:
@@ -74,7 +76,7 @@ def examine() -> Diagnosis:
 
 def _facts() -> dict[str, str]:
     return {
-        "nncx": f"{__version__}, in {Path(_C.__file__).parent}",
+        "nncx": f"{__version__}, in {PACKAGE}",
         "torch": torch.__version__,
         "Python": f"{platform.python_version()}, {platform.platform()}",
         "compiler": _C.compiler,
@@ -126,9 +128,20 @@ def _notes() -> list[str]:
 
 
 def _build_problems() -> list[str]:
-    if _C.version == __version__:
-        return []
-    return [f"the native library is of nncx {_C.version}, the Python code of {__version__}: {MEND}"]
+    problems = []
+    if _C.version != __version__:
+        problems.append(
+            f"the native library is of nncx {_C.version}, the Python code of {__version__}: {MEND}"
+        )
+    if _library_folder() != PACKAGE:  # as an editable install of another checkout can have it
+        problems.append(
+            f"the Python code is in {PACKAGE}, the native library in {_library_folder()}: {MEND}"
+        )
+    return problems
+
+
+def _library_folder() -> Path:
+    return Path(_C.__file__).parent
 
 
 def _op_problems(op: Op) -> list[str]:

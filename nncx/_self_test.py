@@ -25,6 +25,8 @@ from nncx.ops.codebook_linear import codebook_linear_reference
 from nncx.ops.max_pool2d_signs import max_pool2d_signs_reference
 from nncx.ops.pack_signs import pack_signs_reference
 
+# Channels, kernel, stride, padding, dilation, groups of the binary convolutions.
+CONVOLUTION = (134, 70, (3, 3), (2, 1), (1, 2), (1, 2), 2)
 FLOAT_SUMS = 1e-5  # float32 sums of some hundred terms, in another order than the reference's
 
 
@@ -56,31 +58,45 @@ def _binary_linear(device: str) -> Iterator[Check]:
 def _binary_conv2d(device: str) -> Iterator[Check]:
     x = ops.pack_signs(torch.randn(2, 134, 9, 11), 2)
     weight = ops.pack_signs(torch.randn(70, 67, 3, 3))
-    geometry = (134, 70, (3, 3), (2, 1), (1, 2), (1, 2), 2)
     scale = torch.rand(70)
     prepacked = ops.binary_conv2d_prepack(weight.to(device), 134, 2)
     for pad_value in (-1, 0, 1):
-        expected = binary_conv2d_reference(x, weight, *geometry, pad_value, scale=scale)
-        y = ops.binary_conv2d(x.to(device), prepacked, *geometry, pad_value, scale=scale.to(device))
+        expected = binary_conv2d_reference(x, weight, *CONVOLUTION, pad_value, scale=scale)
+        y = ops.binary_conv2d(
+            x.to(device), prepacked, *CONVOLUTION, pad_value, scale=scale.to(device)
+        )
         yield Check(y, expected)
 
 
-def _signs(device: str) -> Iterator[Check]:
-    """The ops that keep a chain of binary layers in bits."""
-    threshold, flip = torch.randint(-9, 9, (70,), dtype=torch.int32), torch.rand(70) > 0.5
-    epilogue = (threshold.to(device), flip.to(device))
+def _binary_linear_sign(device: str) -> Iterator[Check]:
     x, weight = ops.pack_signs(torch.randn(9, 131)), ops.pack_signs(torch.randn(70, 131))
+    threshold = torch.randint(-20, 20, (70,), dtype=torch.int32)
+    flip = torch.rand(70) < 0.5
     expected = binary_linear_sign_reference(x, weight, threshold, flip, 131, 70)
     prepacked = ops.binary_linear_prepack(weight.to(device), 131)
+    epilogue = (threshold.to(device), flip.to(device))
     yield Check(ops.binary_linear_sign(x.to(device), prepacked, *epilogue, 131, 70), expected)
 
-    x, weight = (ops.pack_signs(torch.randn(size)) for size in ((2, 67, 9, 11), (70, 67, 3, 3)))
-    geometry = (67, 70, (3, 3), (2, 1), (1, 2))
-    expected = binary_conv2d_sign_reference(x, weight, threshold, flip, *geometry, out_groups=2)
-    prepacked = ops.binary_conv2d_prepack(weight.to(device), 67)
-    y = ops.binary_conv2d_sign(x.to(device), prepacked, *epilogue, *geometry, out_groups=2)
+
+def _binary_conv2d_sign(device: str) -> Iterator[Check]:
+    x = ops.pack_signs(torch.randn(2, 134, 9, 11), 2)
+    weight = ops.pack_signs(torch.randn(70, 67, 3, 3))
+    threshold = torch.randint(-20, 20, (70,), dtype=torch.int32)
+    flip = torch.rand(70) < 0.5
+    expected = binary_conv2d_sign_reference(
+        x, weight, threshold, flip, *CONVOLUTION, -1, out_groups=2
+    )
+    prepacked = ops.binary_conv2d_prepack(weight.to(device), 134, 2)
+    epilogue = (threshold.to(device), flip.to(device))
+    y = ops.binary_conv2d_sign(x.to(device), prepacked, *epilogue, *CONVOLUTION, -1, out_groups=2)
     yield Check(y, expected)
-    yield Check(ops.max_pool2d_signs(y, 3, 2, 1), max_pool2d_signs_reference(expected, 3, 2, 1))
+
+
+def _max_pool2d_signs(device: str) -> Iterator[Check]:
+    x = ops.pack_signs(torch.randn(2, 134, 9, 11), 2)
+    geometry = ((3, 2), (2, 1), (1, 0), (1, 2), True)
+    expected = max_pool2d_signs_reference(x, *geometry)
+    yield Check(ops.max_pool2d_signs(x.to(device), *geometry), expected)
 
 
 def _codebook_linear(device: str) -> Iterator[Check]:
@@ -110,7 +126,9 @@ SELF_TESTS: tuple[SelfTest, ...] = (
     _pack_signs,
     _binary_linear,
     _binary_conv2d,
-    _signs,
+    _binary_linear_sign,
+    _binary_conv2d_sign,
+    _max_pool2d_signs,
     _codebook_linear,
     _codebook_conv2d,
 )

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -134,6 +135,15 @@ def test_a_library_of_another_version_is_wrong(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(_doctor, "__version__", "9.9")
     (problem,) = _doctor.examine().problems
     assert f"native library is of nncx {_C.version}, the Python code of 9.9" in problem
+    assert "pip install" in problem
+
+
+def test_a_library_of_another_checkout_is_wrong(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(_doctor, "PACKAGE", tmp_path)
+    (problem,) = _doctor.examine().problems
+    assert f"Python code is in {tmp_path}, the native library in " in problem
     assert "pip install" in problem
 
 

@@ -513,6 +513,31 @@ class TestKeepBest:
             self.run(2, iter([4]), path)
         self.run(2, iter([4]), path, keep_best=False)
 
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda best: best.pop("task"),
+            lambda best: best.update(validation="none"),
+            lambda best: best["task"].popitem(),
+            lambda best: best["task"].update({"model.0.weight": torch.ones(2)}),
+        ],
+    )
+    def test_a_forged_one_is_refused_before_the_training(self, tmp_path, monkeypatch, change):
+        path = tmp_path / "run"
+        state = train._Run._state
+
+        def forged(run):
+            changed = copy.deepcopy(state(run))
+            if run.history:
+                change(changed["best"])
+            return changed
+
+        with monkeypatch.context() as patch:
+            patch.setattr(train._Run, "_state", forged)
+            self.run(1, iter([5]), path)
+        with pytest.raises(ValueError, match=f"{path} is not a sound checkpoint"):
+            self.run(2, iter([]), path)
+
     def test_needs_a_validation(self):
         model = network()
         with pytest.raises(ValueError, match="keep_best chooses by what validate returns"):
