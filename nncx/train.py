@@ -390,6 +390,10 @@ class _Run:
                 raise
 
     def _take(self, state: dict[str, Any]) -> None:
+        if self.keep_best:
+            best = state["best"]
+            self.best = {"validation": float(best["validation"]), "task": best["task"]}
+            self.restore_best()  # so that one that does not fit is refused before the training
         self.task.load_state_dict(state["task"])
         for each, saved in zip(self.optimizers, state["optimizers"], strict=True):
             each.load_state_dict(saved)
@@ -438,10 +442,10 @@ class _Run:
         for each, other in zip(self.optimizers, state["optimizers"], strict=True):
             if _group_sizes(each.state_dict()) != _group_sizes(other):
                 return f"{type(each).__name__} has other parameter groups here than in the file"
-        if not all(isinstance(record, dict) for record in state["history"]):
-            return "its history is not one of epochs"
         if self.keep_best and not state.get("best"):
             return "it was begun without keep_best"
+        if not all(isinstance(record, dict) for record in state["history"]):
+            return "its history is not one of epochs"
         if self.generator is not None and "data" not in state["random"]:
             return "data has a generator here, it had none there"
         if "settings" not in state:
