@@ -406,6 +406,8 @@ class _Run:
             self.generator.set_state(state["random"]["data"])
         self.settings = state["settings"]
         self.history = state["history"]
+        if self.keep_best:
+            self.best = state["best"]
 
     def _state(self) -> dict[str, Any]:
         random = {"cpu": torch.get_rng_state()}
@@ -440,10 +442,10 @@ class _Run:
         for each, other in zip(self.optimizers, state["optimizers"], strict=True):
             if _group_sizes(each.state_dict()) != _group_sizes(other):
                 return f"{type(each).__name__} has other parameter groups here than in the file"
-        if not all(isinstance(record, dict) for record in state["history"]):
-            return "its history is not one of epochs"
         if self.keep_best and not state.get("best"):
             return "it was begun without keep_best"
+        if not all(isinstance(record, dict) for record in state["history"]):
+            return "its history is not one of epochs"
         if self.generator is not None and "data" not in state["random"]:
             return "data has a generator here, it had none there"
         if "settings" not in state:

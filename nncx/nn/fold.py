@@ -19,7 +19,7 @@ def fold_sign(layer: XNORConv2d | XNORLinear, *after: nn.Module) -> tuple[Tensor
     sign never changes (gamma = 0) gets a threshold that every dot product reaches.
 
     Args:
-        layer: packed, that is frozen or in eval mode; scale "none" or "alpha".
+        layer: in eval mode, frozen or not; scale "none" or "alpha".
         after: modules that map each channel on its own, monotonically; in eval mode.
 
     Returns:

@@ -34,7 +34,8 @@ class PackedLayer(nn.Module):
     frozen: bool  # whether the float weight is gone
     packed_weight: Tensor | None
     _prepacked: Tensor | None
-    _packed_from: tuple[Tensor, int | None] | None  # what `_prepacked` was made of, its version
+    # What `_prepacked` was made of, its version and, of a frozen layer, a copy.
+    _packed_from: tuple[Tensor, int | None, Tensor | None] | None
 
     def _init_packing(self) -> None:
         self.frozen = False
@@ -67,17 +68,27 @@ class PackedLayer(nn.Module):
         stored = self._stored_weight
         if (self.frozen or not self.training) and has_kernel(self.op, stored.device):
             self._pack()
-            self._packed_from = (stored, _version(stored))
+            copy = stored.clone() if self.frozen else None
+            self._packed_from = (stored, _version(stored), copy)
 
     @property
     def _stored_weight(self) -> Tensor:
         return self.packed_weight if self.frozen else self.weight
 
     def _is_stale(self) -> bool:
-        """Whether the weight is not the one that was packed; not to be asked in compiled code."""
-        packed, version = self._packed_from
+        """Whether the weight is not the one that was packed; not to be asked in compiled code.
+
+        That of a frozen layer is a buffer, which DistributedDataParallel writes anew, with the same
+        bits, before every forward.
+        """
+        packed, version, copy = self._packed_from
         stored = self._stored_weight
-        return stored is not packed or _version(stored) != version
+        if stored is packed and _version(stored) == version:
+            return False
+        if copy is None or not torch.equal(stored, copy):
+            return True
+        self._packed_from = (stored, _version(stored), copy)
+        return False
 
     def train(self, mode: bool = True) -> "PackedLayer":
         super().train(mode)

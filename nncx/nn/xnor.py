@@ -7,6 +7,7 @@ not by Winograd or FFT), and then multiply by alpha, multiply by K and add the b
 """
 
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -101,6 +102,13 @@ class _XNORLayer(PackedLayer):
         return dots if self.bias is None else dots + self.bias.float().view(per_filter)
 
 
+def _no_autocast(device: torch.device) -> AbstractContextManager:
+    """Autocast would add up in half precision, where integers above 2**11 are not exact."""
+    if device.type == "meta":  # which has none to switch off
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
+
+
 class XNORConv2d(_XNORLayer, PackedConv2d):
     """`nn.Conv2d` on the signs of its input and weight, scaled per filter.
 
@@ -192,8 +200,7 @@ class XNORConv2d(_XNORLayer, PackedConv2d):
         if self.pad_value:
             signs = F.pad(signs, both_sides(padding), value=self.pad_value)
             padding = (0, 0)
-        # Autocast would convolve in half precision, where integers above 2**11 are not exact.
-        with torch.autocast(input.device.type, enabled=False):
+        with _no_autocast(input.device):
             weight = self._weight_signs()
             dots = F.conv2d(signs, weight, None, self.stride, padding, self.dilation, self.groups)
         if input_scale is not None:
@@ -262,7 +269,7 @@ class XNORLinear(_XNORLayer, PackedLinear):
 
     def _float(self, rows: Tensor) -> Tensor:
         input_scale = self._input_scale(rows)
-        with torch.autocast(rows.device.type, enabled=False):  # as in XNORConv2d
+        with _no_autocast(rows.device):
             dots = F.linear(sign(rows).float(), self._weight_signs())
         input_scale = None if input_scale is None else input_scale[:, None]
         return self._float_epilogue(dots, input_scale).to(rows.dtype)

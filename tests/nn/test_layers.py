@@ -187,6 +187,24 @@ def test_another_weight_is_refused_until_repack(frozen, family):
     assert torch.equal(layer(x) if frozen else evaluate(layer, x), expected)
 
 
+def test_a_frozen_weight_may_be_written_anew_with_the_same_bits(family):
+    """As DistributedDataParallel does with all buffers, before every forward that trains."""
+    layer, x = family.conv().freeze(), images()
+    expected = layer(x)
+    for _ in range(2):
+        layer.packed_weight.copy_(layer.packed_weight.clone())
+        assert torch.equal(layer(x), expected)
+    layer.packed_weight[0] ^= 1
+    with pytest.raises(RuntimeError, match=STALE):
+        layer(x)
+
+
+def test_shapes_are_found_on_meta(family):
+    layer = family.conv(device="meta")
+    assert layer(images().to("meta")).shape == family.conv()(images()).shape
+    assert family.linear(6, 5, device="meta")(torch.empty(3, 6, device="meta")).shape == (3, 5)
+
+
 def test_weights_made_in_inference_mode_have_no_version(family):
     x = images()
     with torch.inference_mode():

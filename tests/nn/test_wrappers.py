@@ -145,6 +145,19 @@ def _train_in_parallel(rank: int, size: int, name: str, folder: Path) -> None:
 
 
 @pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
+def test_data_parallel_training_behind_a_frozen_layer(name: str, tmp_path: Path) -> None:
+    """Its packed weights are buffers, which DistributedDataParallel copies in every forward."""
+    dist.init_process_group("gloo", f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    try:
+        frozen = freeze(_net(name).requires_grad_(False))
+        parallel = DistributedDataParallel(nn.Sequential(frozen, nn.Linear(5, 2)))
+        for _ in range(2):
+            parallel(_images(3)).sum().backward()
+    finally:
+        dist.destroy_process_group()
+
+
+@pytest.mark.skipif(not dist.is_available(), reason="this torch has no torch.distributed")
 @pytest.mark.parametrize("size", [1, 2])
 def test_data_parallel_gradients_are_those_of_one_process(
     name: str, size: int, tmp_path: Path
