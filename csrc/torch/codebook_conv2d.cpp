@@ -54,10 +54,9 @@ Tensor codebook_conv2d(const Tensor& input, const Tensor& weight, const Tensor& 
   p.epilogue.activation = to_activation(op, activation);
   const CodebookTensors tensors(op, input, codebook, bias, bits, out_channels);
   const bool channels_last = keeps_channels_last(input);
-  const Tensor output = torch::stable::empty(
-      {p.batch, out_channels, p.out_height, p.out_width},
-      check_out_dtype(op, out_dtype.value_or(input.scalar_type())), std::nullopt, input.device(),
-      std::nullopt, channels_last ? MemoryFormat::ChannelsLast : MemoryFormat::Contiguous);
+  const Tensor output =
+      new_tensor(input, {p.batch, out_channels, p.out_height, p.out_width},
+                 check_out_dtype(op, out_dtype.value_or(input.scalar_type())), channels_last);
   const int64_t image = p.out_height * p.out_width;
   p.epilogue.stride_n = out_channels * image;
   p.epilogue.stride_pixel = channels_last ? out_channels : 1;

@@ -26,8 +26,8 @@ Tensor codebook_linear(const Tensor& input, const Tensor& weight, const Tensor& 
   p.codebook_stride = codebook_stride(codebook, p.bits);
   p.epilogue.activation = to_activation(op, activation);
   const CodebookTensors tensors(op, input, codebook, bias, bits, out_features);
-  const Tensor output = torch::stable::new_empty(
-      input, {p.batch, out_features}, check_out_dtype(op, out_dtype.value_or(input.scalar_type())));
+  const Tensor output = new_tensor(input, {p.batch, out_features},
+                                   check_out_dtype(op, out_dtype.value_or(input.scalar_type())));
   p.epilogue.stride_n = out_features;
   p.epilogue.stride_o = 1;
   const Tensor rows = torch::stable::contiguous(torch::stable::to(input, ScalarType::Float));

@@ -4,9 +4,10 @@ In training they multiply by +1 and -1 in torch's float kernels, in evaluation w
 `nncx.ops.codebook_conv2d` and `codebook_linear` on weights of one bit. Both add up the same floats,
 in another order: they are equal to rounding.
 
-The real weights are clipped to [-1, 1] at the start of each forward in training with gradients,
-which is when the last update is first used. No output depends on it, since clipping changes neither
-a sign nor a probability; it bounds how many updates a weight is away from its next change of sign.
+The real weights are clipped to [-1, 1] at the start of each forward in training that wants their
+gradient, which is when the last update is first used. No output depends on it, since clipping
+changes neither a sign nor a probability; it bounds how many updates a weight is away from its next
+change of sign.
 """
 
 import torch
@@ -53,7 +54,7 @@ class _BinaryConnectLayer(PackedLayer):
 
     def _float_weight_and_bias(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
         """What torch's function takes; +1 and -1 are in every dtype."""
-        if self.training and torch.is_grad_enabled():
+        if self.training and torch.is_grad_enabled() and self.weight.requires_grad:
             with torch.no_grad():
                 self.weight.clamp_(-1, 1)
         sampled = self.training and self.stochastic

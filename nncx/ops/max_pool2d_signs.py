@@ -22,6 +22,8 @@ def max_pool2d_signs(
 ) -> Tensor:
     """``sign(F.max_pool2d(x, ...))`` of what ``sign(x)`` was packed from: pooling commutes with it.
 
+    But for NaN, which is a -1 among others here, while `F.max_pool2d` passes it on.
+
     Args:
         input: uint8 ``[N, H, W, G, B]`` from `pack_signs`, or of `binary_conv2d_sign`.
         kernel_size, stride, padding, dilation, ceil_mode: as in ``F.max_pool2d``; the stride is by

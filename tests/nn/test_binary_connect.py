@@ -105,7 +105,10 @@ def test_training_clips_the_real_weights_and_nothing_else_does():
     evaluate(layer, x)
     with torch.no_grad():  # as for the statistics of a BatchNorm
         layer.train()(x)
+    layer.weight.requires_grad_(False)
+    layer(x)  # trains the bias
     assert torch.equal(layer.weight, wide)
+    layer.weight.requires_grad_(True)
     layer(x)
     assert torch.equal(layer.weight, wide.clamp(-1, 1))
 

@@ -37,6 +37,13 @@ def test_empty_and_non_contiguous(isa: str) -> None:
     assert torch.equal(out, ops.pack_signs(F.max_pool2d(x[::2], 2)))
 
 
+def test_window_of_more_words_than_int64_counts(isa: str) -> None:
+    """Nearly all padding. The estimate of the work overflowed, which only a sanitizer tells."""
+    packed = torch.full((1, 1, 1, 1, 2**20), 5, dtype=torch.uint8)
+    window = dict(kernel_size=2**22 - 1, stride=1, padding=2**21 - 1)
+    assert torch.equal(ops.max_pool2d_signs(packed, **window), packed)
+
+
 def test_threads_give_the_same_bits(isa: str) -> None:
     packed = ops.pack_signs(torch.randn(8, 256, 40, 40))
     before = torch.get_num_threads()

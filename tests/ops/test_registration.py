@@ -357,6 +357,22 @@ def test_weights_that_only_the_cpu_can_read_are_refused_there() -> None:
         op(*arguments)
 
 
+@pytest.mark.parametrize("op", [codebook_conv, codebook_linear])
+def test_an_output_beyond_memory_is_refused_in_a_sentence(op: Callable) -> None:
+    none, rows = byte(0), 2**44  # of no features: they take no memory
+    if op is codebook_conv:
+        weight = ops.codebook_conv2d_prepack(none, 2, 0, 2**20, 1)
+        changes = {"input": torch.ones(rows, 0, 1, 1), "in_channels": 0, "out_channels": 2**20}
+        changes |= {"kernel_size": [1, 1], "groups": 1}
+    else:
+        weight = ops.codebook_linear_prepack(none, 3, 0, 2**20)
+        changes = {"input": torch.ones(rows, 0), "in_features": 0, "out_features": 2**20}
+        changes |= {"codebook": torch.ones(8)}
+    function, arguments = op(changes | {"weight": weight})
+    with pytest.raises(RuntimeError, match="^nncx: torch must have memory for a tensor of shape"):
+        function(*arguments)
+
+
 def test_flops_count_two_per_product() -> None:
     x = torch.randn(2, 64, 10, 10)
     weight = ops.binary_conv2d_prepack(ops.pack_signs(torch.randn(32, 32, 3, 3)), 64, 2)
