@@ -22,7 +22,7 @@ from torch import nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from nncx import _machine, _recipe, _report, data, distill, train
+from nncx import _files, _machine, _recipe, _report, data, distill, train
 from nncx.compress import XNOR, convert, freeze
 from nncx.models import ResNet
 
@@ -243,13 +243,13 @@ def _write(results: Sequence[Result], settings: Settings, out: Path) -> None:
     header, *rows = _rows(results)
     lines = [header, ["---", *["---:"] * len(results)], *rows]
     table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
-    (out / "table.md").write_text(f"{table}\n\n{_notes(results)}\n")
+    _files.replace(out / "table.md", f"{table}\n\n{_notes(results)}\n".encode())
     record = {
         "settings": asdict(settings),
         "machine": _machine.describe(),
         "results": [asdict(result) for result in results],
     }
-    (out / "results.json").write_text(json.dumps(record, indent=2) + "\n")
+    _files.replace(out / "results.json", (json.dumps(record, indent=2) + "\n").encode())
     points = [(result.name, result.file_bytes, result.test_error) for result in results]
     _report.scatter(points, out / "plot.png")
 

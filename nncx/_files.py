@@ -46,20 +46,28 @@ def write(
 
     Raises:
         ValueError: for a tensor the format cannot hold, for NaN and infinity in `metadata`, or for
-            more names and metadata than 10 MB.
+            more names and metadata than 4 MB.
+        OSError: if the folder is missing or the file cannot be written.
+    """
+    replace(path, *_serialize(tensors, metadata))
+
+
+def replace(path: str | os.PathLike[str], *parts: bytes | memoryview) -> None:
+    """Put a file of these parts in the place of `path`, all of it or nothing.
+
+    Raises:
         OSError: if the folder is missing or the file cannot be written.
     """
     path = Path(os.path.realpath(path))  # replace what a link points to, not the link
     if not path.parent.is_dir():
         raise FileNotFoundError(f"{path} cannot be written: the folder {path.parent} is missing")
-    header, body = _serialize(tensors, metadata)
     temporary = path.with_name(f".{uuid.uuid4().hex}.tmp")
     try:
         with temporary.open("xb") as file:
             if path.exists():
                 shutil.copymode(path, temporary)
-            file.write(header)
-            file.write(body)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)

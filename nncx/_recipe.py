@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
 
-from nncx import _machine, _report, _store, data, models, train
+from nncx import _files, _machine, _report, _store, data, models, train
 from nncx.compress import XNOR, BinaryConnect, convert, freeze
 from nncx.compress._convert import Method
 from nncx.compress.binary_connect import parameter_groups
@@ -152,7 +152,7 @@ def run(recipe: Recipe, out: Path) -> Result:
     if recipe.layers != "float":
         freeze(model)
     result = _measure(recipe, model, splits, out / MODEL, history, seconds)
-    (out / RESULT).write_text(json.dumps(asdict(result), indent=2) + "\n")
+    _files.replace(out / RESULT, (json.dumps(asdict(result), indent=2) + "\n").encode())
     checkpoint.unlink()
     return result
 

@@ -49,6 +49,7 @@ done
 export PYTHONMALLOC=malloc
 export ASAN_OPTIONS=detect_leaks=0:halt_on_error=1:strict_string_checks=1
 export UBSAN_OPTIONS=print_stacktrace=1:halt_on_error=1
-export TSAN_OPTIONS=halt_on_error=1
+# ... and of accesses that torch makes through libc it shall not hear either.
+export TSAN_OPTIONS=halt_on_error=1:ignore_noninstrumented_modules=1
 cd "$folder" # whose nncx is the one that is imported
 "${launcher[@]}" env LD_PRELOAD="$preload" "$PYTHON" -m pytest "${tests[@]}" "$@"
