@@ -4,11 +4,11 @@ A family of layers mixes these with what its arithmetic needs, and implements `_
 op) and `_float` (the same in torch, with gradients), of which `forward` calls one.
 """
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from nncx.nn.packed import PackedLayer
+from nncx.ops._conv2d import memory_format
 
 
 class PackedConv2d(PackedLayer, nn.Conv2d):
@@ -86,11 +86,3 @@ def both_sides(padding: tuple[int, int]) -> list[int]:
 def _check_floating(input: Tensor, layer: str) -> None:
     if not input.is_floating_point():
         raise RuntimeError(f"{layer}: input must be floating, got {input.dtype}; convert it")
-
-
-def memory_format(input: Tensor) -> torch.memory_format:
-    """The output's memory format: torch's convolutions keep that of the input."""
-    channels_last = input.is_contiguous(memory_format=torch.channels_last)
-    if channels_last and not input.is_contiguous():
-        return torch.channels_last
-    return torch.contiguous_format

@@ -16,9 +16,10 @@ from torch import Tensor
 
 from nncx import ops
 from nncx.nn.codes import pack_weight_signs, unpack_codes
-from nncx.nn.geometry import PackedConv2d, PackedLinear, both_sides, memory_format
+from nncx.nn.geometry import PackedConv2d, PackedLinear, both_sides
 from nncx.nn.packed import PackedLayer
 from nncx.nn.quantizers import sign, xnor_alpha, xnor_sign
+from nncx.ops._conv2d import memory_format
 
 SCALES = ("none", "alpha", "alpha_k")
 PAD_VALUES = (-1, 0, 1)

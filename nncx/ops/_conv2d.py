@@ -3,6 +3,9 @@
 import math
 from collections.abc import Sequence
 
+import torch
+from torch import Tensor
+
 from nncx.ops._common import check, check_weight_shape
 
 
@@ -80,3 +83,11 @@ def output_size(
         ),
     )
     return [span // s + 1 for span, s in zip(spans, stride, strict=True)]
+
+
+def memory_format(input: Tensor) -> torch.memory_format:
+    """Of the output: torch's convolutions keep that of their input."""
+    channels_last = input.is_contiguous(memory_format=torch.channels_last)
+    if channels_last and not input.is_contiguous():
+        return torch.channels_last
+    return torch.contiguous_format

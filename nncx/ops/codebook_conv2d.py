@@ -17,7 +17,7 @@ from nncx.ops._codebook import (
     prepack_fake,
 )
 from nncx.ops._common import check, refuse_gradient, shape_text
-from nncx.ops._conv2d import check_filters, check_window, output_size, pair
+from nncx.ops._conv2d import check_filters, check_window, memory_format, output_size, pair
 
 
 def codebook_conv2d_prepack(
@@ -156,16 +156,8 @@ def _fake(
         [input.shape[0], out_channels, *size],
         dtype=dtype,
         device=input.device,
-        memory_format=_memory_format(input),
+        memory_format=memory_format(input),
     )
-
-
-def _memory_format(input: Tensor) -> torch.memory_format:
-    """The output's: channels_last for an input that is that and not contiguous too."""
-    channels_last = input.is_contiguous(memory_format=torch.channels_last)
-    if channels_last and not input.is_contiguous():
-        return torch.channels_last
-    return torch.contiguous_format
 
 
 refuse_gradient("codebook_conv2d", "packed codes", "train with float weights")
