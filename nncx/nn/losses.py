@@ -15,7 +15,7 @@ class SquaredHingeLoss(nn.Module):
     Outputs `[N, num_classes]` of any floating dtype, labels int64 `[N]` -> scalar.
 
     Raises:
-        ValueError: for labels of another shape or dtype.
+        ValueError: for labels of another shape or dtype, or of a class that has no output.
     """
 
     def forward(self, outputs: Tensor, labels: Tensor) -> Tensor:
@@ -25,5 +25,12 @@ class SquaredHingeLoss(nn.Module):
                 f" {labels.dtype} {list(labels.shape)} for {list(outputs.shape)}; pass class"
                 " indices"
             )
-        targets = torch.full_like(outputs, -1).scatter(1, labels[:, None], 1)
+        try:
+            targets = torch.full_like(outputs, -1).scatter(1, labels[:, None], 1)
+        except RuntimeError as error:  # on a GPU it comes later, as an assertion of the device
+            raise ValueError(
+                f"SquaredHingeLoss: labels must be from 0 to {outputs.shape[1] - 1}, got"
+                f" {labels.min()} to {labels.max()}; give the network as many outputs as there are"
+                " classes"
+            ) from error
         return F.relu(1 - targets * outputs).square().mean()

@@ -39,3 +39,10 @@ def test_squared_hinge_is_zero_beyond_the_margin_and_has_its_gradient():
 def test_squared_hinge_refuses_other_labels(outputs, labels):
     with pytest.raises(ValueError, match=r"labels must be int64 \[N\] for outputs .*, got torch"):
         SquaredHingeLoss()(outputs, labels)
+
+
+@pytest.mark.parametrize("labels", [[0, 3], [-1, 0]])
+def test_squared_hinge_refuses_labels_without_an_output(labels):
+    message = rf"labels must be from 0 to 2, got {min(labels)} to {max(labels)}; give the network"
+    with pytest.raises(ValueError, match=message):
+        SquaredHingeLoss()(torch.zeros(2, 3), torch.tensor(labels))
