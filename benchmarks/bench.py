@@ -9,9 +9,9 @@ round. The rival that counts is the fastest one. A wrong result gets no time, an
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
 from time import perf_counter
@@ -73,7 +73,7 @@ class Benchmark:
         rival: What the rivals are, together.
         shapes: Anything whose `str` names it in a line.
         prepare: Makes the case of a shape, for the CPU path that is active.
-        limit: What the avx2 path could reach at most, as a multiple of the rate of torch.mm.
+        limits: What a path could reach at most, as a multiple of the rate of torch.mm.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Benchmark:
     rival: str
     shapes: Sequence[Any]
     prepare: Callable[[Any], Case]
-    limit: float | None = None
+    limits: Mapping[str, float] = field(default_factory=dict)
 
     def measure(self, shape: Any, rounds: int) -> list[str]:
         """Checks and times one shape: the cells of its line that follow the name.
@@ -93,8 +93,8 @@ class Benchmark:
         case = self.prepare(shape)
         case.check()
         contenders = {"ours": case.ours, **case.rivals}
-        limited = self.limit is not None and _C.isa() == "avx2"
-        if limited:
+        limit = self.limits.get(_C.isa())
+        if limit:
             contenders["mm"] = _matmul()
         seconds = take_turns(contenders, rounds)
 
@@ -107,9 +107,9 @@ class Benchmark:
             f"{_digits(case.work / time / 1e9, 3)} {self.unit}",
             f"{_digits(ratio, 2)}x {self.rival} ({rivals})",
         ]
-        if limited:
+        if limit:
             of_mm = _median_ratio(seconds["mm"], seconds["ours"]) * case.work / MM_SIZE**3
-            cells.append(f"{of_mm / self.limit:.0%} of {self.limit}x torch.mm")
+            cells.append(f"{of_mm / limit:.0%} of {limit}x torch.mm")
         return cells
 
 

@@ -1,14 +1,14 @@
 """binary_conv2d_sign, bits in and bits out, against torch's convolution, BatchNorm and sign.
 
 That is what stands between two sets of packed signs in a binary network. The rivals compute it in
-float32, in one of torch's two layouts, and give signs as floats. The limit is that of
+float32, in one of torch's two layouts, and give signs as floats. The limits are those of
 binary_conv2d.py.
 """
 
 import torch
 import torch.nn.functional as F
 from bench import Benchmark, Case, main
-from binary_conv2d import SHAPES, TABLE_GEMM_LIMIT, ConvShape
+from binary_conv2d import BINARY_LIMITS, SHAPES, ConvShape
 
 from nncx import ops
 from nncx.ops.binary_conv2d_sign import binary_conv2d_sign_reference
@@ -39,7 +39,7 @@ def prepare(shape: ConvShape) -> Case:
 
 
 BENCHMARK = Benchmark(
-    "binary_conv2d_sign", "GMAC/s", "torch float32", SHAPES, prepare, limit=TABLE_GEMM_LIMIT
+    "binary_conv2d_sign", "GMAC/s", "torch float32", SHAPES, prepare, limits=BINARY_LIMITS
 )
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """binary_linear on signs that are packed already, against torch's float32 linear.
 
-The limit is that of binary_conv2d.py: the same kernel. One row against a large weight (m=1) is
+The limits are those of binary_conv2d.py: the same kernel. One row against a large weight (m=1) is
 bound by reading the weight, where a bit instead of a float saves the most.
 """
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from bench import Benchmark, Case, main
-from binary_conv2d import TABLE_GEMM_LIMIT
+from binary_conv2d import BINARY_LIMITS
 
 from nncx import ops
 from nncx.ops.binary_linear import binary_linear_reference
@@ -45,7 +45,7 @@ def prepare(shape: LinearShape) -> Case:
 
 
 BENCHMARK = Benchmark(
-    "binary_linear", "GMAC/s", "torch float32", SHAPES, prepare, limit=TABLE_GEMM_LIMIT
+    "binary_linear", "GMAC/s", "torch float32", SHAPES, prepare, limits=BINARY_LIMITS
 )
 
 if __name__ == "__main__":

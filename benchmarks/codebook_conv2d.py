@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from bench import Benchmark, Case, main
 from binary_conv2d import SHAPES as CONV_SHAPES
 from binary_conv2d import ConvShape
+from codebook_linear import PRODUCT_LIMITS
 
 from nncx import ops
 from nncx.nn.codes import pack_codes
@@ -58,7 +59,9 @@ def prepare(shape: CodebookConvShape) -> Case:
     )
 
 
-BENCHMARK = Benchmark("codebook_conv2d", "GMAC/s", "torch float32", SHAPES, prepare)
+BENCHMARK = Benchmark(
+    "codebook_conv2d", "GMAC/s", "torch float32", SHAPES, prepare, limits=PRODUCT_LIMITS
+)
 
 if __name__ == "__main__":
     raise SystemExit(main(BENCHMARK))

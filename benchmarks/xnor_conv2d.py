@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 from bench import Benchmark, Case, main
+from binary_conv2d import BINARY_LIMITS, ConvShape
 from binary_conv2d import SHAPES as CONV_SHAPES
-from binary_conv2d import ConvShape
 from torch import nn
 
 import nncx
@@ -47,7 +47,9 @@ def prepare(shape: LayerShape) -> Case:
     )
 
 
-BENCHMARK = Benchmark("xnor_conv2d", "GMAC/s", "nn.Conv2d float32", SHAPES, prepare)
+BENCHMARK = Benchmark(
+    "xnor_conv2d", "GMAC/s", "nn.Conv2d float32", SHAPES, prepare, limits=BINARY_LIMITS
+)
 
 if __name__ == "__main__":
     raise SystemExit(main(BENCHMARK))

@@ -27,7 +27,7 @@ LINE = re.compile(
     r"(?P<name>\w+)  \w+=\d+( \w+=\d+)+( nchw| nhwc| per-channel)?  \w+ *"
     r" \| [\d.]+ ms \| [\d.]+ (GMAC|GB)/s"
     r" \| [\d.]+x [\w. ]+ \([\w.]+ [\d.]+ ms(, [\w.]+ [\d.]+ ms)*\)"
-    r"( \| \d+% of 13x torch\.mm)?"
+    r"( \| \d+% of (1|13|21)x torch\.mm)?"
 )
 
 
