@@ -39,10 +39,12 @@ static inline int64_t output_index(const BinaryEpilogue& e, int64_t pixel, int64
   return (pixel / e.image * e.channels + o) * e.image + pixel % e.image;
 }
 
-// The byte that holds the sign of channel `o`, which is its bit `sign_channel(o) % 8`.
+// Which channel of its group of signs output channel `o` is; its bit is the rest by 8.
 static inline int64_t sign_channel(const BinaryEpilogue& e, int64_t o) {
   return o % (e.channels / e.out_groups);
 }
+
+// The byte that holds it.
 static inline uint8_t* sign_byte(const BinaryEpilogue& e, int64_t pixel, int64_t o) {
   const int64_t per_group = e.channels / e.out_groups;
   const int64_t group = pixel * e.out_groups + o / per_group;

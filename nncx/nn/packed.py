@@ -34,8 +34,7 @@ class PackedLayer(nn.Module):
     frozen: bool  # whether the float weight is gone
     packed_weight: Tensor | None
     _prepacked: Tensor | None
-    # What `_prepacked` was made of, its version and, of a frozen layer, a copy.
-    _packed_from: tuple[Tensor, int | None, Tensor | None] | None
+    _packed_from: tuple[Tensor, int | None] | None  # what `_prepacked` was made of, its version
 
     def _init_packing(self) -> None:
         self.frozen = False
@@ -68,8 +67,7 @@ class PackedLayer(nn.Module):
         stored = self._stored_weight
         if (self.frozen or not self.training) and has_kernel(self.op, stored.device):
             self._pack()
-            copy = stored.clone() if self.frozen else None
-            self._packed_from = (stored, _version(stored), copy)
+            self._packed_from = (stored, _version(stored))
 
     @property
     def _stored_weight(self) -> Tensor:
@@ -79,16 +77,22 @@ class PackedLayer(nn.Module):
         """Whether the weight is not the one that was packed; not to be asked in compiled code.
 
         That of a frozen layer is a buffer, which DistributedDataParallel writes anew, with the same
-        bits, before every forward.
+        bits, before every forward: packed once more, they tell.
         """
-        packed, version, copy = self._packed_from
         stored = self._stored_weight
-        if stored is packed and _version(stored) == version:
+        found = (stored, _version(stored))
+        if stored is self._packed_from[0] and found[1] == self._packed_from[1]:
             return False
-        if copy is None or not torch.equal(stored, copy):
+        if not self.frozen:
             return True
-        self._packed_from = (stored, _version(stored), copy)
-        return False
+        before = self._prepacked
+        with torch.no_grad():
+            self._pack()
+        if torch.equal(before, self._prepacked):
+            self._packed_from = found
+            return False
+        self._prepacked = before
+        return True
 
     def train(self, mode: bool = True) -> "PackedLayer":
         super().train(mode)
