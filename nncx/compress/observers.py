@@ -49,8 +49,6 @@ class Observer(ABC):
                 f"observe: calibration data must be finite, got NaN or infinity{where}; check the"
                 " batches and the float model"
             )
-        self._minimum = min(self._minimum, minimum)
-        self._maximum = max(self._maximum, maximum)
         self._see(values, minimum, maximum)
 
     def range(self, symmetric: bool) -> tuple[float, float]:
@@ -75,7 +73,9 @@ class Observer(ABC):
         self._minimum, self._maximum = math.inf, -math.inf
 
     def _see(self, values: Tensor, minimum: float, maximum: float) -> None:
-        """Take note of a batch, float32, besides its bounds."""
+        """Take note of a batch, float32, and of its bounds."""
+        self._minimum = min(self._minimum, minimum)
+        self._maximum = max(self._maximum, maximum)
 
     @abstractmethod
     def _choose(self, symmetric: bool) -> tuple[float, float]: ...
@@ -112,6 +112,7 @@ class MovingAverage(Observer):
         self._average: tuple[float, float] | None = None
 
     def _see(self, values: Tensor, minimum: float, maximum: float) -> None:
+        super()._see(values, minimum, maximum)
         low, high = self._average or (minimum, maximum)
         self._average = (
             low + self.momentum * (minimum - low),
@@ -128,6 +129,7 @@ class _HistogramObserver(Observer):
         self._histogram = _Histogram()
 
     def _see(self, values: Tensor, minimum: float, maximum: float) -> None:
+        super()._see(values, minimum, maximum)
         self._histogram.add(values, max(-minimum, maximum))
 
 
