@@ -23,8 +23,7 @@ from nncx.nn.quantizers import (
     int8_weight_scale,
 )
 from nncx.ops._conv2d import memory_format
-
-MAX_TERMS = (2**31 - 1) // (255 * 127)  # of a sum that int32 holds, whatever the values
+from nncx.ops._int8 import MOST_TERMS
 
 _SCALES = ("weight_scale", "input_scale", "input_zero_point")
 _MOMENTUM = 0.01  # of a batch in the moving average of the input range
@@ -55,9 +54,9 @@ class _Int8Layer(PackedLayer):
 
     def _init_int8(self, per_channel: bool, symmetric: bool) -> None:
         terms = math.prod(self.weight.shape[1:])
-        if terms > MAX_TERMS:
+        if terms > MOST_TERMS:
             raise ValueError(
-                f"{type(self).__name__}: an output must sum at most {MAX_TERMS} products, which"
+                f"{type(self).__name__}: an output must sum at most {MOST_TERMS} products, which"
                 f" int32 holds, got {terms}; keep this layer float"
             )
         self.per_channel = per_channel
@@ -255,7 +254,7 @@ class Int8Conv2d(_Int8Layer, PackedConv2d):
             (as after a ReLU) uses half of them; kernels without VNNI are faster on those.
 
     Raises:
-        ValueError: for filters of more than 66,311 weights, whose sum int32 may not hold.
+        ValueError: for filters of more than 65,793 weights, whose sum int32 may not hold.
     """
 
     op = "int8_conv2d"
@@ -331,7 +330,7 @@ class Int8Linear(_Int8Layer, PackedLinear):
         symmetric: as `Int8Conv2d`.
 
     Raises:
-        ValueError: for more than 66,311 in_features, whose sum int32 may not hold.
+        ValueError: for more than 65,793 in_features, whose sum int32 may not hold.
     """
 
     op = "int8_linear"
