@@ -1,10 +1,11 @@
 // Three GEMMs, all exact. `vpmaddubsw` multiplies bytes, unsigned by signed, but adds two products in
 // 16 bits, where they saturate; `vpmaddwd` multiplies 16-bit numbers and is safe with any.
 //
-//   paired   No activation is negative, so a product is at most 127 * 128: two `vpmaddubsw` are added
-//            in 16 bits before `vpmaddwd` widens them, 64 products in 5 instructions. That is safe
-//            where |w0| + |w1| + |w2| + |w3| <= 258 for the four weights that meet in a lane. Of the
-//            few fours that are larger the excess is kept apart, as outliers, and added one by one.
+//   paired   No activation is negative, hence none above 127: two `vpmaddubsw` are added in 16 bits
+//            before `vpmaddwd` widens them, 64 products in 5 instructions. That is safe if of the
+//            four weights that meet in a lane the positive ones add up to at most 258, and the
+//            negative ones to -258. What few fours have beyond is kept apart, as outliers, and added
+//            one by one.
 //   single   No activation is negative, but there are too many outliers to keep apart, or a tap has
 //            an odd number of steps: each `vpmaddubsw` is widened on its own.
 //   wide     Activations of any sign as 16-bit numbers; the weights are widened a cache-sized part
@@ -21,7 +22,6 @@
 #include <immintrin.h>
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "int8_rows.h"
 #include "int8_tile.h"
@@ -32,13 +32,13 @@ namespace {
 
 constexpr int kMaxRows = 4;
 constexpr int kVectors = kInt8Block / 8;
-constexpr int32_t kSafeFour = 258;       // 127 * 258 < 2^15
+constexpr int32_t kSafeSum = 258;        // 127 * 258 < 2^15
 constexpr int64_t kStepsPerOutlier = 8;  // more than one in so many steps are not worth it
 constexpr int64_t kWideSteps = 128;      // widened at a time: 16 KB
 
 struct alignas(64) BlockHeader {
   int32_t weight_sums[kInt8Block];
-  int32_t paired;    // whether no four of the weights is too large
+  int32_t paired;    // whether the weights are safe for it
   int32_t outliers;  // how many were kept apart
 };
 
@@ -348,36 +348,42 @@ struct Four {
     }
   }
 
-  int32_t size() const {
+  // By how much those of one sign are too large together.
+  int32_t excess(int32_t sign) const {
     int32_t size = 0;
-    for (const int8_t* x : w) size += std::abs(*x);
-    return size;
+    for (const int8_t* x : w) size += std::max(sign * *x, 0);
+    return std::max(size - kSafeSum, 0);
   }
 
-  int8_t* largest() const {
-    return *std::max_element(
-        w, w + 4, [](const int8_t* a, const int8_t* b) { return std::abs(*a) < std::abs(*b); });
+  int8_t* largest(int32_t sign) const {
+    int8_t* best = w[0];
+    for (int8_t* x : w) {
+      if (sign * *x > sign * *best) best = x;
+    }
+    return best;
   }
 };
 
-// Takes from each four what it has beyond kSafeFour; false if there are too many.
+// Takes from each four what it has beyond kSafeSum; false if there are too many.
 bool take_outliers(const Conv2dWeightShape& s, int8_t* weights, BlockHeader& header,
                    Outlier* outliers) {
   for (int64_t step = 0; step < steps_of_filter(s); step += 2) {
     int8_t* steps = weights + step * kStepBytes;
-    for (int64_t lane = 0; lane < 2 * kInt8Block; ++lane) {
-      const Four four(steps, lane / 2, lane % 2);
-      for (int32_t size; (size = four.size()) > kSafeFour;) {
+    for (int64_t i = 0; i < 4 * kInt8Block; ++i) {
+      const int32_t sign = i % 2 ? 1 : -1;
+      const int64_t o = i / 4;
+      const Four four(steps, o, i / 2 % 2);
+      for (int32_t excess; (excess = four.excess(sign)) > 0;) {
         if (header.outliers == most_outliers(s)) return false;
-        int8_t* w = four.largest();
-        const int32_t excess = std::min(size - kSafeFour, std::abs(int32_t{*w}));
-        const int64_t in_steps = w - steps;
+        int8_t* w = four.largest(sign);
+        const int32_t taken = sign * std::min(excess, sign * *w);
+        *w = static_cast<int8_t>(*w - taken);
+        const int64_t at = w - steps;
         outliers[header.outliers++] = {
-            .at = static_cast<int32_t>((step + in_steps / kStepBytes) * kStepChannels +
-                                       in_steps % kStepChannels),
-            .output = static_cast<int16_t>(lane / 2),
-            .excess = static_cast<int16_t>(*w < 0 ? -excess : excess)};
-        *w = static_cast<int8_t>(*w < 0 ? *w + excess : *w - excess);
+            .at =
+                static_cast<int32_t>((step + at / kStepBytes) * kStepChannels + at % kStepChannels),
+            .output = static_cast<int16_t>(o),
+            .excess = static_cast<int16_t>(taken)};
       }
     }
   }
@@ -419,7 +425,8 @@ void int8_conv2d_prepack(const Conv2dWeightShape& s, const int8_t* weight, uint8
 }
 
 int64_t int8_conv2d_scratch_bytes(const Int8Conv2dParams& p) {
-  return Conv2dLines<WordsGemmOfLines>(p).scratch_bytes();
+  return std::max(Conv2dLines<BytesGemmOfLines>(p).scratch_bytes(),
+                  Conv2dLines<WordsGemmOfLines>(p).scratch_bytes());
 }
 
 void int8_conv2d(const Int8Conv2dParams& p, const Conv2dTile& tile, uint8_t* scratch) {
