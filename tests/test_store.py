@@ -13,9 +13,16 @@ from torch import nn
 from nncx import _describe, _files, _rebuild, _store
 from nncx import models as nncx_models
 from nncx._store import load, save
-from nncx.compress import XNOR, BinaryConnect, convert, freeze
+from nncx.compress import XNOR, BinaryConnect, Int8, convert, freeze
 from nncx.models import MLP, VGG9, LeNet5, LeNet300100, NiN, ResNet
-from nncx.nn import BinaryConnectConv2d, BinaryConnectLinear, XNORConv2d, XNORLinear
+from nncx.nn import (
+    BinaryConnectConv2d,
+    BinaryConnectLinear,
+    Int8Conv2d,
+    Int8Linear,
+    XNORConv2d,
+    XNORLinear,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:nncx.save. load will not do without into=")
 
@@ -75,7 +82,16 @@ METHODS = {
     "frozen xnor": lambda model: freeze(convert(model, XNOR())),
     "binary connect": lambda model: convert(model, BinaryConnect(stochastic=True)),
     "frozen binary connect": lambda model: freeze(convert(model, BinaryConnect())),
+    "int8": lambda model: _calibrated(convert(model, Int8(symmetric=True))),
+    "frozen int8": lambda model: freeze(_calibrated(convert(model, Int8(per_channel=False)))),
 }
+
+
+def _calibrated(model):
+    for layer in model.modules():
+        if hasattr(layer, "set_input_range"):
+            layer.set_input_range(-1, 2)
+    return model
 
 
 def _compressed(model, method):
@@ -298,6 +314,7 @@ SAMPLES = [
     *(nn.ConstantPad3d(1, 2.5), nn.ReflectionPad3d(1), nn.ReplicationPad3d(1), nn.ZeroPad3d(1)),
     *(XNORConv2d(4, 6, 3, scale="none", pad_value=1), XNORLinear(3, 4, scale="alpha_k")),
     *(BinaryConnectConv2d(4, 6, (3, 2), 2, groups=2, stochastic=True), BinaryConnectLinear(3, 4)),
+    *(Int8Conv2d(4, 6, 3, padding="same", symmetric=True), Int8Linear(3, 4, per_channel=False)),
 ]
 
 
