@@ -7,7 +7,7 @@ student = nncx.load("student.safetensors")                   # without the class
 print(nncx.report(student, example))                         # measured, layer by layer
 """
 
-from nncx import compress, data, distill, models, nn, ops, train
+from nncx import compress, data, distill, graph, models, nn, ops, train
 from nncx._native import _C
 from nncx._report import Report, report
 from nncx._store import load, save
@@ -30,6 +30,7 @@ __all__ = [
     "data",
     "distill",
     "freeze",
+    "graph",
     "load",
     "models",
     "nn",
