@@ -49,12 +49,6 @@ static inline uint8_t code_at(const uint8_t* codes, int64_t index, int bits) {
   return static_cast<uint8_t>(window >> shift & ((1u << bits) - 1));
 }
 
-// The image row or column that a tap reads; outside [0, size) it is padding.
-static constexpr int64_t tap_position(int64_t out, int64_t stride, int64_t padding, int64_t tap,
-                                      int64_t dilation) {
-  return out * stride - padding + tap * dilation;
-}
-
 namespace scalar {
 int64_t codebook_conv2d_prepacked_bytes(const Conv2dWeightShape& shape, int bits);
 void codebook_conv2d_prepack(const Conv2dWeightShape& shape, int bits, const uint8_t* codes,

@@ -12,6 +12,12 @@ struct Conv2dGeometry {
   int64_t out_height, out_width;
 };
 
+// The image row or column that a tap reads; outside [0, size) it is padding.
+static constexpr int64_t tap_position(int64_t out, int64_t stride, int64_t padding, int64_t tap,
+                                      int64_t dilation) {
+  return out * stride - padding + tap * dilation;
+}
+
 struct Conv2dWeightShape {
   int64_t groups;
   int64_t out_channels;  // of one group

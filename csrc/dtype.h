@@ -78,4 +78,37 @@ static inline void store_float(float x, Dtype dtype, void* output, int64_t at) {
   }
 }
 
+static inline float load_float(float x) { return x; }
+
+static inline float load_float(BFloat16 x) { return bits_to_float(uint32_t{x.bits} << 16); }
+
+static inline float load_float(Half x) {
+  const uint32_t sign = uint32_t{x.bits & 0x8000u} << 16;
+  const uint32_t magnitude = x.bits & 0x7FFF;
+  uint32_t bits;
+  if (magnitude >= 0x7C00) {  // infinity, NaN
+    bits = 0x7F800000 | magnitude << 13;
+  } else if (magnitude < 0x0400) {  // subnormal: the float subtraction normalises
+    bits = float_to_bits(bits_to_float(0x38800000 | magnitude << 13) - bits_to_float(0x38800000));
+  } else {
+    bits = (magnitude << 13) + 0x38000000;
+  }
+  return bits_to_float(sign | bits);
+}
+
+// Element `at` of an input of that format.
+static inline float load_float(const void* input, Dtype dtype, int64_t at) {
+  switch (dtype) {
+    case Dtype::float32:
+      return static_cast<const float*>(input)[at];
+    case Dtype::float16:
+      return load_float(static_cast<const Half*>(input)[at]);
+    case Dtype::bfloat16:
+      return load_float(static_cast<const BFloat16*>(input)[at]);
+    case Dtype::float64:
+      return 0;  // the ops that load refuse it
+  }
+  return 0;
+}
+
 }  // namespace nncx

@@ -12,14 +12,24 @@ from nncx._native import _C
 from nncx._report import Report, report
 from nncx._store import load, save
 from nncx._version import __version__
-from nncx.compress import XNOR, BinaryConnect, convert, freeze, repack
-from nncx.nn import BinaryConnectConv2d, BinaryConnectLinear, XNORConv2d, XNORLinear
+from nncx.compress import XNOR, BinaryConnect, Int8, convert, freeze, quantize, repack, sensitivity
+from nncx.nn import (
+    BinaryConnectConv2d,
+    BinaryConnectLinear,
+    Int8Conv2d,
+    Int8Linear,
+    XNORConv2d,
+    XNORLinear,
+)
 
 __all__ = [
     "XNOR",
     "BinaryConnect",
     "BinaryConnectConv2d",
     "BinaryConnectLinear",
+    "Int8",
+    "Int8Conv2d",
+    "Int8Linear",
     "Report",
     "XNORConv2d",
     "XNORLinear",
@@ -35,8 +45,10 @@ __all__ = [
     "models",
     "nn",
     "ops",
+    "quantize",
     "repack",
     "report",
     "save",
+    "sensitivity",
     "train",
 ]

@@ -33,6 +33,8 @@ from nncx.graph import Graph
 from nncx.nn import (
     BinaryConnectConv2d,
     BinaryConnectLinear,
+    Int8Conv2d,
+    Int8Linear,
     PackedLayer,
     XNORConv2d,
     XNORLinear,
@@ -66,6 +68,8 @@ TYPES: dict[str, type[nn.Module]] = {
     **{f"nncx.models.{name}": getattr(nncx.models, name) for name in _MODELS},
     "nncx.BinaryConnectConv2d": BinaryConnectConv2d,
     "nncx.BinaryConnectLinear": BinaryConnectLinear,
+    "nncx.Int8Conv2d": Int8Conv2d,
+    "nncx.Int8Linear": Int8Linear,
     "nncx.XNORConv2d": XNORConv2d,
     "nncx.XNORLinear": XNORLinear,
     "nncx.graph.Graph": Graph,

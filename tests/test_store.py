@@ -13,7 +13,7 @@ from torch import nn
 from nncx import _describe, _files, _rebuild, _store
 from nncx import models as nncx_models
 from nncx._store import load, save
-from nncx.compress import XNOR, BinaryConnect, convert, freeze
+from nncx.compress import XNOR, BinaryConnect, Int8, convert, freeze
 from nncx.graph import Graph
 from nncx.models import MLP, VGG9, LeNet5, LeNet300100, NiN, ResNet
 from nncx.nn import BinaryConnectConv2d, BinaryConnectLinear, XNORConv2d, XNORLinear
@@ -76,7 +76,16 @@ METHODS = {
     "frozen xnor": lambda model: freeze(convert(model, XNOR())),
     "binary connect": lambda model: convert(model, BinaryConnect(stochastic=True)),
     "frozen binary connect": lambda model: freeze(convert(model, BinaryConnect())),
+    "int8": lambda model: _calibrated(convert(model, Int8(symmetric=True))),
+    "frozen int8": lambda model: freeze(_calibrated(convert(model, Int8(per_channel=False)))),
 }
+
+
+def _calibrated(model):
+    for layer in model.modules():
+        if hasattr(layer, "set_input_range"):
+            layer.set_input_range(-1, 2)
+    return model
 
 
 def _compressed(model, method):

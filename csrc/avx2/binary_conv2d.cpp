@@ -3,7 +3,7 @@
 // them, 128 products of signs in two instructions. Only the table's address depends on the
 // activations.
 //
-//   lines     (binary_lines.h) one byte per 4 signs, which is half the offset of their table.
+//   lines     (conv2d_lines.h) one byte per 4 signs, which is half the offset of their table.
 //   weights   prepacked [group][block of 32 outputs][tap][byte][32 outputs]: a transposition of
 //             bytes, so a weight still takes one bit (outputs are padded to a multiple of 32).
 //   sums      8 bits wide for 31 bytes of channels (31 * 8 < 256), then spilled to 32.
@@ -16,7 +16,7 @@
 
 #include <algorithm>
 
-#include "binary_lines.h"
+#include "binary_rows.h"
 #include "binary_tile.h"
 #include "unroll.h"
 
@@ -146,13 +146,13 @@ NNCX_INLINE inline void expand_8_bytes(const uint8_t* signs, uint8_t* indices) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(indices), _mm_unpacklo_epi8(low, high));
 }
 
-struct TableGemm {
+struct TableGemm : BinaryPath {
   static int64_t pixel_bytes(const BinaryConv2dParams& p) {
     return 2 * channel_bytes(p.shape.channels);
   }
 
-  static int64_t filter_bytes(const BinaryWeightShape& s) {
-    return s.taps * channel_bytes(s.channels);
+  static int64_t block_bytes(const BinaryWeightShape& s) {
+    return kBlock * s.taps * channel_bytes(s.channels);
   }
 
   static bool contiguous(const BinaryConv2dParams&) { return true; }
@@ -183,15 +183,15 @@ struct TableGemm {
     return end;
   }
 
-  static void gemm(const BinaryConv2dParams& p, const uint8_t* const* rows, int64_t count,
+  static void gemm(const Params& p, const Rows& rows, const uint8_t* const* pointers,
                    const Taps& taps, const uint8_t* weights, int64_t blocks, int32_t* counts) {
     const Gemm* kernels = blocks == 1 ? kOneBlock : kTwoBlocks;
     const int64_t most = kMaxSums / blocks;
     const int64_t run_bytes = taps.run_pixels * channel_bytes(p.shape.channels);
-    for (int64_t r = 0; r < count; r += most) {
-      kernels[std::min(most, count - r)](rows + r, taps, run_bytes, weights,
-                                         filter_bytes(p.shape) * kBinaryBlock,
-                                         counts + r * blocks * kBinaryBlock);
+    for (int64_t r = 0; r < rows.count; r += most) {
+      kernels[std::min(most, rows.count - r)](pointers + r, taps, run_bytes, weights,
+                                              block_bytes(p.shape),
+                                              counts + r * blocks * kBinaryBlock);
     }
   }
 
@@ -201,13 +201,13 @@ struct TableGemm {
 }  // namespace
 
 int64_t binary_conv2d_prepacked_bytes(const BinaryWeightShape& s) {
-  return s.groups * binary_blocks(s.out_channels) * TableGemm::filter_bytes(s) * kBinaryBlock;
+  return s.groups * binary_blocks(s.out_channels) * TableGemm::block_bytes(s);
 }
 
 void binary_conv2d_prepack(const BinaryWeightShape& s, const uint8_t* weight, uint8_t* prepacked) {
   const int64_t bytes = channel_bytes(s.channels);
   const int64_t group_bytes = packed_bytes(s.channels);
-  const int64_t block_stride = TableGemm::filter_bytes(s) * kBinaryBlock;
+  const int64_t block_stride = TableGemm::block_bytes(s);
   std::memset(prepacked, 0, binary_conv2d_prepacked_bytes(s));
   for (int64_t o = 0; o < s.groups * s.out_channels; ++o) {
     const int64_t in_group = o % s.out_channels;
@@ -222,11 +222,11 @@ void binary_conv2d_prepack(const BinaryWeightShape& s, const uint8_t* weight, ui
 }
 
 int64_t binary_conv2d_scratch_bytes(const BinaryConv2dParams& p) {
-  return BinaryLines<TableGemm>(p).scratch_bytes();
+  return Conv2dLines<TableGemm>(p).scratch_bytes();
 }
 
 void binary_conv2d(const BinaryConv2dParams& p, const BinaryTile& tile, uint8_t* scratch) {
-  BinaryLines<TableGemm>(p).run(tile, scratch);
+  Conv2dLines<TableGemm>(p).run(tile, scratch);
 }
 
 }  // namespace nncx::avx2

@@ -6,26 +6,12 @@
 #include <algorithm>
 
 #include "binary_epilogue.h"
-#include "binary_lines.h"
-#include "transpose.h"
+#include "binary_rows.h"
+#include "tile.h"
 #include "unroll.h"
 
 namespace nncx {
 namespace {
-
-constexpr int64_t kLanes = 8;
-
-NNCX_INLINE inline void store_lanes(__m256 y, float* out) { _mm256_storeu_ps(out, y); }
-
-NNCX_INLINE inline void store_lanes(__m256 y, Half* out) {
-  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT));
-}
-
-NNCX_INLINE inline void store_lanes(__m256 y, BFloat16* out) {
-  alignas(32) float lanes[kLanes];
-  _mm256_store_ps(lanes, y);
-  for (int64_t i = 0; i < kLanes; ++i) store_float(lanes[i], out + i);
-}
 
 // Popcounts of xor, of 8 outputs of row r -> dot products.
 NNCX_INLINE inline __m256i dots(const BinaryRows& rows, int64_t r, const int32_t* counts) {
@@ -42,49 +28,31 @@ NNCX_INLINE inline __m256 numbers(const BinaryEpilogue& e, const BinaryRows& row
   return e.bias ? _mm256_add_ps(y, _mm256_loadu_ps(e.bias + o)) : y;
 }
 
-// Channels innermost: row by row, since the lines of different rows may fall into one set of the L1
-// cache. `outputs` is a multiple of 8 in all three.
 template <class T>
-void store_rows(const BinaryEpilogue& e, const BinaryRows& rows, int64_t o, int64_t outputs,
-                const int32_t* counts, int64_t width) {
-  T* out = static_cast<T*>(e.output) + output_index(e, rows.first, o);
-  for (int64_t r = 0; r < rows.count; ++r, out += e.channels, counts += width) {
-    for (int64_t i = 0; i < outputs; i += kLanes) {
-      store_lanes(numbers(e, rows, r, o + i, counts + i), out + i);
-    }
-  }
-}
+struct BinaryTileOfNumbers {
+  const BinaryEpilogue& e;
+  const BinaryRows& rows;
+  int64_t o;
+  const int32_t* counts;
+  int64_t width;
 
-// Pixels innermost: squares of 8 x 8, transposed.
-template <class T>
-void store_columns(const BinaryEpilogue& e, const BinaryRows& rows, int64_t o, int64_t outputs,
-                   const int32_t* counts, int64_t width) {
-  T* out = static_cast<T*>(e.output) + output_index(e, rows.first, o);
-  for (int64_t i = 0; i < outputs; i += kLanes, out += kLanes * e.image) {
-    for (int64_t first = 0; first < rows.count; first += kLanes) {
-      const int64_t count = std::min(kLanes, rows.count - first);
-      __m256 y[kLanes];
-      for_each<kLanes>([&](auto lane) NNCX_INLINE {
-        const int64_t r = first + std::min<int64_t>(lane, count - 1);
-        y[lane] = numbers(e, rows, r, o + i, counts + r * width + i);
-      });
-      transpose_8x8(y);
-      for_each<kLanes>([&](auto lane) NNCX_INLINE {
-        T* to = out + lane * e.image + first;
-        if (count == kLanes) return store_lanes(y[lane], to);
-        T pixels[kLanes];
-        store_lanes(y[lane], pixels);
-        std::memcpy(to, pixels, count * sizeof(T));
-      });
-    }
+  NNCX_INLINE __m256 numbers(int64_t r, int64_t i) const {
+    return nncx::numbers(e, rows, r, o + i, counts + r * width + i);
   }
-}
 
+  NNCX_INLINE void store(__m256 y, int64_t index, int64_t count) const {
+    store_lanes(y, static_cast<T*>(e.output) + index, count);
+  }
+};
+
+// `outputs` is a multiple of 8.
 template <class T>
 void store_numbers(const BinaryEpilogue& e, const BinaryRows& rows, int64_t o, int64_t outputs,
                    const int32_t* counts, int64_t width) {
-  const auto store = e.channels_last ? store_rows<T> : store_columns<T>;
-  store(e, rows, o, outputs, counts, width);
+  const BinaryTileOfNumbers<T> tile{e, rows, o, counts, width};
+  const int64_t index = output_index(e, rows.first, o);
+  if (e.channels_last) return store_rows(tile, rows.count, outputs, index, e.channels);
+  store_columns(tile, rows.count, outputs, index, e.image);
 }
 
 // 8 outputs as signs, which fill a byte, of all rows.

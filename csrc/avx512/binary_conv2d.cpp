@@ -1,7 +1,7 @@
 // VPOPCNTQ on 8 output channels at once: xor, popcount and add make 8 x 64 products of signs. No
 // table and no narrow sums.
 //
-//   lines     (binary_lines.h) the 64-bit words of signs as they are. Where padding counts as 0, a
+//   lines     (conv2d_lines.h) the 64-bit words of signs as they are. Where padding counts as 0, a
 //             word behind each pixel says whether it counts: it masks the popcount, so borders cost
 //             no more. (VPTERNLOG for xor and mask in one is slower: it overwrites an operand.)
 //   weights   prepacked [group][block of 32 outputs][tap][64-bit word][32 outputs of 8 bytes]: one
@@ -14,7 +14,7 @@
 #include <algorithm>
 
 #include "avx2/binary_tile.h"
-#include "binary_lines.h"
+#include "binary_rows.h"
 #include "pack_signs.h"
 #include "unroll.h"
 
@@ -77,7 +77,7 @@ constexpr Gemm kGemm[2][kMaxRows + 1] = {
     {nullptr, gemm<1, true>, gemm<2, true>, gemm<3, true>, gemm<4, true>},
 };
 
-struct PopcountGemm {
+struct PopcountGemm : BinaryPath {
   // Whether a word behind each pixel says if it counts.
   static bool masked(const BinaryConv2dParams& p) {
     return p.pad_value == 0 && (p.padding_h || p.padding_w);
@@ -89,8 +89,8 @@ struct PopcountGemm {
     return packed_bytes(p.shape.channels) + (masked(p) ? 8 : 0);
   }
 
-  static int64_t filter_bytes(const BinaryWeightShape& s) {
-    return s.taps * packed_bytes(s.channels);
+  static int64_t block_bytes(const BinaryWeightShape& s) {
+    return kBlock * s.taps * packed_bytes(s.channels);
   }
 
   static uint8_t* expand_pixels(const BinaryConv2dParams& p, const uint8_t* signs, int64_t count,
@@ -122,18 +122,18 @@ struct PopcountGemm {
     return end;
   }
 
-  static void gemm(const BinaryConv2dParams& p, const uint8_t* const* rows, int64_t count,
+  static void gemm(const Params& p, const Rows& rows, const uint8_t* const* pointers,
                    const Taps& taps, const uint8_t* weights, int64_t blocks, int32_t* counts) {
     const Gemm* kernels = kGemm[masked(p)];
     const int64_t run_words = taps.run_pixels * words(p.shape.channels);
     const int64_t width = blocks * kBinaryBlock;
     for (int64_t block = 0; block < blocks; ++block) {
       const auto* block_weights =
-          reinterpret_cast<const uint64_t*>(weights + block * filter_bytes(p.shape) * kBinaryBlock);
-      for (int64_t r = 0; r < count; r += kMaxRows) {
-        kernels[std::min<int64_t>(kMaxRows, count - r)](rows + r, taps, run_words, block_weights,
-                                                        width,
-                                                        counts + r * width + block * kBinaryBlock);
+          reinterpret_cast<const uint64_t*>(weights + block * block_bytes(p.shape));
+      for (int64_t r = 0; r < rows.count; r += kMaxRows) {
+        kernels[std::min<int64_t>(kMaxRows, rows.count - r)](
+            pointers + r, taps, run_words, block_weights, width,
+            counts + r * width + block * kBinaryBlock);
       }
     }
   }
@@ -144,11 +144,11 @@ struct PopcountGemm {
 }  // namespace
 
 int64_t binary_conv2d_prepacked_bytes(const BinaryWeightShape& s) {
-  return s.groups * binary_blocks(s.out_channels) * PopcountGemm::filter_bytes(s) * kBinaryBlock;
+  return s.groups * binary_blocks(s.out_channels) * PopcountGemm::block_bytes(s);
 }
 
 void binary_conv2d_prepack(const BinaryWeightShape& s, const uint8_t* weight, uint8_t* prepacked) {
-  const int64_t block_stride = PopcountGemm::filter_bytes(s) * kBinaryBlock;
+  const int64_t block_stride = PopcountGemm::block_bytes(s);
   std::memset(prepacked, 0, binary_conv2d_prepacked_bytes(s));
   for (int64_t o = 0; o < s.groups * s.out_channels; ++o) {
     const int64_t in_group = o % s.out_channels;
@@ -162,11 +162,11 @@ void binary_conv2d_prepack(const BinaryWeightShape& s, const uint8_t* weight, ui
 }
 
 int64_t binary_conv2d_scratch_bytes(const BinaryConv2dParams& p) {
-  return BinaryLines<PopcountGemm>(p).scratch_bytes();
+  return Conv2dLines<PopcountGemm>(p).scratch_bytes();
 }
 
 void binary_conv2d(const BinaryConv2dParams& p, const BinaryTile& tile, uint8_t* scratch) {
-  BinaryLines<PopcountGemm>(p).run(tile, scratch);
+  Conv2dLines<PopcountGemm>(p).run(tile, scratch);
 }
 
 }  // namespace nncx::avx512

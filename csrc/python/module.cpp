@@ -8,6 +8,7 @@
 
 #include "binary_conv2d.h"
 #include "codebook_conv2d.h"
+#include "int8_conv2d.h"
 #include "isa.h"
 
 namespace {
@@ -33,6 +34,12 @@ int64_t codebook_prepacked_numel(int64_t groups, int64_t out_channels, int64_t t
   const nncx::Conv2dWeightShape shape = {groups, out_channels, taps, channels};
   return static_cast<int64_t>(sizeof(nncx::PrepackedHeader)) +
          NNCX_ON_PATH(nncx::active_isa(), codebook_conv2d_prepacked_bytes(shape, bits));
+}
+
+int64_t int8_prepacked_numel(int64_t groups, int64_t out_channels, int64_t taps, int64_t channels) {
+  const nncx::Conv2dWeightShape shape = {groups, out_channels, taps, channels};
+  return static_cast<int64_t>(sizeof(nncx::PrepackedHeader)) +
+         NNCX_ON_PATH(nncx::active_isa(), int8_conv2d_prepacked_bytes(shape));
 }
 
 }  // namespace
@@ -62,4 +69,7 @@ PYBIND11_MODULE(_C, m) {
       pybind11::arg("out_channels"), pybind11::arg("taps"), pybind11::arg("channels"),
       pybind11::arg("bits"),
       "Bytes of a prepacked codebook weight under the active path; sizes are those of one group.");
+  m.def("int8_prepacked_numel", &int8_prepacked_numel, pybind11::arg("groups"),
+        pybind11::arg("out_channels"), pybind11::arg("taps"), pybind11::arg("channels"),
+        "Bytes of a prepacked int8 weight under the active path; sizes are those of one group.");
 }

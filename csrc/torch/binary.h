@@ -8,14 +8,14 @@
 
 namespace nncx {
 
-inline PrepackedHeader prepacked_header(Isa isa, const BinaryWeightShape& s) {
+inline PrepackedHeader binary_header(Isa isa, const BinaryWeightShape& s) {
   return prepacked_header("binary/" + std::string(isa_name(isa)), s,
                           NNCX_ON_PATH(isa, binary_conv2d_prepacked_bytes(s)));
 }
 
-inline Tensor prepack(const Tensor& weight, const BinaryWeightShape& s) {
+inline Tensor binary_prepack(const Tensor& weight, const BinaryWeightShape& s) {
   const Isa isa = active_isa();
-  return prepack(weight, prepacked_header(isa, s), [&](const uint8_t* packed, uint8_t* bytes) {
+  return prepack(weight, binary_header(isa, s), [&](const uint8_t* packed, uint8_t* bytes) {
     NNCX_ON_PATH(isa, binary_conv2d_prepack(s, packed, bytes));
   });
 }
@@ -48,7 +48,7 @@ inline void run(Isa isa, const BinaryConv2dParams& params, const Tensor& input) 
 inline void execute(const char* op, BinaryConv2dParams p, const Tensor& input, const Tensor& weight,
                     const Tensor& output) {
   const Isa isa = active_isa();
-  p.weight = open_prepacked(op, input, weight, prepacked_header(isa, p.shape));
+  p.weight = open_prepacked(op, input, weight, binary_header(isa, p.shape));
   if (output.numel() == 0) return;
   const Tensor packed = dense(input);
   p.input = static_cast<const uint8_t*>(packed.const_data_ptr());

@@ -18,10 +18,10 @@ Tensor binary_conv2d_prepack(const Tensor& weight, int64_t in_channels, int64_t 
   NNCX_CHECK(weight.size(4) == packed_bytes(channels), op, ": weight must have ",
              packed_bytes(channels), " bytes for ", channels, " channels a group, got shape ",
              shape_text(weight));
-  return prepack(weight, {.groups = groups,
-                          .out_channels = weight.size(0) / groups,
-                          .taps = taps,
-                          .channels = channels});
+  return binary_prepack(weight, {.groups = groups,
+                                 .out_channels = weight.size(0) / groups,
+                                 .taps = taps,
+                                 .channels = channels});
 }
 
 // The geometry, checked; its pointers are still null.

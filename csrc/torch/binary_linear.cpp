@@ -14,8 +14,8 @@ Tensor binary_linear_prepack(const Tensor& weight, int64_t in_features) {
              "] from pack_signs, got ", torch::headeronly::toString(weight.scalar_type()),
              " of shape ", shape_text(weight));
   check_weight_shape(op, 1, weight.size(0), 1, in_features);
-  return prepack(weight,
-                 {.groups = 1, .out_channels = weight.size(0), .taps = 1, .channels = in_features});
+  return binary_prepack(
+      weight, {.groups = 1, .out_channels = weight.size(0), .taps = 1, .channels = in_features});
 }
 
 // M images of one pixel, checked; its pointers are still null.

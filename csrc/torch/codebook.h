@@ -2,8 +2,7 @@
 // one-pixel images, so both run on codebook_conv2d's backends.
 #pragma once
 
-#include <string_view>
-
+#include "activation.h"
 #include "codebook_conv2d.h"
 #include "conv2d_ops.h"
 
@@ -14,29 +13,23 @@ inline int check_bits(const char* op, int64_t bits) {
   return static_cast<int>(bits);
 }
 
-inline PrepackedHeader prepacked_header(Isa isa, const Conv2dWeightShape& s, int bits) {
+inline PrepackedHeader codebook_header(Isa isa, const Conv2dWeightShape& s, int bits) {
   return prepacked_header("codebook" + std::to_string(bits) + "/" + std::string(isa_name(isa)), s,
                           NNCX_ON_PATH(isa, codebook_conv2d_prepacked_bytes(s, bits)));
 }
 
-inline Tensor prepack(const char* op, const Tensor& codes, const Conv2dWeightShape& s, int bits) {
+inline Tensor codebook_prepack(const char* op, const Tensor& codes, const Conv2dWeightShape& s,
+                               int bits) {
   const int64_t count = s.groups * s.out_channels * s.taps * s.channels;
   const int64_t bytes = (count * bits + 7) / 8;
   NNCX_CHECK(codes.scalar_type() == ScalarType::Byte && has_shape(codes, {bytes}), op,
              ": codes must be uint8 [", bytes, "] from pack_codes, got ",
              torch::headeronly::toString(codes.scalar_type()), " of shape ", shape_text(codes));
   const Isa isa = active_isa();
-  return prepack(codes, prepacked_header(isa, s, bits),
+  return prepack(codes, codebook_header(isa, s, bits),
                  [&](const uint8_t* dense, uint8_t* prepacked) {
                    NNCX_ON_PATH(isa, codebook_conv2d_prepack(s, bits, dense, prepacked));
                  });
-}
-
-inline Activation to_activation(const char* op, std::string_view name) {
-  if (name == "none") return Activation::none;
-  if (name == "relu") return Activation::relu;
-  if (name == "relu6") return Activation::relu6;
-  fail(op, ": activation must be none, relu or relu6, got '", name, "'");
 }
 
 inline void check_input_dtype(const char* op, const Tensor& input) {
@@ -89,7 +82,7 @@ inline void run(Isa isa, const CodebookConv2dParams& params, const Tensor& input
 inline void execute(const char* op, CodebookConv2dParams p, const Tensor& pixels,
                     const Tensor& weight, const CodebookTensors& tensors, const Tensor& output) {
   const Isa isa = active_isa();
-  p.weight = open_prepacked(op, pixels, weight, prepacked_header(isa, p.shape, p.bits));
+  p.weight = open_prepacked(op, pixels, weight, codebook_header(isa, p.shape, p.bits));
   if (output.numel() == 0) return;
   p.input = static_cast<const float*>(pixels.const_data_ptr());
   p.codebook = tensors.codebook.data();

@@ -10,8 +10,8 @@ Tensor codebook_conv2d_prepack(const Tensor& codes, int64_t bits, int64_t in_cha
                                int64_t groups) {
   constexpr const char* op = "codebook_conv2d_prepack";
   const int width = check_bits(op, bits);
-  return prepack(op, codes, read_weight_shape(op, in_channels, out_channels, kernel_size, groups),
-                 width);
+  return codebook_prepack(
+      op, codes, read_weight_shape(op, in_channels, out_channels, kernel_size, groups), width);
 }
 
 // Whether the output is to be channels_last: the format of the input, unless that has both.

@@ -8,7 +8,7 @@ Tensor codebook_linear_prepack(const Tensor& codes, int64_t bits, int64_t in_fea
                                int64_t out_features) {
   constexpr const char* op = "codebook_linear_prepack";
   const int width = check_bits(op, bits);
-  return prepack(op, codes, read_weight_shape(op, in_features, out_features), width);
+  return codebook_prepack(op, codes, read_weight_shape(op, in_features, out_features), width);
 }
 
 Tensor codebook_linear(const Tensor& input, const Tensor& weight, const Tensor& codebook,

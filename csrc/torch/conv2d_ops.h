@@ -115,7 +115,10 @@ class EpilogueTensor {
   std::optional<Tensor> dense_;
 
   static const char* type_name(ScalarType type) {
-    return type == ScalarType::Float ? "float32" : type == ScalarType::Int ? "int32" : "bool";
+    return type == ScalarType::Float  ? "float32"
+           : type == ScalarType::Int  ? "int32"
+           : type == ScalarType::Char ? "int8"
+                                      : "bool";
   }
 };
 

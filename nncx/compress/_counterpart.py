@@ -4,6 +4,8 @@ from typing import TypeVar
 
 from torch import nn
 
+from nncx.nn.packed import PackedLayer
+
 GEOMETRY = {
     nn.Conv2d: (
         *("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"),
@@ -12,7 +14,7 @@ GEOMETRY = {
     nn.Linear: ("in_features", "out_features"),
 }
 
-Layer = TypeVar("Layer", bound=nn.Module)
+Layer = TypeVar("Layer", bound=PackedLayer)
 
 
 def counterpart(module: nn.Module, cls: type[Layer], **extras: object) -> Layer:
@@ -26,4 +28,5 @@ def counterpart(module: nn.Module, cls: type[Layer], **extras: object) -> Layer:
     geometry = {name: getattr(module, name) for name in GEOMETRY[type(module)]}
     layer = cls(**geometry, bias=module.bias is not None, device="meta", **extras)
     layer.weight, layer.bias = module.weight, module.bias
+    layer.reset_buffers()
     return layer.train(module.training)

@@ -16,16 +16,21 @@ def freeze(model: nn.Module) -> nn.Module:
         `model`.
 
     Raises:
-        ValueError: if it has no nncx layer, or one with a reparametrised weight; before anything
-            is changed.
+        ValueError: if it has no nncx layer, or one with a reparametrised weight, or an int8 layer
+            whose input range is not known or whose weight is not finite; before anything is
+            changed.
     """
     layers = _packed_layers(model, "freeze")
     for name, layer in model.named_modules():
-        if isinstance(layer, PackedLayer) and not _has_plain_weight(layer):
+        if not isinstance(layer, PackedLayer):
+            continue
+        if not _has_plain_weight(layer):
             raise ValueError(
                 f"freeze: '{name}' must have a plain weight, got a reparametrised one; call"
                 " torch.nn.utils.parametrize.remove_parametrizations (or remove_weight_norm) first"
             )
+        if not layer.frozen and (reason := layer.why_not_freezable()):
+            raise ValueError(f"freeze: '{name}' {reason}")
     for layer in layers:
         layer.freeze()
     return model.eval().requires_grad_(False)

@@ -2,6 +2,7 @@
 
 from nncx.nn.binary_connect import BinaryConnectConv2d, BinaryConnectLinear
 from nncx.nn.fold import fold_sign
+from nncx.nn.int8 import Int8Conv2d, Int8Linear
 from nncx.nn.losses import SquaredHingeLoss
 from nncx.nn.packed import PackedLayer
 from nncx.nn.xnor import XNORConv2d, XNORLinear
@@ -9,6 +10,8 @@ from nncx.nn.xnor import XNORConv2d, XNORLinear
 __all__ = [
     "BinaryConnectConv2d",
     "BinaryConnectLinear",
+    "Int8Conv2d",
+    "Int8Linear",
     "PackedLayer",
     "SquaredHingeLoss",
     "XNORConv2d",

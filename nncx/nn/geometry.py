@@ -4,6 +4,9 @@ A family of layers mixes these with what its arithmetic needs, and implements `_
 op) and `_float` (the same in torch, with gradients), of which `forward` calls one.
 """
 
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -81,6 +84,19 @@ def both_sides(padding: tuple[int, int]) -> list[int]:
     """(height, width) -> what F.pad takes."""
     height, width = padding
     return [width, width, height, height]
+
+
+def kernel_dtype(input: Tensor) -> torch.dtype:
+    """That of `input`, if a native op can give its result in it."""
+    native = (torch.float32, torch.float16, torch.bfloat16)
+    return input.dtype if input.dtype in native else torch.float32
+
+
+def no_autocast(device: torch.device) -> AbstractContextManager:
+    """For sums of integers: autocast would make them half precision, exact up to 2**11 only."""
+    if device.type == "meta":  # which has none to switch off
+        return nullcontext()
+    return torch.autocast(device.type, enabled=False)
 
 
 def _check_floating(input: Tensor, layer: str) -> None:

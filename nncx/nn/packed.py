@@ -26,7 +26,8 @@ class PackedLayer(nn.Module):
 
     A subclass calls `_init_packing` at the end of its constructor and implements `_pack`, which
     fills `_prepacked` from the float weight or from `packed_weight`, and `_drop_weight`, which
-    turns the float weight into `packed_weight`.
+    turns the float weight into `packed_weight`. Its buffers are what kernels read: `.half()` and
+    its kin, which are for what the user sees, leave their dtypes.
     """
 
     precision: ClassVar[str]
@@ -49,9 +50,22 @@ class PackedLayer(nn.Module):
     def _drop_weight(self) -> None:
         raise NotImplementedError
 
+    def reset_buffers(self) -> None:
+        """Give the buffers of a new layer their first values, where its weight is."""
+
+    def why_not_freezable(self) -> str | None:
+        """What the layer lacks to run without its float weight, the end of a sentence."""
+        return None
+
     def freeze(self) -> "PackedLayer":
-        """Drop the float weight: from now on the layer always runs its native kernel."""
+        """Drop the float weight: from now on the layer always runs its native kernel.
+
+        Raises:
+            ValueError: if the layer lacks what its kernel needs.
+        """
         if not self.frozen:
+            if reason := self.why_not_freezable():
+                raise ValueError(f"freeze: the {type(self).__name__} {reason}")
             with torch.no_grad():
                 self._drop_weight()
             self.frozen = True
@@ -101,7 +115,11 @@ class PackedLayer(nn.Module):
         return self
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLayer":
+        before = dict(self._buffers)
         super()._apply(fn, recurse)
+        for name, buffer in before.items():
+            if buffer is not None and self._buffers[name].dtype != buffer.dtype:
+                self._buffers[name] = buffer.to(self._buffers[name].device)
         self.repack()
         return self
 

@@ -70,6 +70,78 @@ def binary_connect_sample(weight: Tensor) -> Tensor:
     return _PassThrough.apply(weight, weight > threshold)
 
 
+INT8_MIN, INT8_MAX = -128, 127  # of activations; weights are in [-127, 127]
+
+
+def int8_input_parameters(range: Tensor, symmetric: bool) -> tuple[Tensor, Tensor]:
+    """Scale and zero point of int8 activations whose values lie in a range.
+
+    Affine: `scale = (maximum - minimum) / 255`, `zero_point = clamp(rint(-128 - minimum / scale))`.
+    Symmetric: `scale = max(-minimum, maximum) / 127`, `zero_point = 0`.
+    The range is first widened to contain 0, which thereby has a code of its own: padding, and what
+    a ReLU cuts off, stay exact. A range of nothing but 0 (or of less than any float32 has a
+    reciprocal for) gets the scale 1.
+
+    Args:
+        range: float32 `[2]`: minimum and maximum.
+        symmetric: whether the zero point shall be 0.
+
+    Returns:
+        scale, float32 `[]`, and zero point, int8 `[]`, as `nncx.ops.quantize_int8` takes them.
+
+    Paper: Jacob et al., "Quantization and Training of Neural Networks for Efficient
+    Integer-Arithmetic-Only Inference", CVPR 2018.
+    """
+    minimum, maximum = range[0].clamp(max=0.0), range[1].clamp(min=0.0)
+    if symmetric:
+        scale = _or_one(torch.maximum(-minimum, maximum) / INT8_MAX)
+        return scale, torch.zeros_like(scale, dtype=torch.int8)
+    scale = _or_one(maximum / 255 - minimum / 255)  # the difference itself could be infinite
+    zero_point = (INT8_MIN - minimum / scale).round().clamp(INT8_MIN, INT8_MAX)
+    return scale, zero_point.to(torch.int8)
+
+
+def int8_input(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
+    """Quantise activations: their int8 codes less the zero point, as integers in float32.
+
+    Forward: `clamp(rint(x * (1 / scale)) + zero_point, -128, 127) - zero_point`, ties to even: the
+    codes of `nncx.ops.quantize_int8`, but NaN stays NaN, so that training sees it.
+    Pseudo-gradient: `dC/dx = dC/dq / scale`, 0 where clipped: rounding counts as the identity.
+    Paper: Jacob et al., CVPR 2018, whose simulated values are `scale` times these.
+    """
+    steps = _Round.apply(x.float() * scale.reciprocal())
+    zero_point = zero_point.float()
+    return torch.clamp(steps, INT8_MIN - zero_point, INT8_MAX - zero_point)
+
+
+def int8_weight_scale(weight: Tensor, per_channel: bool) -> Tensor:
+    """Scale of int8 weights `[O, ...]`, `max |W| / 127`: float32 `[O]`, or `[1]` for all.
+
+    Detached. Zeros alone get the scale 1.
+    """
+    size = len(weight) if per_channel else 1
+    if weight.is_meta or not weight.numel():
+        return weight.new_ones(size, dtype=torch.float32)
+    filters = weight.detach().float().reshape(size, -1)
+    return _or_one(torch.linalg.vector_norm(filters, torch.inf, dim=1) / INT8_MAX)
+
+
+def int8_weight(weight: Tensor, scale: Tensor) -> Tensor:
+    """Quantise weights `[O, ...]` to int8 codes, as integers in float32.
+
+    Forward: `clamp(rint(W / scale), -127, 127)`, ties to even; `scale` of `int8_weight_scale`.
+    Pseudo-gradient: `dC/dW = dC/dq / scale`, 0 where clipped (with that scale, nowhere).
+    Paper: Jacob et al., CVPR 2018.
+    """
+    steps = _Round.apply(weight.float() / scale.view(-1, *[1] * (weight.dim() - 1)))
+    return steps.clamp(-INT8_MAX, INT8_MAX)
+
+
+def _or_one(scale: Tensor) -> Tensor:
+    """1 for a scale whose reciprocal float32 may lack: nothing but zeros was seen."""
+    return torch.where(scale.abs() < torch.finfo(torch.float32).tiny, 1.0, scale)
+
+
 def _l1_norm(filters: Tensor) -> Tensor:
     # Of the row-major copy that flatten makes: the sum must not depend on the memory format.
     return filters.float().abs().sum(1)
@@ -121,3 +193,13 @@ class _PassThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad, None
+
+
+class _Round(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.round()  # ties to even
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad

@@ -6,8 +6,6 @@ integer first (exact in float32 up to 2**24 taps a filter, by any kernel that mu
 not by Winograd or FFT), and then multiply by alpha, multiply by K and add the bias in that order.
 """
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -16,15 +14,13 @@ from torch import Tensor
 
 from nncx import ops
 from nncx.nn.codes import pack_weight_signs, unpack_codes
-from nncx.nn.geometry import PackedConv2d, PackedLinear, both_sides
+from nncx.nn.geometry import PackedConv2d, PackedLinear, both_sides, kernel_dtype, no_autocast
 from nncx.nn.packed import PackedLayer
 from nncx.nn.quantizers import sign, xnor_alpha, xnor_sign
 from nncx.ops._conv2d import memory_format
 
 SCALES = ("none", "alpha", "alpha_k")
 PAD_VALUES = (-1, 0, 1)
-
-_KERNEL_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 class _XNORLayer(PackedLayer):
@@ -76,20 +72,13 @@ class _XNORLayer(PackedLayer):
             self.alpha = None
         super().repack()
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "_XNORLayer":
-        alpha = self.alpha
-        super()._apply(fn, recurse)
-        if self.frozen and alpha is not None and self.alpha.dtype != alpha.dtype:
-            self.alpha = alpha.to(self.alpha.device)  # .half() is for what the user sees
-        return self
-
     def _kernel_epilogue(self, input: Tensor, input_scale: Tensor | None) -> dict[str, Any]:
         """The epilogue arguments of the binary ops."""
         return {
             "scale": self.alpha,
             "bias": None if self.bias is None else self.bias.float(),
             "input_scale": input_scale,
-            "out_dtype": input.dtype if input.dtype in _KERNEL_DTYPES else torch.float32,
+            "out_dtype": kernel_dtype(input),
         }
 
     def _float_epilogue(self, dots: Tensor, input_scale: Tensor | None) -> Tensor:
@@ -101,13 +90,6 @@ class _XNORLayer(PackedLayer):
         if input_scale is not None:
             dots = dots * input_scale
         return dots if self.bias is None else dots + self.bias.float().view(per_filter)
-
-
-def _no_autocast(device: torch.device) -> AbstractContextManager:
-    """Autocast would add up in half precision, where integers above 2**11 are not exact."""
-    if device.type == "meta":  # which has none to switch off
-        return nullcontext()
-    return torch.autocast(device.type, enabled=False)
 
 
 class XNORConv2d(_XNORLayer, PackedConv2d):
@@ -201,7 +183,7 @@ class XNORConv2d(_XNORLayer, PackedConv2d):
         if self.pad_value:
             signs = F.pad(signs, both_sides(padding), value=self.pad_value)
             padding = (0, 0)
-        with _no_autocast(input.device):
+        with no_autocast(input.device):
             weight = self._weight_signs()
             dots = F.conv2d(signs, weight, None, self.stride, padding, self.dilation, self.groups)
         if input_scale is not None:
@@ -270,7 +252,7 @@ class XNORLinear(_XNORLayer, PackedLinear):
 
     def _float(self, rows: Tensor) -> Tensor:
         input_scale = self._input_scale(rows)
-        with _no_autocast(rows.device):
+        with no_autocast(rows.device):
             dots = F.linear(sign(rows).float(), self._weight_signs())
         input_scale = None if input_scale is None else input_scale[:, None]
         return self._float_epilogue(dots, input_scale).to(rows.dtype)

@@ -6,8 +6,11 @@ from nncx.ops.binary_linear import binary_linear, binary_linear_prepack
 from nncx.ops.binary_linear_sign import binary_linear_sign
 from nncx.ops.codebook_conv2d import codebook_conv2d, codebook_conv2d_prepack
 from nncx.ops.codebook_linear import codebook_linear, codebook_linear_prepack
+from nncx.ops.int8_conv2d import int8_conv2d, int8_conv2d_prepack
+from nncx.ops.int8_linear import int8_linear, int8_linear_prepack
 from nncx.ops.max_pool2d_signs import max_pool2d_signs
 from nncx.ops.pack_signs import pack_signs
+from nncx.ops.quantize_int8 import quantize_int8
 
 __all__ = [
     "binary_conv2d",
@@ -16,10 +19,15 @@ __all__ = [
     "binary_linear",
     "binary_linear_prepack",
     "binary_linear_sign",
-    "max_pool2d_signs",
     "codebook_conv2d",
     "codebook_conv2d_prepack",
     "codebook_linear",
     "codebook_linear_prepack",
+    "int8_conv2d",
+    "int8_conv2d_prepack",
+    "int8_linear",
+    "int8_linear_prepack",
+    "max_pool2d_signs",
     "pack_signs",
+    "quantize_int8",
 ]

@@ -4,13 +4,8 @@ import torch
 from torch import Tensor
 
 from nncx._native import _C
+from nncx.ops._activation import activate, check_activation
 from nncx.ops._common import check, check_operand, check_out_dtype, check_prepacked, shape_text
-
-_ACTIVATIONS = {
-    "none": lambda y: y,
-    "relu": torch.relu,
-    "relu6": torch.nn.functional.relu6,
-}
 
 
 def check_bits(op: str, bits: int) -> None:
@@ -51,10 +46,7 @@ def check_operands(
     out_dtype: torch.dtype | None,
 ) -> torch.dtype:
     """Checks what follows the geometry; returns the dtype of the output."""
-    check(
-        activation in _ACTIVATIONS,
-        lambda: f"{op}: activation must be none, relu or relu6, got '{activation}'",
-    )
+    check_activation(op, activation)
     shape = [2**bits] if codebook.dim() == 1 else [out_channels, 2**bits]
     check_operand(op, "codebook", input, codebook, shape)
     if bias is not None:
@@ -76,4 +68,4 @@ def finish(sums: Tensor, bias: Tensor | None, activation: str, out_dtype: torch.
     """The epilogue, on sums whose output channels are dimension 1."""
     if bias is not None:
         sums = sums + bias.view(-1, *[1] * (sums.dim() - 2))
-    return _ACTIVATIONS[activation](sums).to(out_dtype)
+    return activate(sums, activation).to(out_dtype)

@@ -6,7 +6,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nncx.nn import BinaryConnectConv2d, BinaryConnectLinear, XNORConv2d, XNORLinear
+from nncx.nn import (
+    BinaryConnectConv2d,
+    BinaryConnectLinear,
+    Int8Conv2d,
+    Int8Linear,
+    XNORConv2d,
+    XNORLinear,
+)
 
 # Arguments of a convolution from 6 to 9 channels, kernel 3x3 unless stated.
 GEOMETRIES: dict[str, dict[str, Any]] = {
@@ -26,7 +33,11 @@ GEOMETRIES: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class Family:
-    """The two layers of a method, built with `arguments`, which `repr` shows as `shown`."""
+    """The two layers of a method, built with `arguments`, which `repr` shows as `shown`.
+
+    Those that must know the range of their input get `input_range` and do not follow it, so that
+    training and evaluation compute the same.
+    """
 
     conv_class: type[nn.Conv2d]
     linear_class: type[nn.Linear]
@@ -34,15 +45,24 @@ class Family:
     shown: str
     frozen_buffers: set[str]
     sums_integers: bool
+    buffers: frozenset[str] = frozenset()  # before freezing
+    input_range: tuple[float, float] | None = None
 
     def conv(self, in_channels: int = 6, out_channels: int = 9, **arguments: Any) -> nn.Conv2d:
         torch.manual_seed(0)
         arguments = {"kernel_size": 3} | self.arguments | arguments
-        return self.conv_class(in_channels, out_channels, **arguments)
+        return self._ready(self.conv_class(in_channels, out_channels, **arguments))
 
     def linear(self, in_features: int, out_features: int, **arguments: Any) -> nn.Linear:
         torch.manual_seed(0)
-        return self.linear_class(in_features, out_features, **self.arguments | arguments)
+        arguments = self.arguments | arguments
+        return self._ready(self.linear_class(in_features, out_features, **arguments))
+
+    def _ready(self, layer: nn.Module) -> nn.Module:
+        if self.input_range is not None:
+            layer.set_input_range(*self.input_range)
+            layer.observe = False
+        return layer
 
     def network(self) -> nn.Sequential:
         """For images [N, 6, 9, 8]."""
@@ -71,6 +91,21 @@ FAMILIES = {
         BinaryConnectConv2d, BinaryConnectLinear, {}, "", {"packed_weight"}, sums_integers=False
     ),
 }
+
+_INT8 = {
+    "frozen_buffers": {"packed_weight", "weight_scale", "input_scale", "input_zero_point"},
+    "sums_integers": True,
+    "buffers": frozenset({"input_range"}),
+    "input_range": (-2.5, 4.0),
+}
+FAMILIES["int8"] = Family(Int8Conv2d, Int8Linear, {}, "", **_INT8)
+FAMILIES["int8, a scale a layer, symmetric"] = Family(
+    Int8Conv2d,
+    Int8Linear,
+    {"per_channel": False, "symmetric": True},
+    ", per_channel=False, symmetric=True",
+    **_INT8,
+)
 
 
 def images(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:

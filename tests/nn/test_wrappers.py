@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nncx.compress import freeze
-from nncx.nn import XNORConv2d, XNORLinear
+from nncx.nn import Int8Conv2d, Int8Linear, XNORConv2d, XNORLinear
 
 
 def _xnor() -> nn.Module:
@@ -30,8 +30,22 @@ def _xnor() -> nn.Module:
     )
 
 
+def _int8() -> nn.Module:
+    net = nn.Sequential(
+        Int8Conv2d(3, 20, 3, padding=1),
+        nn.ReLU(),
+        Int8Conv2d(20, 9, 3, stride=2, symmetric=True),
+        nn.Flatten(),
+        Int8Linear(9 * 3 * 4, 5),
+    )
+    for index, low in ((0, -3), (2, 0), (4, -1)):
+        net[index].set_input_range(low, 3)
+        net[index].observe = False  # each process would see a share of the batch
+    return net
+
+
 # Without layers whose result for one image depends on the others, on images [N, 3, 8, 10].
-NETS: dict[str, Callable[[], nn.Module]] = {"xnor": _xnor}
+NETS: dict[str, Callable[[], nn.Module]] = {"xnor": _xnor, "int8": _int8}
 
 
 @pytest.fixture(params=NETS)

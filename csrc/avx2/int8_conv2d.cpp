@@ -1,0 +1,431 @@
+// Three GEMMs, all exact. `vpmaddubsw` multiplies bytes, unsigned by signed, but adds two products in
+// 16 bits, where they saturate; `vpmaddwd` multiplies 16-bit numbers and is safe with any.
+//
+//   paired   No activation is negative, so a product is at most 127 * 128: two `vpmaddubsw` are added
+//            in 16 bits before `vpmaddwd` widens them, 64 products in 5 instructions. That is safe
+//            where |w0| + |w1| + |w2| + |w3| <= 258 for the four weights that meet in a lane. Of the
+//            few fours that are larger the excess is kept apart, as outliers, and added one by one.
+//   single   No activation is negative, but there are too many outliers to keep apart, or a tap has
+//            an odd number of steps: each `vpmaddubsw` is widened on its own.
+//   wide     Activations of any sign as 16-bit numbers; the weights are widened a cache-sized part
+//            at a time, for all rows of the tile.
+//
+//   lines    (conv2d_lines.h) bytes as they are, or 16-bit numbers; channels padded with zeros to a
+//            multiple of 4.
+//   weights  prepacked [group][block of 16 outputs], each a BlockHeader, then [tap][4 channels][16
+//            outputs][4], then the outliers.
+//
+// Which one runs depends on the activations at hand, so the speed does too, but no bit of the result.
+#include "int8_conv2d.h"
+
+#include <immintrin.h>
+
+#include <algorithm>
+#include <cstdlib>
+
+#include "int8_rows.h"
+#include "int8_tile.h"
+#include "unroll.h"
+
+namespace nncx::avx2 {
+namespace {
+
+constexpr int kMaxRows = 4;
+constexpr int kVectors = kInt8Block / 8;
+constexpr int32_t kSafeFour = 258;       // 127 * 258 < 2^15
+constexpr int64_t kStepsPerOutlier = 8;  // more than one in so many steps are not worth it
+constexpr int64_t kWideSteps = 128;      // widened at a time: 16 KB
+
+struct alignas(64) BlockHeader {
+  int32_t weight_sums[kInt8Block];
+  int32_t paired;    // whether no four of the weights is too large
+  int32_t outliers;  // how many were kept apart
+};
+
+// What a weight lacks.
+struct Outlier {
+  int32_t at;  // its activation among those of a filter, taps padded to whole steps
+  int16_t output, excess;
+};
+
+int64_t most_outliers(const Conv2dWeightShape& s) {
+  return steps_of_filter(s) / kStepsPerOutlier + 8;
+}
+
+int64_t block_bytes(const Conv2dWeightShape& s) {
+  const int64_t outliers = most_outliers(s) * static_cast<int64_t>(sizeof(Outlier));
+  return static_cast<int64_t>(sizeof(BlockHeader)) + steps_of_filter(s) * kStepBytes +
+         (outliers + 63) / 64 * 64;
+}
+
+const BlockHeader& header_of(const uint8_t* block) {
+  return *reinterpret_cast<const BlockHeader*>(block);
+}
+
+const uint8_t* weights_of(const uint8_t* block) { return block + sizeof(BlockHeader); }
+
+const Outlier* outliers_of(const Conv2dWeightShape& s, const uint8_t* block) {
+  return reinterpret_cast<const Outlier*>(weights_of(block) + steps_of_filter(s) * kStepBytes);
+}
+
+NNCX_INLINE inline __m256i load(const uint8_t* from) {
+  return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from));
+}
+
+NNCX_INLINE inline __m256i broadcast4(const uint8_t* from) {
+  int32_t value;
+  std::memcpy(&value, from, 4);
+  return _mm256_set1_epi32(value);
+}
+
+NNCX_INLINE inline void add_to(int32_t* sums, __m256i x) {
+  auto* to = reinterpret_cast<__m256i*>(sums);
+  _mm256_store_si256(to, _mm256_add_epi32(_mm256_load_si256(to), x));
+}
+
+// ---------------------------------------------------------------------------------------------
+// GEMM: sums[row][16] += row x weights, over the steps of some runs of pixels
+
+// Steps of a run at a time: 2 if they are paired.
+template <int Rows, int Steps>
+void gemm_bytes(const uint8_t* const* rows_in_memory, const Taps& taps, int64_t run_steps,
+                const uint8_t* weights, int32_t* sums) {
+  const uint8_t* rows[Rows];
+  for_each<Rows>([&](auto r) NNCX_INLINE { rows[r] = rows_in_memory[r]; });
+  const __m256i ones = _mm256_set1_epi16(1);
+  __m256i sum[Rows * kVectors];
+  for_each<Rows * kVectors>([&](auto i) NNCX_INLINE { sum[i] = _mm256_setzero_si256(); });
+  for (int64_t line = 0; line < taps.lines; ++line) {
+    for (int64_t run = 0; run < taps.runs; ++run) {
+      int64_t at = line * taps.line_step + run * taps.run_step;
+      const int64_t end = at + run_steps * kStepChannels;
+      for (; at < end; at += Steps * kStepChannels, weights += Steps * kStepBytes) {
+        for_each<kVectors>([&](auto v) NNCX_INLINE {
+          __m256i w[Steps];
+          for_each<Steps>([&](auto k)
+                              NNCX_INLINE { w[k] = load(weights + k * kStepBytes + v * 32); });
+          for_each<Rows>([&](auto r) NNCX_INLINE {
+            const uint8_t* a = rows[r] + at;
+            __m256i products = _mm256_maddubs_epi16(broadcast4(a), w[0]);
+            if constexpr (Steps == 2) {
+              const __m256i next = _mm256_maddubs_epi16(broadcast4(a + kStepChannels), w[1]);
+              products = _mm256_add_epi16(products, next);
+            }
+            __m256i& to = sum[r * kVectors + v];
+            to = _mm256_add_epi32(to, _mm256_madd_epi16(products, ones));
+          });
+        });
+      }
+    }
+  }
+  for_each<Rows * kVectors>([&](auto i) NNCX_INLINE {
+    add_to(sums + i / kVectors * kInt8Block + i % kVectors * 8, sum[i]);
+  });
+}
+
+using BytesGemm = void (*)(const uint8_t* const*, const Taps&, int64_t, const uint8_t*, int32_t*);
+constexpr BytesGemm kSingle[kMaxRows + 1] = {nullptr, gemm_bytes<1, 1>, gemm_bytes<2, 1>,
+                                             gemm_bytes<3, 1>, gemm_bytes<4, 1>};
+constexpr BytesGemm kPaired[kMaxRows + 1] = {nullptr, gemm_bytes<1, 2>, gemm_bytes<2, 2>,
+                                             gemm_bytes<3, 2>, gemm_bytes<4, 2>};
+
+// Of each four channels of a line of 16-bit numbers the order is 0, 2, 1, 3: the even bytes of the
+// weights and the odd ones are widened with two shifts.
+constexpr int64_t kWideStep = 2 * kStepChannels;  // bytes of a step in a line
+
+void widen(const uint8_t* weights, int64_t steps, uint8_t* wide) {
+  for (int64_t i = 0; i < steps * kVectors; ++i, weights += 32, wide += 64) {
+    const __m256i w = load(weights);
+    const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(wide), even);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(wide + 32), _mm256_srai_epi16(w, 8));
+  }
+}
+
+// Part of one run, from byte `at` of the rows on.
+template <int Rows>
+void gemm_wide(const uint8_t* const* rows_in_memory, int64_t at, int64_t steps, const uint8_t* wide,
+               int32_t* sums) {
+  const uint8_t* rows[Rows];
+  for_each<Rows>([&](auto r) NNCX_INLINE { rows[r] = rows_in_memory[r]; });
+  __m256i sum[Rows * kVectors];
+  for_each<Rows * kVectors>([&](auto i) NNCX_INLINE { sum[i] = _mm256_setzero_si256(); });
+  for (const int64_t end = at + steps * kWideStep; at < end; at += kWideStep, wide += 128) {
+    for_each<2>([&](auto odd) NNCX_INLINE {
+      __m256i w[kVectors];
+      for_each<kVectors>([&](auto v) NNCX_INLINE { w[v] = load(wide + 64 * v + 32 * odd); });
+      for_each<Rows>([&](auto r) NNCX_INLINE {
+        const __m256i a = broadcast4(rows[r] + at + 4 * odd);
+        for_each<kVectors>([&](auto v) NNCX_INLINE {
+          __m256i& to = sum[r * kVectors + v];
+          to = _mm256_add_epi32(to, _mm256_madd_epi16(a, w[v]));
+        });
+      });
+    });
+  }
+  for_each<Rows * kVectors>([&](auto i) NNCX_INLINE {
+    add_to(sums + i / kVectors * kInt8Block + i % kVectors * 8, sum[i]);
+  });
+}
+
+using WideGemm = void (*)(const uint8_t* const*, int64_t, int64_t, const uint8_t*, int32_t*);
+constexpr WideGemm kWide[kMaxRows + 1] = {nullptr, gemm_wide<1>, gemm_wide<2>, gemm_wide<3>,
+                                          gemm_wide<4>};
+
+// ---------------------------------------------------------------------------------------------
+
+// What both kinds of lines share; `Line` says where channel c of a pixel lies, and loads it.
+template <class Line>
+struct Gemm : Int8Path {
+  static constexpr int64_t kTileBlocks = 1;
+
+  static int64_t block_bytes(const Conv2dWeightShape& s) { return avx2::block_bytes(s); }
+
+  static int64_t pixel_bytes(const Params& p) { return steps_of_tap(p.shape) * Line::kStep; }
+
+  static void gemm(const Params& p, const Rows& rows, const uint8_t* const* pointers,
+                   const Taps& taps, const uint8_t* block, int64_t, int32_t* sums) {
+    const BlockHeader& header = header_of(block);
+    for (int64_t r = 0; r < rows.count; ++r) {
+      for (int64_t o = 0; o < kInt8Block; ++o) {
+        sums[r * kInt8Block + o] = -rows.zero_point[r] * header.weight_sums[o];
+      }
+    }
+    Line::multiply(p, rows.count, pointers, taps, block, sums);
+    for (int64_t i = 0; i < header.outliers; ++i) {
+      const Outlier& outlier = outliers_of(p.shape, block)[i];
+      const int64_t padded = steps_of_tap(p.shape) * kStepChannels;
+      const int64_t tap = outlier.at / padded;
+      const int64_t at = tap / p.kernel_w * taps.line_step +
+                         tap % p.kernel_w * p.dilation_w * pixel_bytes(p) +
+                         Line::place(outlier.at % padded);
+      for (int64_t r = 0; r < rows.count; ++r) {
+        sums[r * kInt8Block + outlier.output] += Line::value(pointers[r] + at) * outlier.excess;
+      }
+    }
+  }
+
+  static constexpr auto store = store_int8_tile;
+};
+
+struct Bytes {
+  static constexpr int64_t kStep = kStepChannels;
+
+  static int64_t place(int64_t channel) { return channel; }
+  static int32_t value(const uint8_t* at) { return *at; }
+
+  static void multiply(const Int8Conv2dParams& p, int64_t rows, const uint8_t* const* pointers,
+                       const Taps& taps, const uint8_t* block, int32_t* sums) {
+    const BytesGemm* kernels = header_of(block).paired ? kPaired : kSingle;
+    const int64_t run_steps = taps.run_pixels * steps_of_tap(p.shape);
+    for (int64_t r = 0; r < rows; r += kMaxRows) {
+      kernels[std::min<int64_t>(kMaxRows, rows - r)](pointers + r, taps, run_steps,
+                                                     weights_of(block), sums + r * kInt8Block);
+    }
+  }
+};
+
+struct BytesGemmOfLines : Gemm<Bytes> {
+  static uint8_t* expand_pixels(const Params& p, const uint8_t* from, int64_t count, int64_t step,
+                                uint8_t* out) {
+    const int64_t bytes = pixel_bytes(p), channels = p.shape.channels;
+    if (bytes == step) {
+      std::memcpy(out, from, count * bytes);
+      return out + count * bytes;
+    }
+    for (int64_t i = 0; i < count; ++i, from += step, out += bytes) {
+      std::memcpy(out, from, channels);
+      std::memset(out + channels, 0, bytes - channels);
+    }
+    return out;
+  }
+
+  static uint8_t* expand_padding(const Params& p, int64_t count, uint8_t* out) {
+    std::memset(out, zero_point_of(p, 0), count * pixel_bytes(p));
+    return out + count * pixel_bytes(p);
+  }
+};
+
+struct Words {
+  static constexpr int64_t kStep = kWideStep;
+
+  static int64_t place(int64_t channel) {
+    return (channel & ~3) * 2 + (channel & 1) * 4 + (channel & 2);
+  }
+
+  static int32_t value(const uint8_t* at) {
+    int16_t word;
+    std::memcpy(&word, at, 2);
+    return word;
+  }
+
+  static void multiply(const Int8Conv2dParams& p, int64_t rows, const uint8_t* const* pointers,
+                       const Taps& taps, const uint8_t* block, int32_t* sums) {
+    alignas(64) uint8_t wide[kWideSteps * 2 * kStepBytes];
+    const uint8_t* weights = weights_of(block);
+    const int64_t run_steps = taps.run_pixels * steps_of_tap(p.shape);
+    for (int64_t line = 0; line < taps.lines; ++line) {
+      for (int64_t run = 0; run < taps.runs; ++run) {
+        int64_t at = line * taps.line_step + run * taps.run_step;
+        int64_t steps;
+        for (int64_t done = 0; done < run_steps; done += steps, at += steps * kWideStep) {
+          steps = std::min(kWideSteps, run_steps - done);
+          widen(weights, steps, wide);
+          weights += steps * kStepBytes;
+          for (int64_t r = 0; r < rows; r += kMaxRows) {
+            kWide[std::min<int64_t>(kMaxRows, rows - r)](pointers + r, at, steps, wide,
+                                                         sums + r * kInt8Block);
+          }
+        }
+      }
+    }
+  }
+};
+
+struct WordsGemmOfLines : Gemm<Words> {
+  // 16 channels -> 32 bytes.
+  NNCX_INLINE static void expand_16(__m128i bytes, uint8_t* out) {
+    const __m128i order = _mm_setr_epi8(0, 2, 1, 3, 4, 6, 5, 7, 8, 10, 9, 11, 12, 14, 13, 15);
+    const __m256i words = _mm256_cvtepi8_epi16(_mm_shuffle_epi8(bytes, order));
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(out), words);
+  }
+
+  static uint8_t* expand_pixels(const Params& p, const uint8_t* from, int64_t count, int64_t step,
+                                uint8_t* out) {
+    const int64_t bytes = pixel_bytes(p), channels = p.shape.channels;
+    const int64_t whole = channels / 16 * 16;
+    for (int64_t i = 0; i < count; ++i, from += step, out += bytes) {
+      for (int64_t c = 0; c < whole; c += 16) {
+        expand_16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + c)), out + 2 * c);
+      }
+      if (whole == channels) continue;
+      alignas(16) uint8_t rest[16] = {};
+      std::memcpy(rest, from + whole, channels - whole);
+      expand_16(_mm_load_si128(reinterpret_cast<const __m128i*>(rest)), out + 2 * whole);
+    }
+    return out;
+  }
+
+  static uint8_t* expand_padding(const Params& p, int64_t count, uint8_t* out) {
+    const int64_t bytes = count * pixel_bytes(p);
+    const auto word = static_cast<int16_t>(zero_point_of(p, 0));
+    for (int64_t i = 0; i < bytes; i += 2) std::memcpy(out + i, &word, 2);
+    return out + bytes;
+  }
+};
+
+// Whether no activation that the tile reads is negative.
+bool never_negative(const Int8Conv2dParams& p, const Conv2dTile& tile) {
+  if ((p.padding_h || p.padding_w) && zero_point_of(p, 0) < 0) return false;
+  const Position first(p, tile.pixel_begin), last(p, tile.pixel_end - 1);
+  const auto row = [&](const Position& at, int64_t tap) {
+    const int64_t h = tap_position(at.y, p.stride_h, p.padding_h, tap, p.dilation_h);
+    return at.n * p.height + std::clamp<int64_t>(h, 0, p.height);
+  };
+  const int64_t row_bytes = p.width * p.shape.groups * p.shape.channels;
+  const int8_t* at = p.input + row(first, 0) * row_bytes;
+  const int8_t* end =
+      p.input + std::min((last.n + 1) * p.height, row(last, p.kernel_h - 1) + 1) * row_bytes;
+  __m256i all = _mm256_setzero_si256();
+  for (; at + 32 <= end; at += 32) {
+    all = _mm256_or_si256(all, load(reinterpret_cast<const uint8_t*>(at)));
+  }
+  bool negative = _mm256_movemask_epi8(all) != 0;
+  for (; at < end; ++at) negative |= *at < 0;
+  return !negative;
+}
+
+// ---------------------------------------------------------------------------------------------
+// Prepacking
+
+// The four weights that meet in one lane: output `o` of two steps, half `half` of each.
+struct Four {
+  int8_t* w[4];
+
+  Four(int8_t* steps, int64_t o, int64_t half) {
+    for (int64_t i = 0; i < 4; ++i) {
+      w[i] = steps + i / 2 * kStepBytes + o * kStepChannels + half * 2 + i % 2;
+    }
+  }
+
+  int32_t size() const {
+    int32_t size = 0;
+    for (const int8_t* x : w) size += std::abs(*x);
+    return size;
+  }
+
+  int8_t* largest() const {
+    return *std::max_element(
+        w, w + 4, [](const int8_t* a, const int8_t* b) { return std::abs(*a) < std::abs(*b); });
+  }
+};
+
+// Takes from each four what it has beyond kSafeFour; false if there are too many.
+bool take_outliers(const Conv2dWeightShape& s, int8_t* weights, BlockHeader& header,
+                   Outlier* outliers) {
+  for (int64_t step = 0; step < steps_of_filter(s); step += 2) {
+    int8_t* steps = weights + step * kStepBytes;
+    for (int64_t lane = 0; lane < 2 * kInt8Block; ++lane) {
+      const Four four(steps, lane / 2, lane % 2);
+      for (int32_t size; (size = four.size()) > kSafeFour;) {
+        if (header.outliers == most_outliers(s)) return false;
+        int8_t* w = four.largest();
+        const int32_t excess = std::min(size - kSafeFour, std::abs(int32_t{*w}));
+        const int64_t in_steps = w - steps;
+        outliers[header.outliers++] = {
+            .at = static_cast<int32_t>((step + in_steps / kStepBytes) * kStepChannels +
+                                       in_steps % kStepChannels),
+            .output = static_cast<int16_t>(lane / 2),
+            .excess = static_cast<int16_t>(*w < 0 ? -excess : excess)};
+        *w = static_cast<int8_t>(*w < 0 ? *w + excess : *w - excess);
+      }
+    }
+  }
+  return true;
+}
+
+void put_back(int8_t* weights, BlockHeader& header, const Outlier* outliers) {
+  for (; header.outliers; ++outliers, --header.outliers) {
+    int8_t& w = weights[outliers->at / kStepChannels * kStepBytes +
+                        outliers->output * kStepChannels + outliers->at % kStepChannels];
+    w = static_cast<int8_t>(w + outliers->excess);
+  }
+}
+
+}  // namespace
+
+int64_t int8_conv2d_prepacked_bytes(const Conv2dWeightShape& s) {
+  return s.groups * int8_blocks(s.out_channels) * block_bytes(s);
+}
+
+void int8_conv2d_prepack(const Conv2dWeightShape& s, const int8_t* weight, uint8_t* prepacked) {
+  std::memset(prepacked, 0, int8_conv2d_prepacked_bytes(s));
+  const auto header = [&](int64_t block) -> BlockHeader& {
+    return *reinterpret_cast<BlockHeader*>(prepacked + block * block_bytes(s));
+  };
+  for_each_step(s, weight, [&](int64_t block, int64_t step, int64_t o, const int8_t* w) {
+    uint8_t* weights = prepacked + block * block_bytes(s) + sizeof(BlockHeader);
+    std::memcpy(weights + step * kStepBytes + o * kStepChannels, w, kStepChannels);
+    for (int64_t i = 0; i < kStepChannels; ++i) header(block).weight_sums[o] += w[i];
+  });
+  if (steps_of_tap(s) % 2) return;
+  for (int64_t block = 0; block < s.groups * int8_blocks(s.out_channels); ++block) {
+    uint8_t* bytes = prepacked + block * block_bytes(s);
+    auto* weights = reinterpret_cast<int8_t*>(bytes + sizeof(BlockHeader));
+    auto* outliers = reinterpret_cast<Outlier*>(weights + steps_of_filter(s) * kStepBytes);
+    header(block).paired = take_outliers(s, weights, header(block), outliers);
+    if (!header(block).paired) put_back(weights, header(block), outliers);
+  }
+}
+
+int64_t int8_conv2d_scratch_bytes(const Int8Conv2dParams& p) {
+  return Conv2dLines<WordsGemmOfLines>(p).scratch_bytes();
+}
+
+void int8_conv2d(const Int8Conv2dParams& p, const Conv2dTile& tile, uint8_t* scratch) {
+  if (tile.pixel_begin == tile.pixel_end) return;
+  if (never_negative(p, tile)) return Conv2dLines<BytesGemmOfLines>(p).run(tile, scratch);
+  Conv2dLines<WordsGemmOfLines>(p).run(tile, scratch);
+}
+
+}  // namespace nncx::avx2

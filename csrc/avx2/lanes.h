@@ -1,0 +1,53 @@
+// Eight numbers at a time, between float32 and the other formats; the AVX-512 path uses them too.
+#pragma once
+
+#include <immintrin.h>
+
+#include "dtype.h"
+#include "quantize_int8.h"
+#include "unroll.h"
+
+namespace nncx {
+namespace {
+
+constexpr int64_t kLanes = 8;
+
+NNCX_INLINE inline __m256 load_lanes(const float* from) { return _mm256_loadu_ps(from); }
+
+NNCX_INLINE inline __m256 load_lanes(const Half* from) {
+  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from)));
+}
+
+NNCX_INLINE inline __m256 load_lanes(const BFloat16* from) {
+  const __m128i bits = _mm_loadu_si128(reinterpret_cast<const __m128i*>(from));
+  return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(bits), 16));
+}
+
+NNCX_INLINE inline void store_lanes(__m256 y, float* out) { _mm256_storeu_ps(out, y); }
+
+NNCX_INLINE inline void store_lanes(__m256 y, Half* out) {
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT));
+}
+
+NNCX_INLINE inline void store_lanes(__m256 y, BFloat16* out) {
+  alignas(32) float lanes[kLanes];
+  _mm256_store_ps(lanes, y);
+  for (int64_t i = 0; i < kLanes; ++i) store_float(lanes[i], out + i);
+}
+
+// As quantize() does, to 32-bit integers in the range of int8.
+NNCX_INLINE inline __m256i quantize_lanes(const Int8Quantizer& q, __m256 x) {
+  __m256 y = _mm256_mul_ps(x, _mm256_set1_ps(q.inverse_scale));
+  y = _mm256_and_ps(y, _mm256_cmp_ps(y, y, _CMP_ORD_Q));
+  y = _mm256_round_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+  y = _mm256_min_ps(_mm256_max_ps(y, _mm256_set1_ps(lowest(q))), _mm256_set1_ps(highest(q)));
+  return _mm256_add_epi32(_mm256_cvtps_epi32(y), _mm256_set1_epi32(q.zero_point));
+}
+
+NNCX_INLINE inline void store_bytes(__m256i x, int8_t* out) {
+  const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
+  _mm_storel_epi64(reinterpret_cast<__m128i*>(out), _mm_packs_epi16(words, words));
+}
+
+}  // namespace
+}  // namespace nncx

@@ -1,0 +1,64 @@
+// int8_conv2d: a convolution of 8-bit integers, exact.
+//
+//   sum[n, o, y, x] = sum over taps (i, j) and channels c of the group of
+//                     (a[n, c, y*stride_h - padding_h + i*dilation_h, ...] - zero_point) * w[o, c, i, j]
+//
+// a and w are any int8 values; positions outside the image add nothing. |sum| is at most 255 * 128 a
+// term, so up to kMostInt8Terms terms it fits int32. What leaves is a number or int8 again, as the
+// epilogue says (int8_epilogue.h).
+//
+// Input   [batch, height, width, groups * channels] int8, channels innermost
+// Weight  prepacked: an order that one path likes, made by its int8_conv2d_prepack from
+//         [groups * out_channels, channels, taps]
+#pragma once
+
+#include <cstdint>
+
+#include "conv2d.h"
+#include "int8_epilogue.h"
+
+namespace nncx {
+
+struct Int8Conv2dParams : Conv2dGeometry {
+  const int8_t* input;
+  const uint8_t* weight;
+  Conv2dWeightShape shape;
+  const int8_t* zero_point;  // of the input, or null for 0
+  bool zero_point_per_image;
+  Int8Epilogue epilogue;
+};
+
+static inline int32_t zero_point_of(const Int8Conv2dParams& p, int64_t n) {
+  return p.zero_point ? p.zero_point[p.zero_point_per_image ? n : 0] : 0;
+}
+
+constexpr int64_t kMostInt8Terms = 65'793;  // of a dot product: (2^31 - 1) / (255 * 128)
+
+constexpr int64_t kInt8Block = 16;  // output channels, of one group
+
+static constexpr int64_t int8_blocks(int64_t out_channels) {
+  return (out_channels + kInt8Block - 1) / kInt8Block;
+}
+
+namespace scalar {
+int64_t int8_conv2d_prepacked_bytes(const Conv2dWeightShape& shape);
+void int8_conv2d_prepack(const Conv2dWeightShape& shape, const int8_t* weight, uint8_t* prepacked);
+int64_t int8_conv2d_scratch_bytes(const Int8Conv2dParams& params);  // of each concurrent call
+void int8_conv2d(const Int8Conv2dParams& params, const Conv2dTile& tile, uint8_t* scratch);
+}  // namespace scalar
+
+namespace avx2 {
+int64_t int8_conv2d_prepacked_bytes(const Conv2dWeightShape& shape);
+void int8_conv2d_prepack(const Conv2dWeightShape& shape, const int8_t* weight, uint8_t* prepacked);
+int64_t int8_conv2d_scratch_bytes(const Int8Conv2dParams& params);
+void int8_conv2d(const Int8Conv2dParams& params, const Conv2dTile& tile, uint8_t* scratch);
+}  // namespace avx2
+
+namespace avx512 {
+using scalar::int8_conv2d;
+using scalar::int8_conv2d_prepack;
+using scalar::int8_conv2d_prepacked_bytes;
+using scalar::int8_conv2d_scratch_bytes;
+}  // namespace avx512
+
+}  // namespace nncx

@@ -1,0 +1,70 @@
+// quantize_int8: floats to 8-bit integers, with a scale and a zero point.
+//
+//   q = clamp(rint(x * (1 / scale)) + zero_point, -128, 127)
+//
+// The reciprocal and the product are rounded to float32, rint rounds ties to even, and where the
+// product is NaN, q is zero_point. The number that q stands for is (q - zero_point) * scale.
+//
+// Input: pixels of `channels` numbers at any strides. A pixel is one (n, h, w); a matrix [M, K] is
+// M pixels of a 1 x 1 image. Output, dense: [batch, height, width, channels].
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+
+#include "dtype.h"
+
+namespace nncx {
+
+struct Int8Quantizer {
+  float inverse_scale;
+  int32_t zero_point;
+};
+
+static inline Int8Quantizer int8_quantizer(float scale, int32_t zero_point) {
+  return {1 / scale, zero_point};
+}
+
+// What the rounded product is clamped to, so that its sum with the zero point is in range.
+static inline float lowest(const Int8Quantizer& q) {
+  return static_cast<float>(-128 - q.zero_point);
+}
+static inline float highest(const Int8Quantizer& q) {
+  return static_cast<float>(127 - q.zero_point);
+}
+
+static inline int8_t quantize(const Int8Quantizer& q, float x) {
+  float rounded = std::nearbyint(x * q.inverse_scale);
+  if (rounded != rounded) rounded = 0;
+  rounded = rounded < lowest(q) ? lowest(q) : rounded > highest(q) ? highest(q) : rounded;
+  return static_cast<int8_t>(static_cast<int32_t>(rounded) + q.zero_point);
+}
+
+struct QuantizeInt8Params {
+  const void* input;
+  int8_t* output;
+  Dtype dtype;
+  const float* scale;        // of the whole tensor, or of each pixel
+  const int8_t* zero_point;  // the same
+  bool per_pixel;
+  int64_t batch, height, width, channels;
+  int64_t stride_n, stride_c, stride_h, stride_w;  // of the input, in elements
+};
+
+static inline Int8Quantizer quantizer_of(const QuantizeInt8Params& p, int64_t pixel) {
+  const int64_t at = p.per_pixel ? pixel : 0;
+  return int8_quantizer(p.scale[at], p.zero_point[at]);
+}
+
+// Quantizes the pixels [begin, end) of the batch * height * width. Paths agree bit for bit.
+namespace scalar {
+void quantize_int8(const QuantizeInt8Params& params, int64_t begin, int64_t end);
+}
+namespace avx2 {
+using scalar::quantize_int8;
+}
+namespace avx512 {
+using scalar::quantize_int8;
+}
+
+}  // namespace nncx

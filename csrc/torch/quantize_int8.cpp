@@ -1,0 +1,100 @@
+#include "quantize_int8.h"
+
+#include "common.h"
+#include "parallel.h"
+
+namespace nncx {
+namespace {
+
+constexpr const char* kOp = "quantize_int8";
+
+// Lines of pixels; dimensions of size 1 where the input has fewer than four.
+QuantizeInt8Params read_geometry(const Tensor& input) {
+  QuantizeInt8Params p{};
+  p.input = input.const_data_ptr();
+  p.dtype = to_dtype(input.scalar_type(), kOp, "input");
+  p.batch = p.height = 1;
+  p.channels = input.size(-1);
+  p.width = p.channels ? input.numel() / p.channels : 0;
+  p.stride_c = 1;
+  p.stride_w = p.channels;
+  if (input.dim() != 4) return p;
+  p.batch = input.size(0);
+  p.channels = input.size(1);
+  p.height = input.size(2);
+  p.width = input.size(3);
+  p.stride_n = input.stride(0);
+  p.stride_c = input.stride(1);
+  p.stride_h = input.stride(2);
+  p.stride_w = input.stride(3);
+  // An image whose lines follow one another is one long line, which the vector loops like.
+  if (p.stride_h == p.width * p.stride_w) {
+    p.width *= p.height;
+    p.height = 1;
+  }
+  return p;
+}
+
+void check_quantizer(const Tensor& input, const Tensor& scale, const Tensor& zero_point) {
+  const bool rows = scale.dim() == 1 && input.dim() == 2;
+  const std::vector<int64_t> shape =
+      rows ? std::vector<int64_t>{input.size(0)} : std::vector<int64_t>{};
+  NNCX_CHECK(scale.scalar_type() == ScalarType::Float && has_shape(scale, shape) &&
+                 scale.device() == input.device(),
+             kOp,
+             ": scale must be float32 of shape [], or [M] for an input [M, K], on the input's "
+             "device, got ",
+             torch::headeronly::toString(scale.scalar_type()), " of shape ", shape_text(scale));
+  NNCX_CHECK(zero_point.scalar_type() == ScalarType::Char && has_shape(zero_point, shape) &&
+                 zero_point.device() == input.device(),
+             kOp, ": zero_point must be int8 of the scale's shape ", shape_text(shape),
+             " on the input's device, got ", torch::headeronly::toString(zero_point.scalar_type()),
+             " of shape ", shape_text(zero_point));
+}
+
+void run(const QuantizeInt8Params& p) {
+  constexpr int64_t kNumbers = 1 << 15;  // per task at least: about 10 us
+  constexpr int64_t kPixels = 32;        // a task starts at a multiple of the vector loops' step
+  const Isa isa = active_isa();
+  const int64_t pixels = p.batch * p.height * p.width;
+  const int64_t numbers = kPixels * std::max<int64_t>(1, p.channels);
+  const int64_t grain = std::max<int64_t>(1, kNumbers / numbers);
+  parallel_for(0, (pixels + kPixels - 1) / kPixels, grain, [&](int64_t begin, int64_t end) {
+    NNCX_ON_PATH(isa, quantize_int8(p, begin * kPixels, std::min(pixels, end * kPixels)));
+  });
+}
+
+Tensor quantize_int8(const Tensor& input, const Tensor& scale, const Tensor& zero_point) {
+  const ScalarType type = input.scalar_type();
+  NNCX_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16,
+             kOp, ": input must be float32, float16 or bfloat16, got ",
+             torch::headeronly::toString(type));
+  NNCX_CHECK(input.dim() >= 1, kOp, ": input must have a dimension, got a number");
+  check_quantizer(input, scale, zero_point);
+  const auto sizes = input.sizes();
+  const bool image = input.dim() == 4;
+  const Tensor output =
+      new_tensor(input, std::vector<int64_t>(sizes.begin(), sizes.end()), ScalarType::Char, image);
+  if (output.numel() == 0) return output;
+  const Tensor numbers = image ? input : dense(input);
+  const Tensor scales = dense(scale), zero_points = dense(zero_point);
+  QuantizeInt8Params p = read_geometry(numbers);
+  p.output = static_cast<int8_t*>(output.mutable_data_ptr());
+  p.scale = static_cast<const float*>(scales.const_data_ptr());
+  p.zero_point = static_cast<const int8_t*>(zero_points.const_data_ptr());
+  p.per_pixel = scale.dim() == 1;
+  run(p);
+  return output;
+}
+
+}  // namespace
+
+NNCX_SCHEMAS(library) {
+  library.def("quantize_int8(Tensor input, Tensor scale, Tensor zero_point) -> Tensor");
+}
+
+STABLE_TORCH_LIBRARY_IMPL(nncx, NNCX_DEVICE, library) {
+  library.impl("quantize_int8", TORCH_BOX(&quantize_int8));
+}
+
+}  // namespace nncx

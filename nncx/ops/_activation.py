@@ -1,0 +1,23 @@
+"""The activations that an epilogue may end in."""
+
+import torch
+from torch import Tensor
+
+from nncx.ops._common import check
+
+_ACTIVATIONS = {
+    "none": lambda y: y,
+    "relu": torch.relu,
+    "relu6": torch.nn.functional.relu6,
+}
+
+
+def check_activation(op: str, activation: str) -> None:
+    check(
+        activation in _ACTIVATIONS,
+        lambda: f"{op}: activation must be none, relu or relu6, got '{activation}'",
+    )
+
+
+def activate(y: Tensor, activation: str) -> Tensor:
+    return _ACTIVATIONS[activation](y)
