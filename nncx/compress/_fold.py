@@ -76,12 +76,7 @@ def _folded(layer: nn.Module, norm: nn.Module) -> nn.Module:
     beta = 0.0 if norm.bias is None else norm.bias.double()
     before = 0.0 if layer.bias is None else layer.bias.double()
     scale = gamma / (norm.running_var.double() + norm.eps).sqrt()
-    bias = (
-        -norm.running_mean.double()
-        if layer.bias is None
-        else layer.bias - norm.running_mean.double()
-    )
-    bias = bias * scale if norm.bias is None else bias * scale + norm.bias.double()
+    bias = (before - norm.running_mean.double()) * scale + beta
     weight = layer.weight.double() * scale.view(-1, *[1] * (layer.weight.dim() - 1))
     folded = copy.deepcopy(layer)
     folded.weight = nn.Parameter(weight.to(layer.weight.dtype))

@@ -241,9 +241,7 @@ def _int8(layer: nn.Module, name: str, seen: Observer, method: Int8, task: str) 
     try:
         new = method.replace(layer)
     except ValueError as error:
-        raise ValueError(
-            f"{task}: '{name}' must fit int8, got: {error}; pass it in skip"
-        ) from error
+        raise ValueError(f"{task}: '{name}' cannot be int8 ({error}); skip it") from error
     new.set_input_range(*seen.range(method.symmetric))
     if reason := new.why_not_freezable():
         raise ValueError(f"{task}: '{name}' {reason}")
@@ -268,6 +266,6 @@ def _snr_db(wanted: list[tuple[Tensor, ...]], got: list[tuple[Tensor, ...]]) -> 
     for y, y_q in zip(chain(*wanted), chain(*got), strict=True):
         signal += y.double().square().sum().item()
         noise += (y.double() - y_q.double()).square().sum().item()
-    return (
-        10 * math.log10(signal / noise) if signal and noise else math.inf if signal else -math.inf
-    )
+    if not noise:
+        return math.inf
+    return 10 * math.log10(signal / noise) if signal else -math.inf
