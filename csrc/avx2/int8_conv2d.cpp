@@ -33,7 +33,7 @@ namespace {
 constexpr int kMaxRows = 4;
 constexpr int kVectors = kInt8Block / 8;
 constexpr int32_t kSafeSum = 258;        // 127 * 258 < 2^15
-constexpr int64_t kStepsPerOutlier = 8;  // more than one in so many steps are not worth it
+constexpr int64_t kStepsPerOutlier = 8;  // with more, `single` is faster
 constexpr int64_t kWideSteps = 128;      // widened at a time: 16 KB
 
 struct alignas(64) BlockHeader {
@@ -49,7 +49,7 @@ struct Outlier {
 };
 
 int64_t most_outliers(const Conv2dWeightShape& s) {
-  return steps_of_filter(s) / kStepsPerOutlier + 8;
+  return steps_of_filter(s) / kStepsPerOutlier + 1;
 }
 
 int64_t block_bytes(const Conv2dWeightShape& s) {
@@ -215,8 +215,15 @@ struct Gemm : Int8Path {
 
   // What the zero point makes of the weights, subtracted.
   static void start(const Rows& rows, const BlockHeader& header, int32_t* sums, int64_t width) {
+    const auto* weight_sums = reinterpret_cast<const __m256i*>(header.weight_sums);
+    __m256i w[kVectors];
+    for_each<kVectors>([&](auto v) NNCX_INLINE { w[v] = _mm256_load_si256(weight_sums + v); });
     for (int64_t r = 0; r < rows.count; ++r, sums += width) {
-      for (int64_t o = 0; o < kBlock; ++o) sums[o] = -rows.zero_point[r] * header.weight_sums[o];
+      const __m256i zero_point = _mm256_set1_epi32(-rows.zero_point[r]);
+      for_each<kVectors>([&](auto v) NNCX_INLINE {
+        _mm256_store_si256(reinterpret_cast<__m256i*>(sums) + v,
+                           _mm256_mullo_epi32(zero_point, w[v]));
+      });
     }
   }
 

@@ -11,7 +11,7 @@
 
 #include <algorithm>
 
-#include "avx2/int8_tile.h"
+#include "avx512/int8_tile.h"
 #include "int8_rows.h"
 #include "unroll.h"
 
@@ -28,20 +28,27 @@ NNCX_INLINE inline __m512i broadcast4(const uint8_t* from) {
   return _mm512_set1_epi32(value);
 }
 
-// sums[row][Blocks * 16] = row x weights - zero point x sums of weights
+// Where the sums of a row start: what the weights make of zero point + 128, subtracted.
+void start(int32_t zero_point, const uint8_t* weights, int64_t block_bytes, int64_t blocks,
+           int32_t* sums) {
+  const __m512i offset = _mm512_set1_epi32(-128 - zero_point);
+  for (int64_t b = 0; b < blocks; ++b) {
+    const __m512i weight_sums = _mm512_loadu_si512(weights + b * block_bytes);
+    _mm512_store_si512(sums + b * kInt8Block, _mm512_mullo_epi32(offset, weight_sums));
+  }
+}
+
+// sums[row][Blocks * 16] = starts[row][Blocks * 16] + row x weights; `start_step` is 0 where all rows
+// start alike.
 template <int Rows, int Blocks>
-void gemm(const uint8_t* const* rows_in_memory, const int32_t* zero_points, const Taps& taps,
-          int64_t run_steps, const uint8_t* weights, int64_t block_bytes, int32_t* sums,
-          int64_t width) {
+void gemm(const uint8_t* const* rows_in_memory, const int32_t* starts, int64_t start_step,
+          const Taps& taps, int64_t run_steps, const uint8_t* weights, int64_t block_bytes,
+          int32_t* sums) {
   const uint8_t* rows[Rows];
   for_each<Rows>([&](auto r) NNCX_INLINE { rows[r] = rows_in_memory[r]; });
   __m512i sum[Rows * Blocks];
-  for_each<Rows>([&](auto r) NNCX_INLINE {
-    const __m512i offset = _mm512_set1_epi32(-128 - zero_points[r]);
-    for_each<Blocks>([&](auto b) NNCX_INLINE {
-      sum[r * Blocks + b] =
-          _mm512_mullo_epi32(offset, _mm512_loadu_si512(weights + b * block_bytes));
-    });
+  for_each<Rows * Blocks>([&](auto i) NNCX_INLINE {
+    sum[i] = _mm512_load_si512(starts + i / Blocks * start_step + i % Blocks * kInt8Block);
   });
   weights += kSumsBytes;
   for (int64_t line = 0; line < taps.lines; ++line) {
@@ -61,13 +68,12 @@ void gemm(const uint8_t* const* rows_in_memory, const int32_t* zero_points, cons
       }
     }
   }
-  for_each<Rows * Blocks>([&](auto i) NNCX_INLINE {
-    _mm512_store_si512(sums + i / Blocks * width + i % Blocks * kInt8Block, sum[i]);
-  });
+  for_each<Rows * Blocks>([&](auto i)
+                              NNCX_INLINE { _mm512_store_si512(sums + i * kInt8Block, sum[i]); });
 }
 
-using Gemm = void (*)(const uint8_t* const*, const int32_t*, const Taps&, int64_t, const uint8_t*,
-                      int64_t, int32_t*, int64_t);
+using Gemm = void (*)(const uint8_t* const*, const int32_t*, int64_t, const Taps&, int64_t,
+                      const uint8_t*, int64_t, int32_t*);
 template <int Blocks>
 constexpr Gemm kGemm[kMaxRows + 1] = {nullptr,         gemm<1, Blocks>, gemm<2, Blocks>,
                                       gemm<3, Blocks>, gemm<4, Blocks>, gemm<5, Blocks>,
@@ -114,15 +120,24 @@ struct VnniGemm : Int8Path {
   static void gemm(const Params& p, const Rows& rows, const uint8_t* const* pointers,
                    const Taps& taps, const uint8_t* weights, int64_t blocks, int32_t* sums) {
     const int64_t run_steps = taps.run_pixels * steps_of_tap(p.shape);
-    const int64_t width = blocks * kBlock;
+    const int64_t bytes = block_bytes(p.shape), width = blocks * kBlock;
+    alignas(64) int32_t alike[kMaxBlocks * kBlock];
+    if (!p.zero_point_per_image) start(rows.zero_point[0], weights, bytes, blocks, alike);
     for (int64_t r = 0; r < rows.count; r += kMaxRows) {
-      kGemms[blocks][std::min<int64_t>(kMaxRows, rows.count - r)](
-          pointers + r, rows.zero_point + r, taps, run_steps, weights, block_bytes(p.shape),
-          sums + r * width, width);
+      const int64_t count = std::min<int64_t>(kMaxRows, rows.count - r);
+      int32_t* to = sums + r * width;
+      if (p.zero_point_per_image) {
+        for (int64_t i = 0; i < count; ++i) {
+          start(rows.zero_point[r + i], weights, bytes, blocks, to + i * width);
+        }
+      }
+      const int32_t* starts = p.zero_point_per_image ? to : alike;
+      kGemms[blocks][count](pointers + r, starts, starts == to ? width : 0, taps, run_steps,
+                            weights, bytes, to);
     }
   }
 
-  static constexpr auto store = store_int8_tile;
+  static constexpr auto store = store_int8_tile_of_16;
 };
 
 }  // namespace
