@@ -31,6 +31,8 @@ from nncx._rebuild import ForeignError, RefusalError, plan, whole_state
 from nncx.nn import (
     BinaryConnectConv2d,
     BinaryConnectLinear,
+    HalfConv2d,
+    HalfLinear,
     Int8Conv2d,
     Int8Linear,
     PackedLayer,
@@ -66,6 +68,8 @@ TYPES: dict[str, type[nn.Module]] = {
     **{f"nncx.models.{name}": getattr(nncx.models, name) for name in _MODELS},
     "nncx.BinaryConnectConv2d": BinaryConnectConv2d,
     "nncx.BinaryConnectLinear": BinaryConnectLinear,
+    "nncx.HalfConv2d": HalfConv2d,
+    "nncx.HalfLinear": HalfLinear,
     "nncx.Int8Conv2d": Int8Conv2d,
     "nncx.Int8Linear": Int8Linear,
     "nncx.XNORConv2d": XNORConv2d,

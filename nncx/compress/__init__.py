@@ -3,7 +3,8 @@
 from nncx.compress._convert import Method, convert
 from nncx.compress._freeze import freeze, repack
 from nncx.compress.binary_connect import BinaryConnect
+from nncx.compress.half import Half
 from nncx.compress.int8 import Int8
 from nncx.compress.xnor import XNOR
 
-__all__ = ["BinaryConnect", "XNOR", "Int8", "Method", "convert", "freeze", "repack"]
+__all__ = ["BinaryConnect", "XNOR", "Half", "Int8", "Method", "convert", "freeze", "repack"]

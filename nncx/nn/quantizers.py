@@ -137,6 +137,15 @@ def int8_weight(weight: Tensor, scale: Tensor) -> Tensor:
     return steps.clamp(-INT8_MAX, INT8_MAX)
 
 
+def half_weight(weight: Tensor, storage: torch.dtype) -> Tensor:
+    """Round weights to 16 bits; the result has their own dtype.
+
+    Forward: the nearest of `storage`, float16 or bfloat16, ties to even.
+    Pseudo-gradient: `dC/dW = dC/dW_h`.
+    """
+    return _RoundTo.apply(weight, storage)
+
+
 def _or_one(scale: Tensor) -> Tensor:
     """1 for a scale whose reciprocal float32 may lack: nothing but zeros was seen."""
     return torch.where(scale.abs() < torch.finfo(torch.float32).tiny, 1.0, scale)
@@ -203,3 +212,13 @@ class _Round(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad
+
+
+class _RoundTo(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, dtype):
+        return x.to(dtype).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None
