@@ -92,6 +92,8 @@ def int8_input_parameters(range: Tensor, symmetric: bool) -> tuple[Tensor, Tenso
     Paper: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", CVPR 2018.
     """
+    if range.is_meta:  # as in load, at once
+        return range.new_empty(()), range.new_empty((), dtype=torch.int8)
     minimum, maximum = range[0].clamp(max=0.0), range[1].clamp(min=0.0)
     if symmetric:
         scale = _or_one(torch.maximum(-minimum, maximum) / INT8_MAX)
