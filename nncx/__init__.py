@@ -7,12 +7,22 @@ student = nncx.load("student.safetensors")                   # without the class
 print(nncx.report(student, example))                         # measured, layer by layer
 """
 
-from nncx import compress, data, distill, models, nn, ops, train
+from nncx import compress, data, distill, graph, models, nn, ops, train
 from nncx._native import _C
 from nncx._report import Report, report
 from nncx._store import load, save
 from nncx._version import __version__
-from nncx.compress import XNOR, BinaryConnect, Half, Int8, convert, freeze, repack
+from nncx.compress import (
+    XNOR,
+    BinaryConnect,
+    Half,
+    Int8,
+    convert,
+    freeze,
+    quantize,
+    repack,
+    sensitivity,
+)
 from nncx.nn import (
     BinaryConnectConv2d,
     BinaryConnectLinear,
@@ -45,12 +55,15 @@ __all__ = [
     "data",
     "distill",
     "freeze",
+    "graph",
     "load",
     "models",
     "nn",
     "ops",
+    "quantize",
     "repack",
     "report",
     "save",
+    "sensitivity",
     "train",
 ]

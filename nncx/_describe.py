@@ -137,6 +137,8 @@ def _encoded(value: Any, module: nn.Module, name: str) -> Any:
         return value if math.isfinite(value) else {"float": str(value)}  # JSON has no such numbers
     if isinstance(value, (tuple, list)):
         return [_encoded(item, module, name) for item in value]
+    if isinstance(value, dict):
+        return {"dict": {key: _encoded(item, module, name) for key, item in value.items()}}
     raise ValueError(
         f"save: {type(module).__name__}.{name} must be made of numbers and strings, got"
         f" {value!r}; set it to what the constructor takes"

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from nncx._describe import MAX_DEPTH, argument, arguments, config, foreign_name, join
 from nncx.compress._rewire import REMOVABLE_MODULES
+from nncx.graph import Graph
 from nncx.nn import PackedLayer
 
 _MAX_PATH = 2_000  # letters
@@ -184,6 +185,9 @@ class _Plan:
         try:
             with _restored_on_error(model):
                 self._swap()
+                for module in model.modules():
+                    if isinstance(module, Graph):
+                        module.check_layers()
                 model.eval()
                 model.load_state_dict(state, assign=True)
                 for name, source in tied.items():
@@ -333,6 +337,8 @@ class _WithoutValues(TorchFunctionMode):
 
 def _decoded(value: Any) -> Any:
     """Undo `_encoded`, but for lists, which become tuples."""
+    if isinstance(value, dict) and "dict" in value:
+        return {key: _decoded(item) for key, item in value["dict"].items()}
     if isinstance(value, dict):
         return float(value["float"])
     return tuple(_decoded(item) for item in value) if isinstance(value, list) else value

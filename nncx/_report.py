@@ -4,7 +4,7 @@ import importlib.util
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
@@ -17,8 +17,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from nncx._modes import evaluated
+from nncx._table import elide, text_table
+
 WARM_UP = 3  # runs before any is timed: allocator, thread pool, choice of kernels
-TABLE_WIDTH = 100
 
 
 @dataclass(frozen=True)
@@ -105,19 +107,9 @@ class Report:
         return "\n\n".join((table, *self._notes()))
 
     def __str__(self) -> str:
-        columns = list(zip(*self._cells(), strict=True))
-        widths = [max(map(len, column)) for column in columns]
-        widths[1] = min(widths[1], 16)
-        widths[0] = min(widths[0], TABLE_WIDTH - sum(widths[1:]) - 2 * (len(widths) - 1))
-        header, *rows, total = (
-            "  ".join(
-                _elide(cell, width).ljust(width) if i < 3 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            )
-            for line in self._cells()
-        )
-        rule = "  ".join("-" * width for width in widths)
-        return "\n".join((header, rule, *rows, rule, total, "", *self._notes()))
+        header, *rows = self._cells()
+        cells = [header, *([name, elide(kind, 16), *rest] for name, kind, *rest in rows)]
+        return "\n".join((text_table(cells, texts=3, footer=True), "", *self._notes()))
 
     def _cells(self) -> list[list[str]]:
         """Header, layers, total: three columns of text, four of numbers."""
@@ -251,7 +243,7 @@ def require_matplotlib() -> None:
 def _measure(models: Sequence[nn.Module], inputs: tuple[Tensor, ...], repeats: int) -> list[Report]:
     with ExitStack() as modes, torch.no_grad():
         for model in models:
-            modes.enter_context(_evaluated(model))
+            modes.enter_context(evaluated(model))
         latencies = latency(models, inputs, repeats)
         return [
             _profile(model, inputs, repeats, latency)
@@ -352,19 +344,6 @@ def _precision(layer: nn.Module) -> str:
     return str(tensor.dtype).removeprefix("torch.")
 
 
-@contextmanager
-def _evaluated(model: nn.Module) -> Iterator[None]:
-    """Eval mode; afterwards every module is in the mode it was in."""
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, mode in modes.items():  # outer modules first: train() descends
-            if module.training != mode:
-                module.train(mode)
-
-
 def _macs(
     model: nn.Module, layers: dict[str, nn.Module], inputs: tuple[Tensor, ...]
 ) -> Counter[str]:
@@ -449,8 +428,3 @@ def _short(count: int) -> str:
         return str(count)
     power = min((len(str(count)) - 1) // 3, 4)
     return f"{count / 1000**power:.4g} {' kMGT'[power]}"
-
-
-def _elide(text: str, width: int) -> str:
-    """Keep the end: it tells the layers of a deep network apart."""
-    return text if len(text) <= width else "…" + text[len(text) - width + 1 :]

@@ -7,7 +7,8 @@ The tensors of the state dict stand beside the architecture, a JSON tree of node
     {"same_as": "path.of.a.node"}                                       a module with two names
     null                                                                a child that is None
 
-`config` holds the constructor's arguments, without those at their default. The children in the file
+`config` holds the constructor's arguments, without those at their default: of a `nncx.graph.Graph`
+its nodes, so that a network of any class can be stored as one. The children in the file
 are the truth: they override those that the constructor makes, which is how a converted network
 comes back. A foreign class can stand inside a network of `nncx.models`, whose constructor makes it;
 elsewhere `load` needs `into`.
@@ -28,6 +29,7 @@ import nncx.models
 from nncx import _files
 from nncx._describe import describe, stored_tensors
 from nncx._rebuild import ForeignError, RefusalError, plan, whole_state
+from nncx.graph import Graph
 from nncx.nn import (
     BinaryConnectConv2d,
     BinaryConnectLinear,
@@ -42,7 +44,7 @@ from nncx.nn import (
 
 # Layers whose constructor's arguments are attributes of the same name (`bias`: is there one?).
 _TORCH_TYPES = """
-    Sequential ModuleList ModuleDict Identity
+    Module Sequential ModuleList ModuleDict Identity
     Linear Bilinear Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d
     Embedding EmbeddingBag RNN LSTM GRU RNNCell LSTMCell GRUCell
     BatchNorm1d BatchNorm2d BatchNorm3d InstanceNorm1d InstanceNorm2d InstanceNorm3d
@@ -74,6 +76,7 @@ TYPES: dict[str, type[nn.Module]] = {
     "nncx.Int8Linear": Int8Linear,
     "nncx.XNORConv2d": XNORConv2d,
     "nncx.XNORLinear": XNORLinear,
+    "nncx.graph.Graph": Graph,
 }
 _NAMES = {cls: name for name, cls in TYPES.items()}
 
@@ -84,11 +87,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     """Write the tensors and the architecture of `model` to one safetensors file.
 
     Layers of `nncx.freeze` are stored at their packed size. A model of any class can be saved, but
-    `load` rebuilds only networks of `nncx.models`, nncx layers, and of torch.nn: containers but
+    `load` rebuilds only graphs, `nncx.models`, nncx layers, and of torch.nn: containers but
     ParameterList and ParameterDict; linear, convolution, embedding, recurrent, batch, instance,
     group, layer and RMS norm, dropout, padding, pooling (but for fractional) and upsampling
     layers; activations but MultiheadAttention (`nncx._store.TYPES` lists all). With any other class
-    in it, `save` warns that `load` will want a new model of that class as `into`.
+    in it, `save` warns that `load` will want a new model of that class as `into`; the graph of such
+    a model (`nncx.graph.trace`) needs none.
 
     Args:
         model: on any device; not changed.

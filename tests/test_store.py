@@ -14,6 +14,7 @@ from nncx import _describe, _files, _rebuild, _store
 from nncx import models as nncx_models
 from nncx._store import load, save
 from nncx.compress import XNOR, BinaryConnect, Half, Int8, convert, freeze
+from nncx.graph import Graph
 from nncx.models import MLP, VGG9, LeNet5, LeNet300100, NiN, ResNet
 from nncx.nn import (
     BinaryConnectConv2d,
@@ -284,7 +285,7 @@ def test_recurrent_layers_compute_the_same(module, file):
 
 SAMPLES = [
     *(nn.Sequential(nn.ReLU()), nn.ModuleList([nn.Tanh()]), nn.ModuleDict({"a": nn.ReLU6(True)})),
-    *(nn.Identity(3), nn.Linear(3, 4, bias=False), nn.Bilinear(2, 3, 4)),
+    *(nn.Module(), nn.Identity(3), nn.Linear(3, 4, bias=False), nn.Bilinear(2, 3, 4)),
     *(nn.Conv1d(2, 4, 3, 2, 1, 2, 2), nn.Conv2d(2, 4, (3, 1), padding="same", bias=False)),
     *(nn.Conv3d(2, 4, 3, padding=1, padding_mode="circular"), nn.ConvTranspose1d(2, 4, 3)),
     *(nn.ConvTranspose2d(2, 4, 3, 2, 1, 1), nn.ConvTranspose3d(2, 4, 3, dilation=2)),
@@ -319,6 +320,7 @@ SAMPLES = [
     *(BinaryConnectConv2d(4, 6, (3, 2), 2, groups=2, stochastic=True), BinaryConnectLinear(3, 4)),
     *(Int8Conv2d(4, 6, 3, padding="same", symmetric=True), Int8Linear(3, 4, per_channel=False)),
     *(HalfConv2d(4, 6, 3, storage="bfloat16"), HalfLinear(3, 4)),
+    Graph([("y", "hardtanh", ("x",), {"max_val": float("inf")})], ["x"], ["y"]),
 ]
 
 

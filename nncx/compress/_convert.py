@@ -1,14 +1,12 @@
 """convert: swaps layers of a model for those of a compression method."""
 
-from collections.abc import Callable, Iterable
 from typing import ClassVar, Protocol
 
 from torch import fx, nn
 
 from nncx.compress._rewire import modules_to_remove
+from nncx.compress._skip import Skip, names_of, skipped
 from nncx.compress._trace import called_module, read_value, trace
-
-Skip = Iterable[str] | Callable[[str, nn.Module], bool]
 
 
 class Method(Protocol):
@@ -60,10 +58,10 @@ def convert(
             compiled model.
     """
     _check_arguments(model, method)
-    names = _names(model)
+    names = names_of(model)
     by_order = skip is None and method.keeps_first_and_last
     graph = trace(model) if rewire and (method.binarizes_input or by_order) else None
-    kept = _first_and_last(names, graph) if by_order else _skipped(names, skip or ())
+    kept = _first_and_last(names, graph) if by_order else skipped(names, skip or (), "convert")
     inside = {m for block in names if _is_torch_block(block) for m in block.modules()}
     targets = [m for m in names if method.replaces(m) and m not in kept | inside]
     if not targets:
@@ -103,34 +101,6 @@ def _check_arguments(model: nn.Module, method: Method) -> None:
             "convert: the model must not be compiled yet, got the result of torch.compile; convert"
             " before torch.compile"
         )
-
-
-def _names(model: nn.Module) -> dict[nn.Module, list[str]]:
-    """Every module with all its names: a shared one has several."""
-    names: dict[nn.Module, list[str]] = {}
-    for name, module in model.named_modules(remove_duplicate=False):
-        names.setdefault(module, []).append(name)
-    return names
-
-
-def _skipped(names: dict[nn.Module, list[str]], skip: Skip) -> set[nn.Module]:
-    if callable(skip):
-        return {m for m, its in names.items() if any(skip(name, m) for name in its)}
-    if isinstance(skip, str):
-        raise ValueError(f"convert: skip must be a list of names, got {skip!r}; pass [{skip!r}]")
-    wanted = list(skip)
-    known = {name for its in names.values() for name in its}
-    for name in wanted:
-        if name not in known:
-            raise ValueError(
-                f"convert: skip names {name!r}, which the model does not have; take names from"
-                " model.named_modules()"
-            )
-    return {
-        module
-        for module, its in names.items()
-        if any(f"{name}.".startswith(f"{block}.") for name in its for block in wanted)
-    }
 
 
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
