@@ -2,7 +2,7 @@
 
     python tests/fuzz_files.py [--count N] [--seed S] [--first I]
 
-Every file is made of a whole one: a float network, a frozen binary one, a checkpoint of
+Every file is made of a whole one: a float network, frozen ones, a checkpoint of
 `train.fit`, the kept file of format 1. *Damage* changes bytes and must be refused. *Forgery*
 changes what the file says and renews its SHA-256: it must be refused, or be a model that saves and
 loads again, or a checkpoint that fits its run (the states of its optimizers are taken at their
@@ -76,8 +76,11 @@ def _whole_files(folder: Path) -> list[tuple[bytes, Callable[[Path], None]]]:
     model = nncx.models.ResNet(8, width=2)
     nncx.save(model, path)
     files.append((path.read_bytes(), _load_model))
-    nncx.save(nncx.freeze(nncx.convert(model, nncx.XNOR())), path)
-    files.append((path.read_bytes(), _load_model))
+    for method in (nncx.XNOR(), nncx.Int8(), nncx.Half()):
+        converted = nncx.convert(copy.deepcopy(model), method).train()
+        converted(torch.zeros(2, 3, 8, 8))  # from which int8 takes ranges
+        nncx.save(nncx.freeze(converted), path)
+        files.append((path.read_bytes(), _load_model))
     path.unlink()
     _train(path, epochs=1)
     files.append((path.read_bytes(), _load_checkpoint))
