@@ -250,8 +250,9 @@ def _checked(
 def _gives_list(node: Node) -> bool:
     """Whether the value of a node is a list; refuses a node that no operation fits."""
     if node.operation == LAYER:
-        path = node.arguments.get("path") if isinstance(node.arguments, dict) else None
-        if len(node.arguments) != 1 or not path or not isinstance(path, str) or not node.inputs:
+        given = node.arguments
+        path = given.get("path") if isinstance(given, dict) and len(given) == 1 else None
+        if not path or not isinstance(path, str) or not node.inputs:
             raise ValueError(f"Graph: '{node.name}' must have an input and the path of a layer")
         return False
     operation = OPERATIONS.get(node.operation) if isinstance(node.operation, str) else None
