@@ -2,11 +2,11 @@
 
     python tests/fuzz_files.py [--count N] [--seed S] [--first I]
 
-Every file is made of a whole one: a float network, frozen ones, a checkpoint of
-`train.fit`, the kept file of format 1. *Damage* changes bytes and must be refused. *Forgery*
-changes what the file says and renews its SHA-256: it must be refused, or be a model that saves and
-loads again, or a checkpoint that fits its run (the states of its optimizers are taken at their
-word).
+Every file is made of a whole one: a float network, frozen ones, the graph of an int8 one, a
+checkpoint of `train.fit`, the kept file of format 1. *Damage* changes bytes and must be refused.
+*Forgery* changes what the file says and renews its SHA-256: it must be refused, or be a model that
+saves and loads again, or a checkpoint that fits its run (the states of its optimizers are taken at
+their word).
 
 A refusal is a ValueError. Files are loaded in a process of its own, so that a crash or a hang is
 one more result; case I of a seed is always the same file.
@@ -34,6 +34,7 @@ import torch
 from torch import nn
 
 import nncx
+from nncx.graph._operations import OPERATIONS
 
 HANG = 60.0  # seconds, of a machine that may be busy
 KEPT = Path(__file__).parent / "files" / "model-format-1.safetensors"
@@ -81,6 +82,9 @@ def _whole_files(folder: Path) -> list[tuple[bytes, Callable[[Path], None]]]:
         converted(torch.zeros(2, 3, 8, 8))  # from which int8 takes ranges
         nncx.save(nncx.freeze(converted), path)
         files.append((path.read_bytes(), _load_model))
+    graph = nncx.quantize(model, [torch.randn(1, 3, 8, 8)])
+    nncx.save(nncx.freeze(graph), path)
+    files.append((path.read_bytes(), _load_model))
     path.unlink()
     _train(path, epochs=1)
     files.append((path.read_bytes(), _load_checkpoint))
@@ -244,6 +248,32 @@ def _many(rng: random.Random, parts: _Parts) -> None:
         children.update({f"more{i}": layer for i in range(rng.choice([10, 300, 8000]))})
 
 
+def _graph_node(rng: random.Random, parts: _Parts) -> None:
+    """Another node: its operation, what it reads, an argument, its place, or thousands of it."""
+    graphs = [c[k] for c, k in _places(parts.metadata) if k == "nodes" and isinstance(c[k], list)]
+    if not graphs:
+        return
+    nodes = rng.choice(graphs)
+    node = rng.choice([node for node in nodes if isinstance(node, list) and len(node) == 4])
+    name, operation, inputs, arguments = node
+    match rng.randrange(6):
+        case 0:
+            node[1] = rng.choice([*OPERATIONS, "layer", "system", "__class__"])
+        case 1:
+            node[2] = rng.choice([[], [name], [*inputs, *inputs], ["x"], [nodes[-1][0]], name])
+        case 2:
+            names = "path other dim index kernel_size pad mode shape dtype out self input".split()
+            arguments["dict"][rng.choice(names)] = copy.deepcopy(rng.choice(HOSTILE))
+        case 3:
+            nodes.insert(rng.randrange(len(nodes)), nodes.pop(rng.randrange(len(nodes))))
+        case 4:
+            paths = ["", ".", "conv.weight", "stage1", "stage1..0", "forward", "_nodes", "fc"]
+            arguments["dict"] = {"path": rng.choice(paths)}
+        case 5:
+            count = rng.choice([10, 1000, 25_000])
+            nodes += [[f"{name}{i}", operation, inputs, arguments] for i in range(count)]
+
+
 def _table_entry(rng: random.Random, parts: _Parts) -> None:
     name, entry = rng.choice(list(parts.table.items()))
     dtypes = "BOOL U8 I8 I16 U16 F16 BF16 I32 U32 F32 F64 I64 U64 F8_E4M3 F8_E5M2 C64 X".split()
@@ -289,7 +319,7 @@ def _envelope(rng: random.Random, parts: _Parts) -> None:
 
 FORGERY = (
     *(_hostile_value, _moved_value, _lost_value, _other_number, _other_argument, _other_type),
-    *(_deeper, _many, _table_entry, _tied, _body, _envelope),
+    *(_deeper, _many, _graph_node, _table_entry, _tied, _body, _envelope),
 )
 
 # ---------------------------------------------------------------------------------------------

@@ -119,7 +119,9 @@ def _is_torch_block(module: nn.Module) -> bool:
     """Whether it is a module of torch with a forward of its own, which may read its layers."""
     containers = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     return type(module).__module__.startswith("torch.nn.modules.") and not (
-        isinstance(module, containers) or next(module.children(), None) is None
+        isinstance(module, containers)
+        or type(module) is nn.Module  # in a graph
+        or next(module.children(), None) is None
     )
 
 

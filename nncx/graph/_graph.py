@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from torch import Tensor, nn
 
 from nncx._table import text_table
-from nncx.graph._operations import GETITEM, LAYER, OPERATIONS, why_unsound
+from nncx.graph._operations import GETITEM, LAYER, OPERATIONS, run, why_unsound
 
 _MAX_NAME = 500  # letters
 _MAX_NODES = 20_000
@@ -81,7 +81,7 @@ class Graph(nn.Module):
             if node.operation == LAYER:
                 values[node.name] = self.get_submodule(node.arguments["path"])(*read)
             else:
-                values[node.name] = OPERATIONS[node.operation](read, node.arguments)
+                values[node.name] = run(node.operation, read, node.arguments)
             for name in self._last_read[node.name]:
                 del values[name]
         outputs = tuple(values[name] for name in self.output_names)
@@ -250,8 +250,9 @@ def _checked(
 def _gives_list(node: Node) -> bool:
     """Whether the value of a node is a list; refuses a node that no operation fits."""
     if node.operation == LAYER:
-        path = node.arguments.get("path") if isinstance(node.arguments, dict) else None
-        if len(node.arguments) != 1 or not path or not isinstance(path, str) or not node.inputs:
+        given = node.arguments
+        path = given.get("path") if isinstance(given, dict) and len(given) == 1 else None
+        if not path or not isinstance(path, str) or not node.inputs:
             raise ValueError(f"Graph: '{node.name}' must have an input and the path of a layer")
         return False
     operation = OPERATIONS.get(node.operation) if isinstance(node.operation, str) else None

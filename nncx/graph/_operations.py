@@ -63,7 +63,7 @@ _WORDS = {
 
 
 class Operation(NamedTuple):
-    """An operator, called as `function(*inputs, **arguments)`.
+    """An operator, called by `run`.
 
     Attributes:
         tensors: names of the arguments that take the inputs, in order; the single name of a list of
@@ -83,10 +83,13 @@ class Operation(NamedTuple):
     defaults: dict[str, Any]
     scalars: frozenset[str]
 
-    def __call__(self, inputs: Sequence[Any], arguments: Mapping[str, Any]) -> Tensor:
-        if self.takes_list:
-            return self.function(list(inputs), **arguments)
-        return self.function(*inputs, **arguments)
+
+def run(name: str, inputs: Sequence[Any], arguments: Mapping[str, Any]) -> Any:
+    """The value of a listed operation: a tensor, or a list that `getitem` reads."""
+    operation = OPERATIONS[name]
+    if operation.takes_list:
+        return operation.function(list(inputs), **arguments)
+    return operation.function(*inputs, **arguments)
 
 
 def _of_aten(overload: torch._ops.OpOverload) -> Operation:

@@ -112,6 +112,7 @@ class _Builder:
         self._short[operator.getitem] = GETITEM
 
     def graph(self) -> Graph:
+        self._check_pure()
         live = self._live()
         nodes = [node for node in self._program.graph.nodes if node in live]
         at = 0
@@ -209,7 +210,7 @@ class _Builder:
         inputs: list[fx.Node] = []
         arguments: dict[str, Any] = {}
         for name, value in given.items():
-            if isinstance(value, fx.Node) and name in operation.tensors:
+            if _is_tensor(value) and name in operation.tensors:
                 inputs.append(value)
             elif operation.takes_list and name in operation.tensors:
                 inputs.extend(value)
@@ -274,13 +275,15 @@ class _Builder:
             )
         return self._names[value]
 
-    def _outputs(self) -> list[str]:
+    def _check_pure(self) -> None:
         specs = self._program.graph_signature.output_specs
         if any(spec.kind != OutputKind.USER_OUTPUT for spec in specs):
             raise ValueError(
                 "trace: forward must not change buffers or inputs in eval mode, got"
                 f" {type(self._model).__name__} that does; keep such a state outside of the model"
             )
+
+    def _outputs(self) -> list[str]:
         outputs = self._program.graph.output_node().args[0]
         spec = self._program.call_spec.out_spec
         flat = spec.num_children in (0, spec.num_leaves) and spec.type in (None, tuple, list)
@@ -311,6 +314,10 @@ def _layer(
     layer.weight = parameters[0]
     layer.bias = parameters[1] if bias else None
     return layer
+
+
+def _is_tensor(value: Any) -> bool:
+    return isinstance(value, fx.Node) and not isinstance(value.meta.get("val"), torch.SymInt)
 
 
 def _equal(layer: nn.Module, other: nn.Module) -> bool:
