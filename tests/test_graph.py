@@ -106,6 +106,29 @@ def test_several_inputs_and_outputs(tmp_path):
         graph(inputs[0])
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.mean((1, 2, 3)).view(-1, 1),
+        lambda x: x.view(x.shape[0] * 3, -1),
+        lambda x: x.transpose(0, 1).flatten(1),
+        lambda x: x.permute(1, 2, 3, 0).reshape(48, -1),
+        lambda x: x.flatten(),
+        lambda x: x.unflatten(2, (2, 2)).squeeze(1).unsqueeze(-1),
+        lambda x: x.split([1, 2], 1)[1],
+    ],
+)
+def test_shapes_with_the_batch_anywhere(function):
+    class Reshaping(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    graph = trace(Reshaping(), torch.randn(1, 3, 4, 4))
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 3, 4, 4)
+        assert torch.equal(graph(x), function(x))
+
+
 def test_an_operation_in_place_changes_what_reads_its_input_later():
     class InPlace(nn.Module):
         def forward(self, x):

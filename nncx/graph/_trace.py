@@ -178,7 +178,7 @@ class _Builder:
 
     def _add_operation(self, node: fx.Node) -> None:
         name = str(node.target).removeprefix("aten.")
-        if isinstance(node.meta.get("val"), torch.SymInt):
+        if _is_open(node.meta.get("val")):
             return  # the batch size; whoever reads it is asked
         if name in _IDENTITIES:
             self._names[node] = self._read(node.args[0], node)
@@ -316,8 +316,13 @@ def _layer(
     return layer
 
 
+def _is_open(size: Any) -> bool:
+    """Whether it depends on the batch size."""
+    return isinstance(size, torch.SymInt)
+
+
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, fx.Node) and not isinstance(value.meta.get("val"), torch.SymInt)
+    return isinstance(value, fx.Node) and not _is_open(value.meta.get("val"))
 
 
 def _equal(layer: nn.Module, other: nn.Module) -> bool:
@@ -330,14 +335,14 @@ def _reshape(node: fx.Node) -> tuple[str, dict[str, Any]]:
     """A reshape to the sizes of its value, the batch left open; best said as a flatten."""
     shape = tuple(node.meta["val"].shape)
     before = node.args[0].meta["val"].shape
-    if sum(isinstance(size, torch.SymInt) for size in shape) > 1:
+    if sum(map(_is_open, shape)) > 1:
         raise ValueError(
             f"trace: a reshape in {_place(node)} must leave the batch size in one dimension, got"
             f" {list(shape)}; keep the batch apart"
         )
-    if len(shape) == 2 and isinstance(shape[0], torch.SymInt) and shape[0] == before[0]:
+    if len(shape) == 2 <= len(before) and _is_open(shape[0]) and str(shape[0]) == str(before[0]):
         return "flatten", {"start_dim": 1}
-    return "reshape", {"shape": tuple(-1 if isinstance(s, torch.SymInt) else s for s in shape)}
+    return "reshape", {"shape": tuple(-1 if _is_open(size) else size for size in shape)}
 
 
 def _plain(value: Any, name: str, node: fx.Node) -> Any:

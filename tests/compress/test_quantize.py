@@ -163,7 +163,7 @@ def test_batches_of_a_data_loader_are_read_once():
 @pytest.mark.parametrize(
     "skip, left",
     [
-        ((), {"conv1", "conv2", "head.0", "head.2"}),
+        (None, {"conv1", "conv2", "head.0", "head.2"}),
         (["conv1", "head"], {"conv2"}),
         (lambda name, layer: isinstance(layer, nn.Conv2d), {"head.0", "head.2"}),
     ],
