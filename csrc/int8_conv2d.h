@@ -55,10 +55,10 @@ void int8_conv2d(const Int8Conv2dParams& params, const Conv2dTile& tile, uint8_t
 }  // namespace avx2
 
 namespace avx512 {
-using scalar::int8_conv2d;
-using scalar::int8_conv2d_prepack;
-using scalar::int8_conv2d_prepacked_bytes;
-using scalar::int8_conv2d_scratch_bytes;
+int64_t int8_conv2d_prepacked_bytes(const Conv2dWeightShape& shape);
+void int8_conv2d_prepack(const Conv2dWeightShape& shape, const int8_t* weight, uint8_t* prepacked);
+int64_t int8_conv2d_scratch_bytes(const Int8Conv2dParams& params);
+void int8_conv2d(const Int8Conv2dParams& params, const Conv2dTile& tile, uint8_t* scratch);
 }  // namespace avx512
 
 }  // namespace nncx

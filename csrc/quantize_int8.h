@@ -61,10 +61,11 @@ namespace scalar {
 void quantize_int8(const QuantizeInt8Params& params, int64_t begin, int64_t end);
 }
 namespace avx2 {
-using scalar::quantize_int8;
+void quantize_int8(const QuantizeInt8Params& params, int64_t begin, int64_t end);
 }
+// Bound by memory, so wider registers would not show.
 namespace avx512 {
-using scalar::quantize_int8;
+using avx2::quantize_int8;
 }
 
 }  // namespace nncx

@@ -12,10 +12,22 @@ from nncx._native import _C
 from nncx._report import Report, report
 from nncx._store import load, save
 from nncx._version import __version__
-from nncx.compress import XNOR, BinaryConnect, Int8, convert, freeze, quantize, repack, sensitivity
+from nncx.compress import (
+    XNOR,
+    BinaryConnect,
+    Half,
+    Int8,
+    convert,
+    freeze,
+    quantize,
+    repack,
+    sensitivity,
+)
 from nncx.nn import (
     BinaryConnectConv2d,
     BinaryConnectLinear,
+    HalfConv2d,
+    HalfLinear,
     Int8Conv2d,
     Int8Linear,
     XNORConv2d,
@@ -27,6 +39,9 @@ __all__ = [
     "BinaryConnect",
     "BinaryConnectConv2d",
     "BinaryConnectLinear",
+    "Half",
+    "HalfConv2d",
+    "HalfLinear",
     "Int8",
     "Int8Conv2d",
     "Int8Linear",

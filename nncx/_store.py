@@ -33,6 +33,8 @@ from nncx.graph import Graph
 from nncx.nn import (
     BinaryConnectConv2d,
     BinaryConnectLinear,
+    HalfConv2d,
+    HalfLinear,
     Int8Conv2d,
     Int8Linear,
     PackedLayer,
@@ -68,6 +70,8 @@ TYPES: dict[str, type[nn.Module]] = {
     **{f"nncx.models.{name}": getattr(nncx.models, name) for name in _MODELS},
     "nncx.BinaryConnectConv2d": BinaryConnectConv2d,
     "nncx.BinaryConnectLinear": BinaryConnectLinear,
+    "nncx.HalfConv2d": HalfConv2d,
+    "nncx.HalfLinear": HalfLinear,
     "nncx.Int8Conv2d": Int8Conv2d,
     "nncx.Int8Linear": Int8Linear,
     "nncx.XNORConv2d": XNORConv2d,

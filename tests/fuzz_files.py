@@ -2,7 +2,7 @@
 
     python tests/fuzz_files.py [--count N] [--seed S] [--first I]
 
-Every file is made of a whole one: a float network, a frozen binary one, the graph of an int8 one, a
+Every file is made of a whole one: a float network, frozen ones, the graph of an int8 one, a
 checkpoint of `train.fit`, the kept file of format 1. *Damage* changes bytes and must be refused.
 *Forgery* changes what the file says and renews its SHA-256: it must be refused, or be a model that
 saves and loads again, or a checkpoint that fits its run (the states of its optimizers are taken at
@@ -77,9 +77,12 @@ def _whole_files(folder: Path) -> list[tuple[bytes, Callable[[Path], None]]]:
     model = nncx.models.ResNet(8, width=2)
     nncx.save(model, path)
     files.append((path.read_bytes(), _load_model))
-    nncx.save(nncx.freeze(nncx.convert(model, nncx.XNOR())), path)
-    files.append((path.read_bytes(), _load_model))
-    graph = nncx.quantize(nncx.models.ResNet(8, width=2), [torch.randn(1, 3, 8, 8)])
+    for method in (nncx.XNOR(), nncx.Int8(), nncx.Half()):
+        converted = nncx.convert(copy.deepcopy(model), method).train()
+        converted(torch.zeros(2, 3, 8, 8))  # from which int8 takes ranges
+        nncx.save(nncx.freeze(converted), path)
+        files.append((path.read_bytes(), _load_model))
+    graph = nncx.quantize(model, [torch.randn(1, 3, 8, 8)])
     nncx.save(nncx.freeze(graph), path)
     files.append((path.read_bytes(), _load_model))
     path.unlink()

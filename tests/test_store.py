@@ -13,10 +13,19 @@ from torch import nn
 from nncx import _describe, _files, _rebuild, _store
 from nncx import models as nncx_models
 from nncx._store import load, save
-from nncx.compress import XNOR, BinaryConnect, Int8, convert, freeze
+from nncx.compress import XNOR, BinaryConnect, Half, Int8, convert, freeze
 from nncx.graph import Graph
 from nncx.models import MLP, VGG9, LeNet5, LeNet300100, NiN, ResNet
-from nncx.nn import BinaryConnectConv2d, BinaryConnectLinear, XNORConv2d, XNORLinear
+from nncx.nn import (
+    BinaryConnectConv2d,
+    BinaryConnectLinear,
+    HalfConv2d,
+    HalfLinear,
+    Int8Conv2d,
+    Int8Linear,
+    XNORConv2d,
+    XNORLinear,
+)
 
 pytestmark = pytest.mark.filterwarnings("ignore:nncx.save. load will not do without into=")
 
@@ -76,6 +85,7 @@ METHODS = {
     "frozen xnor": lambda model: freeze(convert(model, XNOR())),
     "binary connect": lambda model: convert(model, BinaryConnect(stochastic=True)),
     "frozen binary connect": lambda model: freeze(convert(model, BinaryConnect())),
+    "frozen half": lambda model: freeze(convert(model, Half())),
     "int8": lambda model: _calibrated(convert(model, Int8(symmetric=True))),
     "frozen int8": lambda model: freeze(_calibrated(convert(model, Int8(per_channel=False)))),
 }
@@ -308,6 +318,8 @@ SAMPLES = [
     *(nn.ConstantPad3d(1, 2.5), nn.ReflectionPad3d(1), nn.ReplicationPad3d(1), nn.ZeroPad3d(1)),
     *(XNORConv2d(4, 6, 3, scale="none", pad_value=1), XNORLinear(3, 4, scale="alpha_k")),
     *(BinaryConnectConv2d(4, 6, (3, 2), 2, groups=2, stochastic=True), BinaryConnectLinear(3, 4)),
+    *(Int8Conv2d(4, 6, 3, padding="same", symmetric=True), Int8Linear(3, 4, per_channel=False)),
+    *(HalfConv2d(4, 6, 3, storage="bfloat16"), HalfLinear(3, 4)),
     Graph([("y", "hardtanh", ("x",), {"max_val": float("inf")})], ["x"], ["y"]),
 ]
 

@@ -1,10 +1,11 @@
 // Three GEMMs, all exact. `vpmaddubsw` multiplies bytes, unsigned by signed, but adds two products in
 // 16 bits, where they saturate; `vpmaddwd` multiplies 16-bit numbers and is safe with any.
 //
-//   paired   No activation is negative, so a product is at most 127 * 128: two `vpmaddubsw` are added
-//            in 16 bits before `vpmaddwd` widens them, 64 products in 5 instructions. That is safe
-//            where |w0| + |w1| + |w2| + |w3| <= 258 for the four weights that meet in a lane. Of the
-//            few fours that are larger the excess is kept apart, as outliers, and added one by one.
+//   paired   No activation is negative, hence none above 127: two `vpmaddubsw` are added in 16 bits
+//            before `vpmaddwd` widens them, 64 products in 5 instructions. That is safe if of the
+//            four weights that meet in a lane the positive ones add up to at most 258, and the
+//            negative ones to -258. What few fours have beyond is kept apart, as outliers, and added
+//            one by one.
 //   single   No activation is negative, but there are too many outliers to keep apart, or a tap has
 //            an odd number of steps: each `vpmaddubsw` is widened on its own.
 //   wide     Activations of any sign as 16-bit numbers; the weights are widened a cache-sized part
@@ -21,7 +22,6 @@
 #include <immintrin.h>
 
 #include <algorithm>
-#include <cstdlib>
 
 #include "int8_rows.h"
 #include "int8_tile.h"
@@ -32,13 +32,13 @@ namespace {
 
 constexpr int kMaxRows = 4;
 constexpr int kVectors = kInt8Block / 8;
-constexpr int32_t kSafeFour = 258;       // 127 * 258 < 2^15
-constexpr int64_t kStepsPerOutlier = 8;  // more than one in so many steps are not worth it
+constexpr int32_t kSafeSum = 258;        // 127 * 258 < 2^15
+constexpr int64_t kStepsPerOutlier = 8;  // with more, `single` is faster
 constexpr int64_t kWideSteps = 128;      // widened at a time: 16 KB
 
 struct alignas(64) BlockHeader {
   int32_t weight_sums[kInt8Block];
-  int32_t paired;    // whether no four of the weights is too large
+  int32_t paired;    // whether the weights are safe for it
   int32_t outliers;  // how many were kept apart
 };
 
@@ -49,7 +49,7 @@ struct Outlier {
 };
 
 int64_t most_outliers(const Conv2dWeightShape& s) {
-  return steps_of_filter(s) / kStepsPerOutlier + 8;
+  return steps_of_filter(s) / kStepsPerOutlier + 1;
 }
 
 int64_t block_bytes(const Conv2dWeightShape& s) {
@@ -78,18 +78,24 @@ NNCX_INLINE inline __m256i broadcast4(const uint8_t* from) {
   return _mm256_set1_epi32(value);
 }
 
+// The empty asm keeps gcc from gathering the products of a step first, which spills sums to memory.
+NNCX_INLINE inline void add(__m256i& sum, __m256i x) {
+  sum = _mm256_add_epi32(sum, x);
+  asm("" : "+x"(sum));
+}
+
 NNCX_INLINE inline void add_to(int32_t* sums, __m256i x) {
   auto* to = reinterpret_cast<__m256i*>(sums);
   _mm256_store_si256(to, _mm256_add_epi32(_mm256_load_si256(to), x));
 }
 
 // ---------------------------------------------------------------------------------------------
-// GEMM: sums[row][16] += row x weights, over the steps of some runs of pixels
+// GEMM: sums[row][width], of which 16, += row x weights, over the steps of some runs of pixels
 
 // Steps of a run at a time: 2 if they are paired.
 template <int Rows, int Steps>
 void gemm_bytes(const uint8_t* const* rows_in_memory, const Taps& taps, int64_t run_steps,
-                const uint8_t* weights, int32_t* sums) {
+                const uint8_t* weights, int32_t* sums, int64_t width) {
   const uint8_t* rows[Rows];
   for_each<Rows>([&](auto r) NNCX_INLINE { rows[r] = rows_in_memory[r]; });
   const __m256i ones = _mm256_set1_epi16(1);
@@ -112,18 +118,18 @@ void gemm_bytes(const uint8_t* const* rows_in_memory, const Taps& taps, int64_t 
               products = _mm256_add_epi16(products, next);
             }
             __m256i& to = sum[r * kVectors + v];
-            to = _mm256_add_epi32(to, _mm256_madd_epi16(products, ones));
+            add(to, _mm256_madd_epi16(products, ones));
           });
         });
       }
     }
   }
-  for_each<Rows * kVectors>([&](auto i) NNCX_INLINE {
-    add_to(sums + i / kVectors * kInt8Block + i % kVectors * 8, sum[i]);
-  });
+  for_each<Rows * kVectors>(
+      [&](auto i) NNCX_INLINE { add_to(sums + i / kVectors * width + i % kVectors * 8, sum[i]); });
 }
 
-using BytesGemm = void (*)(const uint8_t* const*, const Taps&, int64_t, const uint8_t*, int32_t*);
+using BytesGemm = void (*)(const uint8_t* const*, const Taps&, int64_t, const uint8_t*, int32_t*,
+                           int64_t);
 constexpr BytesGemm kSingle[kMaxRows + 1] = {nullptr, gemm_bytes<1, 1>, gemm_bytes<2, 1>,
                                              gemm_bytes<3, 1>, gemm_bytes<4, 1>};
 constexpr BytesGemm kPaired[kMaxRows + 1] = {nullptr, gemm_bytes<1, 2>, gemm_bytes<2, 2>,
@@ -133,74 +139,105 @@ constexpr BytesGemm kPaired[kMaxRows + 1] = {nullptr, gemm_bytes<1, 2>, gemm_byt
 // weights and the odd ones are widened with two shifts.
 constexpr int64_t kWideStep = 2 * kStepChannels;  // bytes of a step in a line
 
+struct WideWeights {
+  __m256i even, odd;
+
+  NNCX_INLINE explicit WideWeights(__m256i bytes)
+      : even(_mm256_srai_epi16(_mm256_slli_epi16(bytes, 8), 8)), odd(_mm256_srai_epi16(bytes, 8)) {}
+};
+
 void widen(const uint8_t* weights, int64_t steps, uint8_t* wide) {
   for (int64_t i = 0; i < steps * kVectors; ++i, weights += 32, wide += 64) {
-    const __m256i w = load(weights);
-    const __m256i even = _mm256_srai_epi16(_mm256_slli_epi16(w, 8), 8);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(wide), even);
-    _mm256_store_si256(reinterpret_cast<__m256i*>(wide + 32), _mm256_srai_epi16(w, 8));
+    const WideWeights w(load(weights));
+    _mm256_store_si256(reinterpret_cast<__m256i*>(wide), w.even);
+    _mm256_store_si256(reinterpret_cast<__m256i*>(wide + 32), w.odd);
   }
 }
 
-// Part of one run, from byte `at` of the rows on.
-template <int Rows>
-void gemm_wide(const uint8_t* const* rows_in_memory, int64_t at, int64_t steps, const uint8_t* wide,
-               int32_t* sums) {
+// Part of one run, from byte `at` of the rows on; `weights` widened already or, for so few rows that
+// it would not pay, as they are.
+template <int Rows, bool Widened>
+void gemm_words(const uint8_t* const* rows_in_memory, int64_t at, int64_t steps,
+                const uint8_t* weights, int32_t* sums, int64_t width) {
+  constexpr int64_t kBytes = Widened ? 2 * kStepBytes : kStepBytes;
   const uint8_t* rows[Rows];
   for_each<Rows>([&](auto r) NNCX_INLINE { rows[r] = rows_in_memory[r]; });
   __m256i sum[Rows * kVectors];
   for_each<Rows * kVectors>([&](auto i) NNCX_INLINE { sum[i] = _mm256_setzero_si256(); });
-  for (const int64_t end = at + steps * kWideStep; at < end; at += kWideStep, wide += 128) {
+  const auto load_wide = [&](int v, bool odd) NNCX_INLINE {
+    if constexpr (Widened) return load(weights + 64 * v + 32 * odd);
+    const WideWeights w(load(weights + 32 * v));
+    return odd ? w.odd : w.even;
+  };
+  for (const int64_t end = at + steps * kWideStep; at < end; at += kWideStep, weights += kBytes) {
     for_each<2>([&](auto odd) NNCX_INLINE {
       __m256i w[kVectors];
-      for_each<kVectors>([&](auto v) NNCX_INLINE { w[v] = load(wide + 64 * v + 32 * odd); });
+      for_each<kVectors>([&](auto v) NNCX_INLINE { w[v] = load_wide(v, odd); });
       for_each<Rows>([&](auto r) NNCX_INLINE {
         const __m256i a = broadcast4(rows[r] + at + 4 * odd);
-        for_each<kVectors>([&](auto v) NNCX_INLINE {
-          __m256i& to = sum[r * kVectors + v];
-          to = _mm256_add_epi32(to, _mm256_madd_epi16(a, w[v]));
-        });
+        for_each<kVectors>(
+            [&](auto v) NNCX_INLINE { add(sum[r * kVectors + v], _mm256_madd_epi16(a, w[v])); });
       });
     });
   }
-  for_each<Rows * kVectors>([&](auto i) NNCX_INLINE {
-    add_to(sums + i / kVectors * kInt8Block + i % kVectors * 8, sum[i]);
-  });
+  for_each<Rows * kVectors>(
+      [&](auto i) NNCX_INLINE { add_to(sums + i / kVectors * width + i % kVectors * 8, sum[i]); });
 }
 
-using WideGemm = void (*)(const uint8_t* const*, int64_t, int64_t, const uint8_t*, int32_t*);
-constexpr WideGemm kWide[kMaxRows + 1] = {nullptr, gemm_wide<1>, gemm_wide<2>, gemm_wide<3>,
-                                          gemm_wide<4>};
+using WordsGemm = void (*)(const uint8_t* const*, int64_t, int64_t, const uint8_t*, int32_t*,
+                           int64_t);
+constexpr WordsGemm kWidened[kMaxRows + 1] = {nullptr, gemm_words<1, true>, gemm_words<2, true>,
+                                              gemm_words<3, true>, gemm_words<4, true>};
+constexpr WordsGemm kFewRows[kMaxRows + 1] = {nullptr, gemm_words<1, false>, gemm_words<2, false>,
+                                              gemm_words<3, false>, gemm_words<4, false>};
 
 // ---------------------------------------------------------------------------------------------
 
 // What both kinds of lines share; `Line` says where channel c of a pixel lies, and loads it.
 template <class Line>
 struct Gemm : Int8Path {
-  static constexpr int64_t kTileBlocks = 1;
+  static constexpr int64_t kTileBlocks = 4;
 
   static int64_t block_bytes(const Conv2dWeightShape& s) { return avx2::block_bytes(s); }
 
   static int64_t pixel_bytes(const Params& p) { return steps_of_tap(p.shape) * Line::kStep; }
 
   static void gemm(const Params& p, const Rows& rows, const uint8_t* const* pointers,
-                   const Taps& taps, const uint8_t* block, int64_t, int32_t* sums) {
-    const BlockHeader& header = header_of(block);
-    for (int64_t r = 0; r < rows.count; ++r) {
-      for (int64_t o = 0; o < kInt8Block; ++o) {
-        sums[r * kInt8Block + o] = -rows.zero_point[r] * header.weight_sums[o];
-      }
+                   const Taps& taps, const uint8_t* weights, int64_t blocks, int32_t* sums) {
+    for (int64_t i = 0; i < blocks; ++i) {
+      const uint8_t* block = weights + i * block_bytes(p.shape);
+      int32_t* block_sums = sums + i * kBlock;
+      start(rows, header_of(block), block_sums, blocks * kBlock);
+      Line::multiply(p, rows.count, pointers, taps, block, block_sums, blocks * kBlock);
+      add_outliers(p, rows.count, pointers, taps, block, block_sums, blocks * kBlock);
     }
-    Line::multiply(p, rows.count, pointers, taps, block, sums);
-    for (int64_t i = 0; i < header.outliers; ++i) {
-      const Outlier& outlier = outliers_of(p.shape, block)[i];
-      const int64_t padded = steps_of_tap(p.shape) * kStepChannels;
-      const int64_t tap = outlier.at / padded;
+  }
+
+  // What the zero point makes of the weights, subtracted.
+  static void start(const Rows& rows, const BlockHeader& header, int32_t* sums, int64_t width) {
+    const auto* weight_sums = reinterpret_cast<const __m256i*>(header.weight_sums);
+    __m256i w[kVectors];
+    for_each<kVectors>([&](auto v) NNCX_INLINE { w[v] = _mm256_load_si256(weight_sums + v); });
+    for (int64_t r = 0; r < rows.count; ++r, sums += width) {
+      const __m256i zero_point = _mm256_set1_epi32(-rows.zero_point[r]);
+      for_each<kVectors>([&](auto v) NNCX_INLINE {
+        _mm256_store_si256(reinterpret_cast<__m256i*>(sums) + v,
+                           _mm256_mullo_epi32(zero_point, w[v]));
+      });
+    }
+  }
+
+  static void add_outliers(const Params& p, int64_t rows, const uint8_t* const* pointers,
+                           const Taps& taps, const uint8_t* block, int32_t* sums, int64_t width) {
+    const Outlier* outliers = outliers_of(p.shape, block);
+    const int64_t padded = steps_of_tap(p.shape) * kStepChannels;
+    for (int64_t i = 0; i < header_of(block).outliers; ++i) {
+      const int64_t tap = outliers[i].at / padded;
       const int64_t at = tap / p.kernel_w * taps.line_step +
                          tap % p.kernel_w * p.dilation_w * pixel_bytes(p) +
-                         Line::place(outlier.at % padded);
-      for (int64_t r = 0; r < rows.count; ++r) {
-        sums[r * kInt8Block + outlier.output] += Line::value(pointers[r] + at) * outlier.excess;
+                         Line::place(outliers[i].at % padded);
+      for (int64_t r = 0; r < rows; ++r) {
+        sums[r * width + outliers[i].output] += Line::value(pointers[r] + at) * outliers[i].excess;
       }
     }
   }
@@ -215,12 +252,12 @@ struct Bytes {
   static int32_t value(const uint8_t* at) { return *at; }
 
   static void multiply(const Int8Conv2dParams& p, int64_t rows, const uint8_t* const* pointers,
-                       const Taps& taps, const uint8_t* block, int32_t* sums) {
+                       const Taps& taps, const uint8_t* block, int32_t* sums, int64_t width) {
     const BytesGemm* kernels = header_of(block).paired ? kPaired : kSingle;
     const int64_t run_steps = taps.run_pixels * steps_of_tap(p.shape);
     for (int64_t r = 0; r < rows; r += kMaxRows) {
       kernels[std::min<int64_t>(kMaxRows, rows - r)](pointers + r, taps, run_steps,
-                                                     weights_of(block), sums + r * kInt8Block);
+                                                     weights_of(block), sums + r * width, width);
     }
   }
 };
@@ -260,23 +297,28 @@ struct Words {
   }
 
   static void multiply(const Int8Conv2dParams& p, int64_t rows, const uint8_t* const* pointers,
-                       const Taps& taps, const uint8_t* block, int32_t* sums) {
-    alignas(64) uint8_t wide[kWideSteps * 2 * kStepBytes];
+                       const Taps& taps, const uint8_t* block, int32_t* sums, int64_t width) {
     const uint8_t* weights = weights_of(block);
     const int64_t run_steps = taps.run_pixels * steps_of_tap(p.shape);
     for (int64_t line = 0; line < taps.lines; ++line) {
       for (int64_t run = 0; run < taps.runs; ++run) {
-        int64_t at = line * taps.line_step + run * taps.run_step;
-        int64_t steps;
-        for (int64_t done = 0; done < run_steps; done += steps, at += steps * kWideStep) {
-          steps = std::min(kWideSteps, run_steps - done);
-          widen(weights, steps, wide);
-          weights += steps * kStepBytes;
-          for (int64_t r = 0; r < rows; r += kMaxRows) {
-            kWide[std::min<int64_t>(kMaxRows, rows - r)](pointers + r, at, steps, wide,
-                                                         sums + r * kInt8Block);
-          }
-        }
+        const int64_t at = line * taps.line_step + run * taps.run_step;
+        multiply_run(rows, pointers, at, run_steps, weights, sums, width);
+        weights += run_steps * kStepBytes;
+      }
+    }
+  }
+
+  static void multiply_run(int64_t rows, const uint8_t* const* pointers, int64_t at, int64_t steps,
+                           const uint8_t* weights, int32_t* sums, int64_t width) {
+    if (rows <= kMaxRows) return kFewRows[rows](pointers, at, steps, weights, sums, width);
+    alignas(64) uint8_t wide[kWideSteps * 2 * kStepBytes];
+    for (int64_t first = 0; first < steps; first += kWideSteps) {
+      const int64_t count = std::min(kWideSteps, steps - first);
+      widen(weights + first * kStepBytes, count, wide);
+      for (int64_t r = 0; r < rows; r += kMaxRows) {
+        kWidened[std::min<int64_t>(kMaxRows, rows - r)](pointers + r, at + first * kWideStep, count,
+                                                        wide, sums + r * width, width);
       }
     }
   }
@@ -348,36 +390,42 @@ struct Four {
     }
   }
 
-  int32_t size() const {
+  // By how much those of one sign are too large together.
+  int32_t excess(int32_t sign) const {
     int32_t size = 0;
-    for (const int8_t* x : w) size += std::abs(*x);
-    return size;
+    for (const int8_t* x : w) size += std::max(sign * *x, 0);
+    return std::max(size - kSafeSum, 0);
   }
 
-  int8_t* largest() const {
-    return *std::max_element(
-        w, w + 4, [](const int8_t* a, const int8_t* b) { return std::abs(*a) < std::abs(*b); });
+  int8_t* largest(int32_t sign) const {
+    int8_t* best = w[0];
+    for (int8_t* x : w) {
+      if (sign * *x > sign * *best) best = x;
+    }
+    return best;
   }
 };
 
-// Takes from each four what it has beyond kSafeFour; false if there are too many.
+// Takes from each four what it has beyond kSafeSum; false if there are too many.
 bool take_outliers(const Conv2dWeightShape& s, int8_t* weights, BlockHeader& header,
                    Outlier* outliers) {
   for (int64_t step = 0; step < steps_of_filter(s); step += 2) {
     int8_t* steps = weights + step * kStepBytes;
-    for (int64_t lane = 0; lane < 2 * kInt8Block; ++lane) {
-      const Four four(steps, lane / 2, lane % 2);
-      for (int32_t size; (size = four.size()) > kSafeFour;) {
+    for (int64_t i = 0; i < 4 * kInt8Block; ++i) {
+      const int32_t sign = i % 2 ? 1 : -1;
+      const int64_t o = i / 4;
+      const Four four(steps, o, i / 2 % 2);
+      for (int32_t excess; (excess = four.excess(sign)) > 0;) {
         if (header.outliers == most_outliers(s)) return false;
-        int8_t* w = four.largest();
-        const int32_t excess = std::min(size - kSafeFour, std::abs(int32_t{*w}));
-        const int64_t in_steps = w - steps;
+        int8_t* w = four.largest(sign);
+        const int32_t taken = sign * std::min(excess, sign * *w);
+        *w = static_cast<int8_t>(*w - taken);
+        const int64_t at = w - steps;
         outliers[header.outliers++] = {
-            .at = static_cast<int32_t>((step + in_steps / kStepBytes) * kStepChannels +
-                                       in_steps % kStepChannels),
-            .output = static_cast<int16_t>(lane / 2),
-            .excess = static_cast<int16_t>(*w < 0 ? -excess : excess)};
-        *w = static_cast<int8_t>(*w < 0 ? *w + excess : *w - excess);
+            .at =
+                static_cast<int32_t>((step + at / kStepBytes) * kStepChannels + at % kStepChannels),
+            .output = static_cast<int16_t>(o),
+            .excess = static_cast<int16_t>(taken)};
       }
     }
   }
@@ -419,7 +467,8 @@ void int8_conv2d_prepack(const Conv2dWeightShape& s, const int8_t* weight, uint8
 }
 
 int64_t int8_conv2d_scratch_bytes(const Int8Conv2dParams& p) {
-  return Conv2dLines<WordsGemmOfLines>(p).scratch_bytes();
+  return std::max(Conv2dLines<BytesGemmOfLines>(p).scratch_bytes(),
+                  Conv2dLines<WordsGemmOfLines>(p).scratch_bytes());
 }
 
 void int8_conv2d(const Int8Conv2dParams& p, const Conv2dTile& tile, uint8_t* scratch) {

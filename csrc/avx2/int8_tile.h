@@ -42,9 +42,10 @@ NNCX_INLINE inline __m256 residual_lanes(const Int8Epilogue& e, int64_t index, i
   return _mm256_load_ps(lanes);
 }
 
+// The epilogue by value: a store of bytes might change what a reference refers to.
 template <class T>
 struct Int8Tile {
-  const Int8Epilogue& e;
+  const Int8Epilogue e;
   const Int8Rows& rows;
   int64_t o;
   const int32_t* sums;
@@ -62,7 +63,7 @@ struct Int8Tile {
     if (e.residual) y = _mm256_add_ps(y, residual_lanes(e, index, count));
     y = activate_lanes(e.activation, y);
     if constexpr (std::is_same_v<T, int8_t>) {
-      const __m256i q = quantize_lanes(e.quantizer, y);
+      const __m256i q = QuantizerLanes(e.quantizer)(y);
       int8_t* out = static_cast<int8_t*>(e.output) + index;
       if (count == kLanes) return store_bytes(q, out);
       int8_t all[kLanes];

@@ -35,14 +35,26 @@ NNCX_INLINE inline void store_lanes(__m256 y, BFloat16* out) {
   for (int64_t i = 0; i < kLanes; ++i) store_float(lanes[i], out + i);
 }
 
-// As quantize() does, to 32-bit integers in the range of int8.
-NNCX_INLINE inline __m256i quantize_lanes(const Int8Quantizer& q, __m256 x) {
-  __m256 y = _mm256_mul_ps(x, _mm256_set1_ps(q.inverse_scale));
-  y = _mm256_and_ps(y, _mm256_cmp_ps(y, y, _CMP_ORD_Q));
-  y = _mm256_round_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
-  y = _mm256_min_ps(_mm256_max_ps(y, _mm256_set1_ps(lowest(q))), _mm256_set1_ps(highest(q)));
-  return _mm256_add_epi32(_mm256_cvtps_epi32(y), _mm256_set1_epi32(q.zero_point));
-}
+// quantize() of 8 numbers. By value: a store of bytes might change what a reference refers to.
+struct QuantizerLanes {
+  __m256 inverse_scale, lowest, highest;
+  __m256i zero_point;
+
+  NNCX_INLINE explicit QuantizerLanes(Int8Quantizer q)
+      : inverse_scale(_mm256_set1_ps(q.inverse_scale)),
+        lowest(_mm256_set1_ps(nncx::lowest(q))),
+        highest(_mm256_set1_ps(nncx::highest(q))),
+        zero_point(_mm256_set1_epi32(q.zero_point)) {}
+
+  // 32-bit integers in the range of int8.
+  NNCX_INLINE __m256i operator()(__m256 x) const {
+    __m256 y = _mm256_mul_ps(x, inverse_scale);
+    y = _mm256_and_ps(y, _mm256_cmp_ps(y, y, _CMP_ORD_Q));
+    y = _mm256_round_ps(y, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+    y = _mm256_min_ps(_mm256_max_ps(y, lowest), highest);
+    return _mm256_add_epi32(_mm256_cvtps_epi32(y), zero_point);
+  }
+};
 
 NNCX_INLINE inline void store_bytes(__m256i x, int8_t* out) {
   const __m128i words = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));

@@ -2,26 +2,17 @@
 
 #include <immintrin.h>
 
+#include "lanes.h"
 #include "pack_runs.h"
 #include "unroll.h"
 
 namespace nncx::avx2 {
 namespace {
 
-// 8 numbers as float32. Widening keeps signs, zeros and NaN.
-NNCX_INLINE inline __m256 load(const float* x) { return _mm256_loadu_ps(x); }
-NNCX_INLINE inline __m256 load(const Half* x) {
-  return _mm256_cvtph_ps(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
-}
-NNCX_INLINE inline __m256 load(const BFloat16* x) {
-  const __m256i wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(x)));
-  return _mm256_castsi256_ps(_mm256_slli_epi32(wide, 16));
-}
-
 // -1 where x >= 0, else 0.
 template <class T>
 NNCX_INLINE inline __m256i positive(const T* x) {
-  return _mm256_castps_si256(_mm256_cmp_ps(load(x), _mm256_setzero_ps(), _CMP_GE_OQ));
+  return _mm256_castps_si256(_mm256_cmp_ps(load_lanes(x), _mm256_setzero_ps(), _CMP_GE_OQ));
 }
 
 struct Compare8 {

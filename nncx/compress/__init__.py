@@ -4,6 +4,7 @@ from nncx.compress._convert import Method, convert
 from nncx.compress._fold import fold_batch_norm
 from nncx.compress._freeze import freeze, repack
 from nncx.compress.binary_connect import BinaryConnect
+from nncx.compress.half import Half
 from nncx.compress.int8 import Int8
 from nncx.compress.int8_ptq import Sensitivity, quantize, sensitivity, vanhoucke
 from nncx.compress.xnor import XNOR
@@ -11,6 +12,7 @@ from nncx.compress.xnor import XNOR
 __all__ = [
     "BinaryConnect",
     "XNOR",
+    "Half",
     "Int8",
     "Method",
     "Sensitivity",

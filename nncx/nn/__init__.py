@@ -2,6 +2,7 @@
 
 from nncx.nn.binary_connect import BinaryConnectConv2d, BinaryConnectLinear
 from nncx.nn.fold import fold_sign
+from nncx.nn.half import HalfConv2d, HalfLinear
 from nncx.nn.int8 import Int8Conv2d, Int8Linear
 from nncx.nn.losses import SquaredHingeLoss
 from nncx.nn.packed import PackedLayer
@@ -10,6 +11,8 @@ from nncx.nn.xnor import XNORConv2d, XNORLinear
 __all__ = [
     "BinaryConnectConv2d",
     "BinaryConnectLinear",
+    "HalfConv2d",
+    "HalfLinear",
     "Int8Conv2d",
     "Int8Linear",
     "PackedLayer",

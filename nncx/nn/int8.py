@@ -36,9 +36,9 @@ class _Int8Layer(PackedLayer):
         input_range: float32 `[2]`, minimum and maximum of the input; (inf, -inf), the range of
             nothing, until it is known. That is equal to itself, unlike NaN, and no data gives it,
             unlike a scale of 0. A buffer until freezing.
-        input_scale: float32 `[]`, and
-        input_zero_point: int8 `[]`: what follows from the range; in evaluation. Buffers from
-            freezing on.
+        input_scale, input_zero_point: float32 and int8 `[]`: what follows from the range.
+        weight_scale: float32 `[O]`, or `[1]` if the layer has one for all. These three are there in
+            evaluation, as buffers from freezing on.
         observe: whether training follows the input's range by a moving average.
     """
 
@@ -166,6 +166,8 @@ class _Int8Layer(PackedLayer):
         self.weight_scale = int8_weight_scale(self.weight, self.per_channel)
 
     def _codes(self) -> Tensor:
+        if self.weight.is_meta:  # as in load, at once
+            return self.weight.new_empty(self.weight.shape, dtype=torch.int8)
         return int8_weight(self.weight, self.weight_scale).to(torch.int8).contiguous()
 
     def _input_parameters(self) -> tuple[Tensor, Tensor]:

@@ -79,7 +79,7 @@ class PackedLayer(nn.Module):
         """Rebuild what the native kernel reads; a layer in training has no use for it."""
         self._prepacked = self._packed_from = None
         stored = self._stored_weight
-        if (self.frozen or not self.training) and has_kernel(self.op, stored.device):
+        if (self.frozen or not self.training) and self._has_kernel(stored.device):
             self._pack()
             self._packed_from = (stored, _version(stored))
 
@@ -145,7 +145,7 @@ class PackedLayer(nn.Module):
                 "was called with gradients enabled", "wrap in torch.no_grad() or nncx.freeze(model)"
             )
             return False
-        if not self.frozen and self._prepacked is None and not has_kernel(self.op, input.device):
+        if not self.frozen and self._prepacked is None and not self._has_kernel(input.device):
             _warn_of_float_path(
                 f"has no native kernel on {input.device.type}",
                 "move the model to the CPU for speed",
@@ -180,9 +180,12 @@ class PackedLayer(nn.Module):
         with torch._C._AutoDispatchBelowAutograd():
             return self._kernel(*arguments)
 
+    def _has_kernel(self, device: torch.device) -> bool:
+        return has_kernel(self.op, device)
+
     def _why_not_packed(self, device: torch.device) -> str:
         name = type(self).__name__
-        if has_kernel(self.op, device):
+        if self._has_kernel(device):
             return f"{name} has no packed weights; call eval() or nncx.repack(model)"
         return (
             f"a frozen {name} needs a native {self.op} kernel, of which this build of nncx has none"

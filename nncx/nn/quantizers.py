@@ -92,6 +92,8 @@ def int8_input_parameters(range: Tensor, symmetric: bool) -> tuple[Tensor, Tenso
     Paper: Jacob et al., "Quantization and Training of Neural Networks for Efficient
     Integer-Arithmetic-Only Inference", CVPR 2018.
     """
+    if range.is_meta:  # as in load, at once
+        return range.new_empty(()), range.new_empty((), dtype=torch.int8)
     minimum, maximum = range[0].clamp(max=0.0), range[1].clamp(min=0.0)
     if symmetric:
         scale = _or_one(torch.maximum(-minimum, maximum) / INT8_MAX)
@@ -135,6 +137,15 @@ def int8_weight(weight: Tensor, scale: Tensor) -> Tensor:
     """
     steps = _Round.apply(weight.float() / scale.view(-1, *[1] * (weight.dim() - 1)))
     return steps.clamp(-INT8_MAX, INT8_MAX)
+
+
+def half_weight(weight: Tensor, storage: torch.dtype) -> Tensor:
+    """Round weights to 16 bits; the result has their own dtype.
+
+    Forward: the nearest of `storage`, float16 or bfloat16, ties to even.
+    Pseudo-gradient: `dC/dW = dC/dW_h`.
+    """
+    return _RoundTo.apply(weight, storage)
 
 
 def _or_one(scale: Tensor) -> Tensor:
@@ -203,3 +214,13 @@ class _Round(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad
+
+
+class _RoundTo(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, dtype):
+        return x.to(dtype).to(x.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        return grad, None

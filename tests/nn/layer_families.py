@@ -9,6 +9,8 @@ from torch import Tensor, nn
 from nncx.nn import (
     BinaryConnectConv2d,
     BinaryConnectLinear,
+    HalfConv2d,
+    HalfLinear,
     Int8Conv2d,
     Int8Linear,
     XNORConv2d,
@@ -45,6 +47,7 @@ class Family:
     shown: str
     frozen_buffers: set[str]
     sums_integers: bool
+    native: bool = True  # whether it needs a kernel of nncx
     buffers: frozenset[str] = frozenset()  # before freezing
     input_range: tuple[float, float] | None = None
 
@@ -92,6 +95,18 @@ FAMILIES = {
     ),
 }
 
+FAMILIES |= {
+    f"half, {storage}": Family(
+        HalfConv2d,
+        HalfLinear,
+        {"storage": storage},
+        f", storage={storage}",
+        {"packed_weight"},
+        sums_integers=False,
+        native=False,
+    )
+    for storage in ("float16", "bfloat16")
+}
 _INT8 = {
     "frozen_buffers": {"packed_weight", "weight_scale", "input_scale", "input_zero_point"},
     "sums_integers": True,
