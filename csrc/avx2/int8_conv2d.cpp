@@ -106,19 +106,19 @@ void gemm_bytes(const uint8_t* const* rows_in_memory, const Taps& taps, int64_t 
       int64_t at = line * taps.line_step + run * taps.run_step;
       const int64_t end = at + run_steps * kStepChannels;
       for (; at < end; at += Steps * kStepChannels, weights += Steps * kStepBytes) {
-        for_each<kVectors>([&](auto v) NNCX_INLINE {
-          __m256i w[Steps];
+        __m256i w[Steps * kVectors];
+        for_each<Steps * kVectors>([&](auto i) NNCX_INLINE { w[i] = load(weights + i * 32); });
+        for_each<Rows>([&](auto r) NNCX_INLINE {
+          __m256i a[Steps];
           for_each<Steps>([&](auto k)
-                              NNCX_INLINE { w[k] = load(weights + k * kStepBytes + v * 32); });
-          for_each<Rows>([&](auto r) NNCX_INLINE {
-            const uint8_t* a = rows[r] + at;
-            __m256i products = _mm256_maddubs_epi16(broadcast4(a), w[0]);
+                              NNCX_INLINE { a[k] = broadcast4(rows[r] + at + k * kStepChannels); });
+          for_each<kVectors>([&](auto v) NNCX_INLINE {
+            __m256i products = _mm256_maddubs_epi16(a[0], w[v]);
             if constexpr (Steps == 2) {
-              const __m256i next = _mm256_maddubs_epi16(broadcast4(a + kStepChannels), w[1]);
+              const __m256i next = _mm256_maddubs_epi16(a[Steps - 1], w[kVectors + v]);
               products = _mm256_add_epi16(products, next);
             }
-            __m256i& to = sum[r * kVectors + v];
-            add(to, _mm256_madd_epi16(products, ones));
+            add(sum[r * kVectors + v], _mm256_madd_epi16(products, ones));
           });
         });
       }
