@@ -113,6 +113,12 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         raise refuse(f"safetensors cannot read it ({error})") from error
 
 
+def is_ours(path: str | os.PathLike[str]) -> bool:
+    """Whether nncx wrote this safetensors file; `read` tells whether it is whole."""
+    with safetensors.safe_open(path, "pt") as file:
+        return _KEY in (file.metadata() or {})
+
+
 def _serialize(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> tuple[bytes, memoryview]:
     """The file's header, stamped with the digest, and the bytes after it."""
     for name, tensor in tensors.items():

@@ -152,7 +152,7 @@ def run(recipe: Recipe, out: Path) -> Result:
     if recipe.layers != "float":
         freeze(model)
     result = _measure(recipe, model, splits, out / MODEL, history, seconds)
-    _files.replace(out / RESULT, (json.dumps(asdict(result), indent=2) + "\n").encode())
+    write_result(result, out)
     checkpoint.unlink()
     return result
 
@@ -166,16 +166,7 @@ def build(recipe: Recipe, splits: data.Splits) -> nn.Module:
 
 def _float_network(recipe: Recipe, splits: data.Splits) -> nn.Module:
     torch.manual_seed(recipe.seed)
-    try:
-        return models.by_name(
-            recipe.model,
-            image_size=splits.image_size,
-            in_channels=splits.in_channels,
-            num_classes=splits.num_classes,
-            **recipe.options,
-        )
-    except TypeError as error:  # an option that it does not have, or that the data decides
-        raise ValueError(f"{recipe.model} cannot be made with {recipe.options}: {error}") from error
+    return network(recipe.model, recipe.options, splits)
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
@@ -216,7 +207,7 @@ def _measure(
     image = splits.test[0][0].unsqueeze(0)
     loaded = reloaded(model.eval(), path, image)
     best = min(history, key=lambda record: record["validation"])
-    file_bytes, float_file_bytes = path.stat().st_size, _float_file_bytes(recipe, splits)
+    file_bytes, float_file_bytes = path.stat().st_size, saved_bytes(_float_network(recipe, splits))
     return Result(
         recipe=recipe,
         test_error=train.error_rate(loaded, data.loader(splits.test, EVALUATION_BATCH)),
@@ -233,14 +224,6 @@ def _measure(
     )
 
 
-def _float_file_bytes(recipe: Recipe, splits: data.Splits) -> int:
-    """The size of the file of the same network before any conversion: written, and looked at."""
-    with tempfile.TemporaryDirectory() as folder:
-        path = Path(folder) / MODEL
-        _store.save(_float_network(recipe, splits), path)
-        return path.stat().st_size
-
-
 # ----------------------------------------------------------------------------
 # what other commands do too
 
@@ -248,6 +231,20 @@ def _float_file_bytes(recipe: Recipe, splits: data.Splits) -> int:
 def load_data(name: str, root: str | None, image_size: int) -> data.Splits:
     """`data.load`, with `image_size` for what is an image folder."""
     return data.load(name, root, image_size=image_size if Path(name).is_dir() else None)
+
+
+def network(name: str, options: Mapping[str, Any], splits: data.Splits) -> nn.Module:
+    """`models.by_name` for images and classes of `splits`, with random weights."""
+    try:
+        return models.by_name(
+            name,
+            image_size=splits.image_size,
+            in_channels=splits.in_channels,
+            num_classes=splits.num_classes,
+            **options,
+        )
+    except TypeError as error:  # an option that it does not have, or that the data decides
+        raise ValueError(f"{name} cannot be made with {options}: {error}") from error
 
 
 def run_key(settings: dict[str, Any], splits: data.Splits) -> str:
@@ -267,3 +264,16 @@ def reloaded(model: nn.Module, path: Path, images: Tensor) -> nn.Module:
         if not torch.equal(loaded(images), model(images)):
             raise RuntimeError(f"{path} must compute what was saved, but its logits differ")
     return loaded
+
+
+def saved_bytes(model: nn.Module) -> int:
+    """The size of the file of `model`: written, and looked at."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / MODEL
+        _store.save(model, path)
+        return path.stat().st_size
+
+
+def write_result(result: Any, out: Path) -> None:
+    """A dataclass as result.json in the folder `out`."""
+    _files.replace(out / RESULT, (json.dumps(asdict(result), indent=2) + "\n").encode())

@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import typer
 
-from nncx import _recipe
+from nncx import _compress, _recipe
+from nncx._compress import METHODS, OBSERVERS, Compression
 from nncx._recipe import LAYERS, LOSSES, OPTIMIZERS, Recipe
 
 app = typer.Typer(
@@ -44,6 +45,10 @@ def _name_and_value(option: str) -> tuple[str, Any]:
         raise ValueError(
             f"an option must be a name and a JSON value, as norm=true, got {option!r}"
         ) from error
+
+
+def _options(texts: list[str] | None) -> dict[str, Any]:
+    return dict(map(_name_and_value, texts or ()))
 
 
 def _print_version(wanted: bool) -> None:
@@ -138,7 +143,7 @@ def train(
             root=root,
             image_size=image_size,
             model=model,
-            options=dict(map(_name_and_value, option or ())),
+            options=_options(option),
             layers=layers,
             loss=loss,
             epochs=epochs,
@@ -150,6 +155,80 @@ def train(
             seed=seed,
         )
         print(_recipe.run(recipe, out))
+
+
+@app.command()
+def compress(
+    model: Annotated[
+        str,
+        typer.Option(
+            help="A file of nncx.save; or lenet5, resnet20 and so on; or torchvision:resnet18."
+        ),
+    ],
+    out: Annotated[Path, typer.Option(help="Folder for model.safetensors and result.json.")],
+    weights: Annotated[
+        str | None,
+        typer.Option(help="A state dict for a network by name; torchvision's have their own."),
+    ] = Compression.weights,
+    option: Annotated[
+        list[str] | None,
+        typer.Option(help="Of a network by name, as norm=true; can be repeated."),
+    ] = None,
+    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = Compression.method,
+    data: Annotated[
+        str, typer.Option(help="digits, mnist, fashion-mnist, or a folder of images.")
+    ] = Compression.data,
+    root: Annotated[
+        str | None, typer.Option(help="Where mnist and fashion-mnist are; else $NNCX_DATA.")
+    ] = Compression.root,
+    image_size: Annotated[
+        int, typer.Option(help="To what square the images of a folder are scaled.")
+    ] = Compression.image_size,
+    calibration_images: Annotated[
+        int, typer.Option(help="Training images, at most, from which int8 takes its ranges.")
+    ] = Compression.calibration_images,
+    observer: Annotated[str, typer.Option(help=f"{', '.join(OBSERVERS)}.")] = Compression.observer,
+    symmetric: Annotated[
+        bool, typer.Option("--symmetric", help="Inputs of int8 layers have the zero point 0.")
+    ] = Compression.symmetric,
+    per_layer: Annotated[
+        bool, typer.Option("--per-layer", help="One scale for all weights of an int8 layer.")
+    ] = Compression.per_layer,
+    skip: Annotated[
+        list[str] | None, typer.Option(help="A layer or block that stays float; can be repeated.")
+    ] = None,
+    vanhoucke: Annotated[
+        bool,
+        typer.Option("--vanhoucke", help="The first scheme: --per-layer, input layer float."),
+    ] = Compression.vanhoucke,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Print also what each int8 layer alone loses.")
+    ] = Compression.sensitivity,
+    seed: Annotated[int, typer.Option(help="Of the draw of images.")] = Compression.seed,
+) -> None:
+    """Store a trained network in fewer bits, without training; report what its file does.
+
+    Test error, file and latency are those of the file, loaded again, beside the float network's.
+    """
+    with _readable_errors():
+        compression = Compression(
+            model=model,
+            weights=weights,
+            options=_options(option),
+            method=method,
+            data=data,
+            root=root,
+            image_size=image_size,
+            calibration_images=calibration_images,
+            observer=observer,
+            symmetric=symmetric,
+            per_layer=per_layer,
+            skip=tuple(skip or ()),
+            vanhoucke=vanhoucke,
+            sensitivity=sensitivity,
+            seed=seed,
+        )
+        print(_compress.run(compression, out))
 
 
 @app.command()

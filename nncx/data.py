@@ -200,13 +200,7 @@ _NAMED = {"digits": _digits, "fashion-mnist": _fashion_mnist, "mnist": _mnist}
 
 
 def _torchvision(family: str, root: str | os.PathLike[str] | None) -> _Pixels:
-    try:
-        from torchvision import datasets
-    except (ImportError, RuntimeError) as error:  # RuntimeError: it was built for another torch
-        raise ImportError(
-            f"{family} is read by a torchvision that fits torch {torch.__version__}: "
-            f"{_install('data')} ({error})"
-        ) from error
+    datasets = require_torchvision(f"{family} is read by").datasets
     given = root or os.environ.get("NNCX_DATA")
     folder = Path(os.path.expanduser(given or "~/.cache/nncx"))
     try:
@@ -229,6 +223,18 @@ def _torchvision(family: str, root: str | os.PathLike[str] | None) -> _Pixels:
     return _Pixels(
         classes, (train.data.unsqueeze(1), train.targets), (test.data.unsqueeze(1), test.targets)
     )
+
+
+def require_torchvision(purpose: str) -> ModuleType:
+    """Raises ImportError, in one sentence that begins with `purpose`, where it cannot be used."""
+    try:
+        import torchvision
+    except (ImportError, RuntimeError) as error:  # RuntimeError: it was built for another torch
+        raise ImportError(
+            f"{purpose} a torchvision that fits torch {torch.__version__}: "
+            f"{_install('data')} ({error})"
+        ) from error
+    return torchvision
 
 
 # ----------------------------------------------------------------------------

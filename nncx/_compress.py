@@ -1,0 +1,310 @@
+"""`nncx compress`: a trained network in fewer bits, without training; what its file does is shown.
+
+The network is read, traced, and compressed with the help of a few training images. Its file is
+written and loaded again, and what comes back is measured beside the network in float. The
+validation split is there to choose a method by, the test split for the figure that is reported.
+"""
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
+
+from nncx import _files, _machine, _recipe, _report, _store, data, train
+from nncx.compress import Half, Sensitivity, convert, freeze, quantize, sensitivity, vanhoucke
+from nncx.compress.observers import MSE, Entropy, MinMax, MovingAverage, Observer, Percentile
+from nncx.graph import Graph, trace
+
+OBSERVERS: dict[str, type[Observer]] = {
+    "minmax": MinMax,
+    "moving-average": MovingAverage,
+    "percentile": Percentile,
+    "entropy": Entropy,
+    "mse": MSE,
+}
+STORAGES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+METHODS = ("int8", *STORAGES)
+
+CALIBRATION_BATCH = 64
+TIMED_BATCHES = (1, 16)
+TIMED_RUNS = 20
+
+_TORCHVISION = "torchvision:"
+# What only int8 knows, and what Vanhoucke's scheme decides.
+_INT8 = ("calibration_images", "observer", "symmetric", "per_layer", "vanhoucke", "sensitivity")
+_NOT_VANHOUCKE = ("observer", "symmetric", "per_layer", "skip", "sensitivity")
+
+
+@dataclass(frozen=True)
+class Compression:
+    """All that a compression depends on.
+
+    Args:
+        model: a file of `nncx.save`; or the name of a network, as `models.by_name`, whose weights
+            are in `weights`; or "torchvision:" and the name of one of torchvision's.
+        weights: a state dict: a safetensors file, one of `nncx.save`, or one of `torch.save` with
+            nothing but tensors. None takes what the model's file holds, or torchvision's own.
+        options: of a network by name: more arguments of its constructor.
+        method: "int8", or 16-bit storage: "float16", "bfloat16".
+        data, root: as `data.load`.
+        image_size: of an image folder; the other data sets have their own.
+        calibration_images: how many of the training images at most, drawn at random.
+        observer: "minmax", "moving-average", "percentile", "entropy", "mse".
+        symmetric: inputs of layers have the zero point 0.
+        per_layer: one scale for the weight of a layer instead of one for each output channel.
+        skip: names of layers and blocks that stay float.
+        vanhoucke: the scheme of `compress.vanhoucke`.
+        sensitivity: measure also what each layer alone loses, on the validation split.
+        seed: of the draw.
+
+    Raises:
+        ValueError: for a value that cannot be, or that another one leaves without a meaning; that
+            of data and model when they are read.
+    """
+
+    model: str
+    weights: str | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+    method: str = "int8"
+    data: str = "digits"
+    root: str | None = None
+    image_size: int = 32
+    calibration_images: int = 512
+    observer: str = "minmax"
+    symmetric: bool = False
+    per_layer: bool = False
+    skip: tuple[str, ...] = ()
+    vanhoucke: bool = False
+    sensitivity: bool = False
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, known in (("method", METHODS), ("observer", OBSERVERS)):
+            value = getattr(self, name)
+            if value not in known:
+                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        if self.calibration_images < 1:
+            raise ValueError(
+                f"calibration_images must be at least 1, got {self.calibration_images}"
+            )
+        if self.method != "int8":
+            self._refuse(_INT8, f"the method {self.method}")
+        if self.vanhoucke:
+            self._refuse(_NOT_VANHOUCKE, "vanhoucke")
+
+    def _refuse(self, names: tuple[str, ...], whose: str) -> None:
+        for name in names:
+            if (value := getattr(self, name)) != getattr(type(self), name):
+                raise ValueError(f"{name} means nothing to {whose}, got {value!r}; leave it out")
+
+
+@dataclass(frozen=True)
+class Result:
+    """What a compression brought: every figure but those of `float_...` is that of the file.
+
+    Attributes:
+        test_error, validation_error: percent.
+        file_bytes, float_file_bytes: of the file, and of the file of the same network in float.
+        ratio: the latter by the former.
+        latency_ms: median milliseconds of a batch, by its size; float and compressed took turns.
+        macs: of one image, by precision.
+        sensitivity: if it was asked for; its metric is the validation error.
+    """
+
+    compression: Compression
+    test_error: float
+    float_test_error: float
+    test_images: int
+    validation_error: float
+    float_validation_error: float
+    file_bytes: int
+    float_file_bytes: int
+    ratio: float
+    latency_ms: dict[str, float]
+    float_latency_ms: dict[str, float]
+    macs: dict[str, int]
+    machine: str
+    sensitivity: Sensitivity | None
+
+    def __str__(self) -> str:
+        table = "" if self.sensitivity is None else f"{self.sensitivity}\n\n"
+        latencies = ", ".join(
+            f"batch {batch}: {before:.2f} -> {self.latency_ms[batch]:.2f} ms"
+            for batch, before in self.float_latency_ms.items()
+        )
+        return (
+            f"{table}{self.compression.data} {self.compression.model} {self.compression.method}: "
+            f"test error {self.float_test_error:.2f} -> {self.test_error:.2f} % of "
+            f"{self.test_images} images (validation {self.float_validation_error:.2f} -> "
+            f"{self.validation_error:.2f} %); {self.float_file_bytes:,} -> {self.file_bytes:,} B, "
+            f"{self.ratio:.1f}x smaller; {latencies} (median) on {self.machine}"
+        )
+
+
+def run(compression: Compression, out: Path) -> Result:
+    """Do what `compression` says; write model.safetensors and result.json to the folder `out`.
+
+    Raises:
+        ValueError: for data or a network that cannot be, that do not fit each other, or a network
+            that cannot be compressed.
+        FileNotFoundError, ImportError: as `data.load`, or for a file or torchvision.
+    """
+    splits = _recipe.load_data(compression.data, compression.root, compression.image_size)
+    model = _checked(_network(compression, splits).eval(), splits)
+    images = calibration_images(splits, compression.calibration_images, compression.seed)
+    table = _sensitivity(compression, model, images, splits) if compression.sensitivity else None
+    compressed = freeze(_compressed(compression, model, images))
+    out.mkdir(parents=True, exist_ok=True)
+    result = _measure(compression, model, compressed, splits, out / _recipe.MODEL, table)
+    _recipe.write_result(result, out)
+    return result
+
+
+def calibration_images(splits: data.Splits, count: int, seed: int) -> DataLoader:
+    """Batches of `count` training images drawn at random, of all if there are not as many."""
+    generator = torch.Generator().manual_seed(seed)
+    drawn = torch.randperm(len(splits.train), generator=generator)[:count]
+    return data.loader(TensorDataset(*splits.train[drawn]), CALIBRATION_BATCH)
+
+
+def _network(compression: Compression, splits: data.Splits) -> nn.Module:
+    name, weights = compression.model, compression.weights
+    if name.startswith(_TORCHVISION):
+        model = _torchvision(name.removeprefix(_TORCHVISION), compression, splits)
+    elif Path(name).is_file() or name.endswith(".safetensors"):
+        model = _store.load(name)
+    elif weights is None:
+        raise ValueError(
+            f"the model must be a file of nncx.save, or have weights, got {name!r}; pass its file,"
+            " or a state dict as weights"
+        )
+    else:
+        model = _recipe.network(name, compression.options, splits)
+    return model if weights is None else _filled(model, Path(weights))
+
+
+def _torchvision(name: str, compression: Compression, splits: data.Splits) -> nn.Module:
+    """With torchvision's own weights unless others will be put in."""
+    torchvision = data.require_torchvision(f"{compression.model} comes with")
+    own = "DEFAULT" if compression.weights is None else None
+    options = {"num_classes": splits.num_classes, **compression.options}
+    try:
+        return torchvision.models.get_model(name, weights=own, **options)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{compression.model} cannot be made with {options}: {error}") from error
+
+
+def _filled(model: nn.Module, path: Path) -> nn.Module:
+    """`model` with the weights of a file."""
+    try:
+        if path.suffix == ".safetensors":
+            if _files.is_ours(path):
+                return _store.load(path, into=model)
+            state = safetensors.torch.load_file(path)
+        else:
+            state = torch.load(path, map_location="cpu", weights_only=True)
+        model.load_state_dict(state)
+    except (OSError, ValueError):
+        raise
+    except Exception as error:  # the libraries raise many types for a file that is no state dict
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path} must be a state dict of {type(model).__name__}, got another file: {reason}"
+        ) from error
+    return model
+
+
+def _checked(model: nn.Module, splits: data.Splits) -> nn.Module:
+    """`model`, which was found to take the images and to tell the classes apart."""
+    image = splits.train[0][0].unsqueeze(0)
+    try:
+        with torch.no_grad():
+            logits = model(image)
+    except (RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the network must take images {list(image.shape[1:])} of {splits.name}, got one that"
+            f" does not: {reason}"
+        ) from error
+    wanted, got = (1, splits.num_classes), getattr(logits, "shape", type(logits).__name__)
+    if got != wanted:
+        raise ValueError(
+            f"the network must tell the {splits.num_classes} classes of {splits.name} apart, got"
+            f" logits of shape {tuple(got)}; pass the data set that it was trained on"
+        )
+    return model
+
+
+def _int8_settings(compression: Compression) -> dict[str, Any]:
+    """What `quantize` and `sensitivity` share."""
+    return {
+        "observer": OBSERVERS[compression.observer](),
+        "skip": compression.skip,
+        "per_channel": not compression.per_layer,
+        "symmetric": compression.symmetric,
+    }
+
+
+def _compressed(compression: Compression, model: nn.Module, images: DataLoader) -> Graph:
+    if compression.method != "int8":
+        graph = copy.deepcopy(trace(model, next(iter(images))[0]))
+        return convert(graph, Half(STORAGES[compression.method]), compression.skip)
+    if compression.vanhoucke:
+        return vanhoucke(model, images)
+    return quantize(model, images, **_int8_settings(compression))
+
+
+def _sensitivity(
+    compression: Compression, model: nn.Module, images: DataLoader, splits: data.Splits
+) -> Sensitivity:
+    metric = partial(train.error_rate, data=_evaluation(splits.validation))
+    return sensitivity(model, images, metric=metric, **_int8_settings(compression))
+
+
+def _measure(
+    compression: Compression,
+    model: nn.Module,
+    compressed: Graph,
+    splits: data.Splits,
+    path: Path,
+    table: Sensitivity | None,
+) -> Result:
+    images = torch.stack([splits.test[i % len(splits.test)][0] for i in range(TIMED_BATCHES[-1])])
+    loaded = _recipe.reloaded(compressed, path, images)
+    file_bytes = path.stat().st_size
+    float_file_bytes = _recipe.saved_bytes(trace(model, images))
+    latencies = {}
+    with torch.inference_mode():
+        for batch in TIMED_BATCHES:
+            latencies[str(batch)] = _report.latency([model, loaded], (images[:batch],), TIMED_RUNS)
+    (float_test_error, test_error), (float_validation_error, validation_error) = (
+        [train.error_rate(each, _evaluation(split)) for each in (model, loaded)]
+        for split in (splits.test, splits.validation)
+    )
+    return Result(
+        compression=compression,
+        test_error=test_error,
+        float_test_error=float_test_error,
+        test_images=len(splits.test),
+        validation_error=validation_error,
+        float_validation_error=float_validation_error,
+        file_bytes=file_bytes,
+        float_file_bytes=float_file_bytes,
+        ratio=float_file_bytes / file_bytes,
+        latency_ms={batch: after for batch, (_, after) in latencies.items()},
+        float_latency_ms={batch: before for batch, (before, _) in latencies.items()},
+        macs=_report.report(loaded, images[:1], repeats=1).macs,
+        machine=_machine.describe(),
+        sensitivity=table,
+    )
+
+
+def _evaluation(split: TensorDataset) -> DataLoader:
+    return data.loader(split, _recipe.EVALUATION_BATCH)
