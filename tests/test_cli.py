@@ -193,3 +193,71 @@ def test_bad_training_gets_one_sentence(tmp_path: Path, options: list[str], sent
     result = run("train", "--out", str(tmp_path), *options)
     assert result.exit_code == 1
     assert sentence in result.output and "Traceback" not in result.output
+
+
+def test_compress_prints_what_the_file_does(tmp_path: Path) -> None:
+    """Every option reaches the compression."""
+    weights = tmp_path / "weights.safetensors"
+    nncx.save(nncx.models.LeNet5(padding=2, image_size=8, norm=True), weights)
+    settings = {
+        "model": "lenet5",
+        "weights": str(weights),
+        "options": {"padding": 2, "norm": True},
+        "method": "int8",
+        "data": "digits",
+        "root": str(tmp_path),
+        "image_size": 16,
+        "calibration_images": 20,
+        "observer": "percentile",
+        "symmetric": True,
+        "per_layer": True,
+        "skip": ["conv1", "fc2"],
+        "vanhoucke": False,
+        "sensitivity": True,
+        "seed": 3,
+    }
+    flags = [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in settings.items()
+        if name not in ("options", "skip") and not isinstance(value, bool)
+    ]
+    flags += ["--option=padding=2", "--option=norm=true", "--skip=conv1", "--skip", "fc2"]
+    flags += ["--symmetric", "--per-layer", "--sensitivity"]
+    result = run("compress", "--out", str(tmp_path / "out"), *flags)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert record["compression"] == settings
+    before, after = record["float_test_error"], record["test_error"]
+    line = result.stdout.strip().splitlines()[-1]
+    assert line.startswith(f"digits lenet5 int8: test error {before:.2f} -> {after:.2f} % of 359")
+    assert f"{(tmp_path / 'out' / 'model.safetensors').stat().st_size:,} B" in line
+    assert "1 thread" in line
+    assert "SNR (dB)" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--model=no.safetensors"], "No such file or directory"),
+        (["--model=lenet5"], "or have weights, got 'lenet5'"),
+        (["--model=lenet5", "--method=int3"], "method must be one of int8, float16, bfloat16"),
+        (["--model=lenet5", "--option=norm"], "an option must be a name and a JSON value"),
+        (["--model=lenet5", "--vanhoucke", "--symmetric"], "symmetric means nothing to vanhoucke"),
+        (["--model=lenet5", "--data=no-such-thing"], "a data set is one of"),
+    ],
+)
+def test_bad_compression_gets_one_sentence(
+    tmp_path: Path, options: list[str], sentence: str
+) -> None:
+    result = run("compress", "--out", str(tmp_path / "out"), *options)
+    assert result.exit_code == 1
+    assert sentence in result.output and "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_vanhoucke_is_a_flag(tmp_path: Path) -> None:
+    nncx.save(nncx.models.ResNet(8, in_channels=1, width=4), tmp_path / "model.safetensors")
+    model = f"--model={tmp_path / 'model.safetensors'}"
+    assert run("compress", model, f"--out={tmp_path}", "--vanhoucke").exit_code == 0
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert record["compression"]["vanhoucke"] and record["macs"].keys() == {"float32", "int8"}
