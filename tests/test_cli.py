@@ -13,7 +13,7 @@ import nncx
 from nncx import _demo, cli
 
 DEMO_FILES = {"plot.png", "results.json", "table.md", "teacher.safetensors"}
-DEMO_FILES |= {"student.safetensors", "xnor-student.safetensors"}
+DEMO_FILES |= {f"{name}student.safetensors" for name in ("", "int8-", "xnor-")}
 
 
 def run(*arguments: str):
@@ -49,18 +49,21 @@ def test_demo_writes_what_it_promises(small: None, tmp_path: Path) -> None:
     result = run("demo", "--out", str(out), "--epochs", "1")
     assert result.exit_code == 0, result.output
     assert {path.name for path in out.iterdir()} == DEMO_FILES
-    teacher, student, binary = json.loads((out / "results.json").read_text())["results"]
+    teacher, student, int8, binary = json.loads((out / "results.json").read_text())["results"]
     assert teacher["macs"].keys() == student["macs"].keys() == {"float32"}
     assert binary["macs"]["binary"] > 10 * binary["macs"]["float32"]
-    for row in (teacher, student, binary):
+    assert int8["macs"] == {"int8": student["macs"]["float32"]}
+    assert int8["file_bytes"] < student["file_bytes"]
+    for row in (teacher, student, int8, binary):
         assert row["file_bytes"] == (out / row["file"]).stat().st_size
         assert f"{row['file_bytes']:,} B" in result.output
     assert binary["parameters"] == student["parameters"]
     assert nncx._C.isa() in result.output  # which kernels ran
     images, labels = nncx.data.load("digits").test.tensors
-    model = nncx.load(out / "xnor-student.safetensors")
-    wrong = (model(images).argmax(1) != labels).float().mean().item()
-    assert binary["test_error"] == pytest.approx(100 * wrong)
+    for row in (int8, binary):
+        model = nncx.load(out / row["file"])
+        wrong = (model(images).argmax(1) != labels).float().mean().item()
+        assert row["test_error"] == pytest.approx(100 * wrong)
     assert "| test error |" in (out / "table.md").read_text()
 
 
@@ -96,7 +99,7 @@ def test_an_interrupted_demo_continues(
     monkeypatch.setattr(_demo.train, "fit", fit)
     assert run(*arguments, str(tmp_path / "halves")).exit_code == 0
 
-    for name in ("teacher", "student", "xnor-student"):
+    for name in ("teacher", "student", "int8-student", "xnor-student"):
         whole, halves = (
             nncx.load(tmp_path / d / f"{name}.safetensors") for d in ("whole", "halves")
         )

@@ -1,6 +1,7 @@
 """`nncx compress`: that what it reports is what the file on disk does, and what it refuses."""
 
 import json
+import os
 import sys
 import types
 from collections.abc import Callable
@@ -157,6 +158,18 @@ def test_calibration_draws_training_images_without_repetition(count: int) -> Non
         other = next(iter(_compress.calibration_images(splits, count, seed=1)))[0]
         assert not torch.equal(next(iter(batches))[0], other)
         assert len(set(next(iter(batches))[1].tolist())) == 10  # all classes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif("NNCX_DATA" not in os.environ, reason="NNCX_DATA does not say where data are")
+def test_a_trained_network_loses_at_most_three_tenths_of_a_point(tmp_path: Path) -> None:
+    recipe = Recipe(data="fashion-mnist", model="lenet5", options={"norm": True}, epochs=2, lr=5e-3)
+    assert _recipe.run(recipe, tmp_path).test_error < 12
+    trained = Compression(str(tmp_path / "model.safetensors"), data="fashion-mnist")
+    for changes in ({}, {"symmetric": True}, {"observer": "entropy"}, {"vanhoucke": True}):
+        result = _compress.run(replace(trained, **changes), tmp_path / "int8")
+        assert result.test_error <= result.float_test_error + 0.3, changes
+        assert result.ratio > 3.7
 
 
 # ---------------------------------------------------------------------------------------------
