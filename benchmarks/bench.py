@@ -4,18 +4,20 @@ A rival runs in the same process, on the same tensors and threads, under torch.i
 every round each contender has one turn: a call to warm its caches, then as many calls as fill
 TURN_SECONDS. A time is the median over the rounds. A ratio is the median of the ratios within a
 round, so that a clock or a neighbour that changes slowly cancels; the order reverses from round to
-round. The rival that counts is the fastest one. A wrong result gets no time, and exit code 1.
+round. The rival that counts is the fastest one; where rivals are of several kinds ("float32:nchw",
+"quantized:onednn"), the fastest of each kind. Behind the shapes stands the geometric mean of their
+ratios. A wrong result gets no time, and exit code 1.
 """
 
 import argparse
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from statistics import median
+from statistics import geometric_mean, median
 from time import perf_counter
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +46,7 @@ class Case:
         reference: Gives the same values as `ours`, to the bit or within `tolerance`.
         work: MACs or bytes of one call.
         tolerance: How far a value may be off, as a share of the largest in the reference.
+        limits: As those of the benchmark, and instead of them.
     """
 
     ours: Callable[[], Tensor]
@@ -51,6 +54,7 @@ class Case:
     reference: Callable[[], Tensor]
     work: int
     tolerance: float = 0.0
+    limits: Mapping[str, float] | None = None
 
     def check(self) -> None:
         """Raises WrongResult unless `ours` gives what `reference` gives."""
@@ -63,6 +67,13 @@ class Case:
             raise WrongResult(f"{wrong} of {expected.numel()} values differ from the reference")
 
 
+class Measurement(NamedTuple):
+    """What a shape's line says behind its name, and the ratio to the fastest rival of each kind."""
+
+    cells: list[str]
+    ratios: dict[str, float]
+
+
 @dataclass(frozen=True)
 class Benchmark:
     """An op, its shapes and its rivals.
@@ -70,7 +81,7 @@ class Benchmark:
     Attributes:
         name: The op.
         unit: Unit of `Case.work` per nanosecond.
-        rival: What the rivals are, together.
+        rival: What the rivals are, together; of those of a kind the kind says it.
         shapes: Anything whose `str` names it in a line.
         prepare: Makes the case of a shape, for the CPU path that is active.
         limits: What a path could reach at most, as a multiple of the rate of torch.mm.
@@ -83,8 +94,8 @@ class Benchmark:
     prepare: Callable[[Any], Case]
     limits: Mapping[str, float] = field(default_factory=dict)
 
-    def measure(self, shape: Any, rounds: int) -> list[str]:
-        """Checks and times one shape: the cells of its line that follow the name.
+    def measure(self, shape: Any, rounds: int) -> Measurement:
+        """Checks and times one shape.
 
         Raises:
             WrongResult: before anything is timed.
@@ -93,24 +104,42 @@ class Benchmark:
         case = self.prepare(shape)
         case.check()
         contenders = {"ours": case.ours, **case.rivals}
-        limit = self.limits.get(_C.isa())
+        limit = (self.limits if case.limits is None else case.limits).get(_C.isa())
         if limit:
             contenders["mm"] = _matmul()
         seconds = take_turns(contenders, rounds)
 
         time = median(seconds["ours"])
-        fastest = min(case.rivals, key=lambda name: median(seconds[name]))
         rivals = ", ".join(f"{name} {_ms(median(seconds[name]))}" for name in case.rivals)
-        ratio = _median_ratio(seconds[fastest], seconds["ours"])
+        ratios = {
+            kind or self.rival: _median_ratio(seconds[_fastest(names, seconds)], seconds["ours"])
+            for kind, names in _by_kind(case.rivals).items()
+        }
         cells = [
             _ms(time),
             f"{_digits(case.work / time / 1e9, 3)} {self.unit}",
-            f"{_digits(ratio, 2)}x {self.rival} ({rivals})",
+            f"{_ratios_text(ratios)} ({rivals})",
         ]
         if limit:
             of_mm = _median_ratio(seconds["mm"], seconds["ours"]) * case.work / MM_SIZE**3
             cells.append(f"{of_mm / limit:.0%} of {limit}x torch.mm")
-        return cells
+        return Measurement(cells, ratios)
+
+
+def _by_kind(rivals: Iterable[str]) -> dict[str, list[str]]:
+    """The rivals of each kind; "" is that of rivals without one."""
+    kinds: dict[str, list[str]] = {}
+    for name in rivals:
+        kinds.setdefault(name.rpartition(":")[0], []).append(name)
+    return kinds
+
+
+def _fastest(names: Iterable[str], seconds: Mapping[str, Sequence[float]]) -> str:
+    return min(names, key=lambda name: median(seconds[name]))
+
+
+def _ratios_text(ratios: Mapping[str, float]) -> str:
+    return ", ".join(f"{_digits(ratio, 2)}x {rival}" for rival, ratio in ratios.items())
 
 
 def take_turns(contenders: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, list[float]]:
@@ -203,16 +232,23 @@ def _run(benchmark: Benchmark, shapes: Sequence[Any], rounds: int, markdown: Pat
     header = f"{describe()}; median of {rounds} round{'s' * (rounds != 1)}"
     print(header)
     width = max(len(str(shape)) for shape in shapes)
-    rows, correct = [], True
+    rows, ratios, correct = [], {}, True
     for shape in shapes:
         try:
-            cells = benchmark.measure(shape, rounds)
+            cells, of_shape = benchmark.measure(shape, rounds)
         except WrongResult as wrong:
-            cells, correct = [f"wrong: {wrong}"], False
+            cells, of_shape, correct = [f"wrong: {wrong}"], {}, False
+        for rival, ratio in of_shape.items():
+            ratios.setdefault(rival, []).append(ratio)
         name = f"{benchmark.name}  {shape}  {_C.isa()}"
         padding = " " * (width - len(str(shape)))
         print(" | ".join([name + padding, *cells]), flush=True)
         rows.append([str(shape), *cells])
+    means = {rival: geometric_mean(values) for rival, values in ratios.items()}
+    footer = f"geometric mean of {len(rows)} shapes: {_ratios_text(means)}"
+    if len(rows) > 1 and means:
+        print(footer)
+        rows.append([footer])
     if markdown:
         with markdown.open("a") as file:
             file.write(_as_markdown(benchmark.name, header, rows))

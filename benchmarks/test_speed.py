@@ -8,9 +8,12 @@ import binary_conv2d_sign
 import binary_linear
 import codebook_conv2d
 import codebook_linear
+import int8_conv2d
+import int8_linear
 import max_pool2d_signs
 import pack_signs
 import pytest
+import quantize_int8
 import torch
 import xnor_conv2d
 
@@ -25,6 +28,9 @@ MODULES = (
     codebook_linear,
     codebook_conv2d,
     xnor_conv2d,
+    quantize_int8,
+    int8_linear,
+    int8_conv2d,
 )
 BENCHMARKS = [module.BENCHMARK for module in MODULES]
 

@@ -22,8 +22,11 @@ from nncx.ops.binary_linear import binary_linear_reference
 from nncx.ops.binary_linear_sign import binary_linear_sign_reference
 from nncx.ops.codebook_conv2d import codebook_conv2d_reference
 from nncx.ops.codebook_linear import codebook_linear_reference
+from nncx.ops.int8_conv2d import int8_conv2d_reference
+from nncx.ops.int8_linear import int8_linear_reference
 from nncx.ops.max_pool2d_signs import max_pool2d_signs_reference
 from nncx.ops.pack_signs import pack_signs_reference
+from nncx.ops.quantize_int8 import quantize_int8_reference
 
 # Channels, kernel, stride, padding, dilation, groups of the binary convolutions.
 CONVOLUTION = (134, 70, (3, 3), (2, 1), (1, 2), (1, 2), 2)
@@ -122,6 +125,43 @@ def _codebook_conv2d(device: str) -> Iterator[Check]:
         yield Check(y, expected, FLOAT_SUMS)
 
 
+def _quantize_int8(device: str) -> Iterator[Check]:
+    scale, zero_point = torch.tensor(0.02), torch.tensor(-7, dtype=torch.int8)
+    for x in (torch.randn(9, 131), torch.randn(2, 38, 9, 11)):
+        y = ops.quantize_int8(x.to(device), scale.to(device), zero_point.to(device))
+        yield Check(y, quantize_int8_reference(x, scale, zero_point))
+
+
+def _int8_linear(device: str) -> Iterator[Check]:
+    for rows, lowest in itertools.product((1, 70), (-128, 0)):
+        x, weight = _codes((rows, 131), lowest), _codes((70, 131))
+        epilogue = {
+            "scale": torch.rand(70),
+            "bias": torch.randn(70),
+            "input_scale": torch.rand(rows),
+        }
+        expected = int8_linear_reference(x, weight, 131, 70, **epilogue)
+        prepacked = ops.int8_linear_prepack(weight.to(device))
+        epilogue = {name: tensor.to(device) for name, tensor in epilogue.items()}
+        yield Check(ops.int8_linear(x.to(device), prepacked, 131, 70, **epilogue), expected)
+
+
+def _int8_conv2d(device: str) -> Iterator[Check]:
+    weight = _codes((70, 67, 3, 3)) // 3
+    zero_point, scale = torch.tensor(3, dtype=torch.int8), torch.rand(70)
+    prepacked = ops.int8_conv2d_prepack(weight.to(device), 2)
+    for lowest in (-128, 0):
+        x = _codes((2, 134, 9, 11), lowest)
+        epilogue = {"input_zero_point": zero_point, "scale": scale}
+        expected = int8_conv2d_reference(x, weight, *CONVOLUTION, **epilogue)
+        epilogue = {name: tensor.to(device) for name, tensor in epilogue.items()}
+        yield Check(ops.int8_conv2d(x.to(device), prepacked, *CONVOLUTION, **epilogue), expected)
+
+
+def _codes(shape: tuple[int, ...], lowest: int = -128) -> Tensor:
+    return torch.randint(lowest, 128, shape).to(torch.int8)
+
+
 SELF_TESTS: tuple[SelfTest, ...] = (
     _pack_signs,
     _binary_linear,
@@ -131,6 +171,9 @@ SELF_TESTS: tuple[SelfTest, ...] = (
     _max_pool2d_signs,
     _codebook_linear,
     _codebook_conv2d,
+    _quantize_int8,
+    _int8_linear,
+    _int8_conv2d,
 )
 
 

@@ -19,15 +19,19 @@ SMALLEST = {
     "binary_linear": "m=256",
     "codebook_conv2d": "c=16 hw=32 k=3 bits=1 nhwc",
     "codebook_linear": "m=256 k=1024 o=1024 bits=4",
+    "int8_conv2d": "c=1024 hw=7 k=1 symmetric to int8",
+    "int8_linear": "m=33 k=1001 o=999 affine",
     "max_pool2d_signs": "c=16",
     "pack_signs": "c=16 hw=32 nhwc",
+    "quantize_int8": "c=16 hw=32 nhwc",
     "xnor_conv2d": "c=16 hw=32 k=3 nhwc",
 }
 LINE = re.compile(
-    r"(?P<name>\w+)  \w+=\d+( \w+=\d+)+( nchw| nhwc| per-channel)?  \w+ *"
+    r"(?P<name>\w+)  \w+=\d+( \w+=\d+)+( nchw| nhwc| per-channel)?"
+    r"( symmetric| affine)?( to int8)?  \w+ *"
     r" \| [\d.]+ ms \| [\d.]+ (GMAC|GB)/s"
-    r" \| [\d.]+x [\w. ]+ \([\w.]+ [\d.]+ ms(, [\w.]+ [\d.]+ ms)*\)"
-    r"( \| \d+% of (1|13|21)x torch\.mm)?"
+    r" \| [\d.]+x [\w. ]+(, [\d.]+x \w+)* \([\w.:]+ [\d.]+ ms(, [\w.:]+ [\d.]+ ms)*\)"
+    r"( \| \d+% of (1|2|2\.67|4|13|21)x torch\.mm)?"
 )
 
 
@@ -46,7 +50,12 @@ def run(bench: ModuleType, name: str, *arguments: str) -> int:
 
 
 def test_every_benchmark_is_tested_and_collected(bench: ModuleType) -> None:
-    files = {path.stem for path in FOLDER.glob("*.py")} - {"bench", "test_speed", "break_even"}
+    files = {path.stem for path in FOLDER.glob("*.py")} - {
+        "bench",
+        "int8",
+        "test_speed",
+        "break_even",
+    }
     assert files == set(SMALLEST)
     assert files == {op.name for op in importlib.import_module("test_speed").BENCHMARKS}
 
@@ -123,11 +132,39 @@ def test_time_rate_and_ratio(bench: ModuleType, monkeypatch) -> None:
     run = torch.ones(3).clone
     case = bench.Case(run, {"slow": run, "fast": run}, run, work=5 * 10**9)
     benchmark = bench.Benchmark("op", "GMAC/s", "rival", ["n=1"], lambda shape: case)
-    assert benchmark.measure("n=1", rounds=3) == [
+    measurement = benchmark.measure("n=1", rounds=3)
+    assert measurement.cells == [
         "2000 ms",
         "2.50 GMAC/s",
         "3.0x rival (slow 9000 ms, fast 6000 ms)",
     ]
+    assert measurement.ratios == {"rival": 3.0}
+
+
+def test_the_fastest_rival_of_each_kind_counts(bench: ModuleType, monkeypatch) -> None:
+    seconds = {"ours": [1.0], "a:slow": [9.0], "a:fast": [2.0], "b:other": [4.0]}
+    monkeypatch.setattr(bench, "take_turns", lambda contenders, rounds: seconds)
+    run = torch.ones(3).clone
+    case = bench.Case(run, dict.fromkeys(["a:slow", "a:fast", "b:other"], run), run, work=10**9)
+    benchmark = bench.Benchmark("op", "GMAC/s", "rival", ["n=1"], lambda shape: case)
+    measurement = benchmark.measure("n=1", rounds=1)
+    assert measurement.ratios == {"a": 2.0, "b": 4.0}
+    assert measurement.cells[2].startswith("2.0x a, 4.0x b (a:slow 9000 ms, ")
+
+
+def test_the_geometric_mean_stands_behind_the_shapes(
+    bench: ModuleType, monkeypatch, capsys
+) -> None:
+    ratios = iter([1.0, 4.0])
+    cells = bench.Measurement(["1 ms", "1 GB/s", ""], {})
+    monkeypatch.setattr(
+        bench.Benchmark,
+        "measure",
+        lambda *_: cells._replace(ratios={"rival": next(ratios)}),
+    )
+    benchmark = bench.Benchmark("op", "GB/s", "rival", ["n=1", "n=2"], lambda shape: None)
+    assert bench.main(benchmark, ["--threads", "1"]) == 0
+    assert capsys.readouterr().out.endswith("geometric mean of 2 shapes: 2.0x rival\n")
 
 
 @pytest.mark.parametrize(

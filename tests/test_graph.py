@@ -19,6 +19,7 @@ from torch import nn
 import nncx
 from nncx.graph import Graph, Node, trace
 from nncx.graph._operations import OPERATIONS
+from nncx.nn import PackedLayer
 
 BATCHES = (1, 3)
 
@@ -106,6 +107,30 @@ def test_several_inputs_and_outputs(tmp_path):
         graph(inputs[0])
 
 
+@pytest.mark.parametrize(
+    "function",
+    [
+        lambda x: x.mean((1, 2, 3)).view(-1, 1),
+        lambda x: x.view(x.shape[0] * 3, -1),
+        lambda x: x.transpose(0, 1).flatten(1),
+        lambda x: x.permute(1, 2, 3, 0).reshape(48, -1),
+        lambda x: x.flatten(),
+        lambda x: x.unflatten(2, (2, 2)).squeeze(1).unsqueeze(-1),
+        lambda x: x.split([1, 2], 1)[1],
+        lambda x: F.adaptive_max_pool2d(x, 1).squeeze((2, 3)),
+    ],
+)
+def test_shapes_with_the_batch_anywhere(function):
+    class Reshaping(nn.Module):
+        def forward(self, x):
+            return function(x)
+
+    graph = trace(Reshaping(), torch.randn(1, 3, 4, 4))
+    for batch in (1, 2, 5):
+        x = torch.randn(batch, 3, 4, 4)
+        assert torch.equal(graph(x), function(x))
+
+
 def test_an_operation_in_place_changes_what_reads_its_input_later():
     class InPlace(nn.Module):
         def forward(self, x):
@@ -128,13 +153,29 @@ def test_an_operation_in_place_on_a_view_is_refused():
         trace(OnView(), torch.randn(2, 4))
 
 
+def _int8(model):
+    model = nncx.convert(model, nncx.Int8()).train()
+    model(torch.randn(4, 3, 16, 16))
+    return model
+
+
 @pytest.mark.parametrize("frozen", [False, True])
-def test_native_layers_are_one_node_each(frozen, tmp_path):
-    model = nncx.convert(_model("ResNet")[0], nncx.XNOR())
+@pytest.mark.parametrize(
+    "convert, count",
+    [
+        (lambda model: nncx.convert(model, nncx.XNOR()), 6),
+        (lambda model: nncx.convert(model, nncx.BinaryConnect()), 8),
+        (lambda model: nncx.convert(model, nncx.Half(torch.bfloat16)), 8),
+        (_int8, 8),
+    ],
+    ids=["XNOR", "BinaryConnect", "Half", "Int8"],
+)
+def test_native_layers_are_one_node_each(convert, count, frozen, tmp_path):
+    model = convert(_model("ResNet")[0])
     model = nncx.freeze(model) if frozen else model.eval()
     graph = trace(model, torch.randn(2, 3, 16, 16))
-    kinds = [type(layer) for layer in graph.named_layers().values()]
-    assert kinds.count(nncx.XNORConv2d) == 6
+    layers = graph.named_layers().values()
+    assert sum(isinstance(layer, PackedLayer) for layer in layers) == count
     nncx.save(graph, tmp_path / "graph")
     _check_same(graph, model, (3, 16, 16))
     _check_same(nncx.load(tmp_path / "graph"), model, (3, 16, 16))
@@ -258,6 +299,8 @@ def test_insert():
     before = graph.nodes
     with pytest.raises(ValueError, match="got 'late'"):
         graph.insert(Node("bad", "relu", ("late",), {}), after="a")
+    with pytest.raises(ValueError, match="a node must be inserted after another, got 'nowhere'"):
+        graph.insert(Node("bad", "relu", ("x",), {}), after="nowhere")
     assert graph.nodes == before and torch.equal(graph(x), wanted)
 
 

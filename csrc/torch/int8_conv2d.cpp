@@ -13,7 +13,9 @@ Tensor int8_conv2d_prepack(const Tensor& weight, int64_t groups) {
              shape_text(weight));
   NNCX_CHECK(groups >= 1, op, ": groups must be at least 1, got ", groups);
   int64_t in_channels;
-  if (__builtin_mul_overflow(weight.size(1), groups, &in_channels)) in_channels = kMostTerms + 1;
+  if (__builtin_mul_overflow(weight.size(1), groups, &in_channels)) {
+    in_channels = std::numeric_limits<int64_t>::max() / groups * groups;  // refused as too large
+  }
   const Conv2dWeightShape s =
       read_weight_shape(op, in_channels, weight.size(0), {weight.size(2), weight.size(3)}, groups);
   check_terms(op, s);

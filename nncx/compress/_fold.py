@@ -28,7 +28,14 @@ def fold_batch_norm(graph: Graph, example: Tensor) -> Graph:
 
     Returns:
         `graph`.
+
+    Raises:
+        ValueError: if the graph is in training mode.
     """
+    if graph.training:
+        raise ValueError(
+            "fold_batch_norm: the graph must be in eval mode, got training mode; call eval()"
+        )
     folds = [(graph.node(node.inputs[0]), node) for node in graph.nodes if _may_fold(graph, node)]
     flat = _flat_inputs(graph, [norm.layer for _, norm in folds], example)
     for node, norm in folds:

@@ -23,7 +23,7 @@ def quantize(
     batches: Iterable[Any],
     observer: Observer | None = None,
     *,
-    skip: Skip = (),
+    skip: Skip | None = None,
     per_channel: bool = True,
     symmetric: bool = False,
 ) -> Graph:
@@ -43,7 +43,7 @@ def quantize(
         observer: how a range follows from values, one of `nncx.compress.observers`: MinMax (the
             default), MovingAverage, Percentile, Entropy, MSE.
         skip: layers that stay float, by name (of a layer, or of a block for all inside), or a
-            predicate of (name, layer).
+            predicate of (name, layer). Default: none.
         per_channel: a scale of the weight for each output channel, or one for each layer.
         symmetric: whether inputs have the zero point 0.
 
@@ -135,7 +135,7 @@ def sensitivity(
     batches: Iterable[Any],
     observer: Observer | None = None,
     *,
-    skip: Skip = (),
+    skip: Skip | None = None,
     per_channel: bool = True,
     symmetric: bool = False,
     metric: Callable[[nn.Module], float] | None = None,
@@ -206,12 +206,12 @@ def _calibrated(
     inputs: Iterable[Tensor],
     observer: Observer,
     method: Int8,
-    skip: Skip,
+    skip: Skip | None,
     task: str,
 ) -> dict[nn.Module, nn.Module]:
     """For each layer of the float graph to be quantized, in order of execution, that of int8."""
     names = names_of(graph)
-    kept = skipped(names, skip, task)
+    kept = skipped(names, skip or (), task)
     layers = dict.fromkeys(graph.named_layers().values())
     targets = [layer for layer in layers if method.replaces(layer) and layer not in kept]
     if not targets:

@@ -141,8 +141,9 @@ class Graph(nn.Module):
         """
         renamed = {after: node.name}
         nodes = [_rewired(each, renamed) for each in self._nodes.values()]
-        names = [*(each.name for each in nodes)]
-        at = names.index(after) + 1 if after in names else 0
+        if after not in self._nodes and after not in self.input_names:
+            raise ValueError(f"Graph: a node must be inserted after another, got '{after}'")
+        at = [*self._nodes].index(after) + 1 if after in self._nodes else 0
         outputs = [renamed.get(name, name) for name in self.output_names]
         self._set([*nodes[:at], node, *nodes[at:]], self.input_names, outputs)
 
@@ -288,6 +289,7 @@ def _register(parent: nn.Module, name: str, module: nn.Module, path: str) -> Non
 
 def _begin(text: str) -> str:
     """Of a layer's description, what tells most."""
+    text = text.partition("\n")[0]
     return text if len(text) <= _MAX_SHOWN else f"{text[: _MAX_SHOWN - 1]}…"
 
 

@@ -18,17 +18,20 @@ GETITEM = "getitem"
 
 _ATEN = """
     relu.default hardtanh.default leaky_relu.default elu.default sigmoid.default tanh.default
-    hardswish.default hardsigmoid.default silu.default gelu.default clamp.default
+    hardswish.default hardsigmoid.default silu.default gelu.default mish.default selu.default
+    softplus.default clamp.default
     softmax.int log_softmax.int
     add.Tensor sub.Tensor rsub.Scalar mul.Tensor div.Tensor
     cat.default chunk.default split.Tensor split_with_sizes.default
-    max_pool2d.default avg_pool2d.default adaptive_avg_pool2d.default mean.dim
+    max_pool2d.default avg_pool2d.default adaptive_avg_pool2d.default
+    adaptive_max_pool2d.default mean.dim
     flatten.using_ints reshape.default permute.default transpose.int unsqueeze.default squeeze.dim
     select.int slice.Tensor pad.default channel_shuffle.default pixel_shuffle.default
     pixel_unshuffle.default upsample_nearest2d.vec upsample_bilinear2d.vec
 """.split()
 
 _MAX_INT = 2**31 - 1
+_ANY = (-1e300, 1e300)
 _MAX_LIST = 1_000  # of numbers in an argument
 _MAX_PARTS = 10_000
 _RANGES = {
@@ -69,7 +72,7 @@ class Operation(NamedTuple):
         tensors: names of the arguments that take the inputs, in order; the single name of a list of
             tensors takes them all.
         takes_list: whether they come as one list.
-        gives_list: whether the result is a list, which only `getitem` reads.
+        gives_list: whether the result is several tensors, which only `getitem` reads.
         arguments: type, as ATen's schema says it, of every other argument.
         defaults: of those that may be left out.
         scalars: names of tensors that may be a number instead, as in `x + 1`.
@@ -85,7 +88,7 @@ class Operation(NamedTuple):
 
 
 def run(name: str, inputs: Sequence[Any], arguments: Mapping[str, Any]) -> Any:
-    """The value of a listed operation: a tensor, or a list that `getitem` reads."""
+    """The value of a listed operation: a tensor, or several that `getitem` reads."""
     operation = OPERATIONS[name]
     if operation.takes_list:
         return operation.function(list(inputs), **arguments)
@@ -100,7 +103,7 @@ def _of_aten(overload: torch._ops.OpOverload) -> Operation:
         function=overload,
         tensors=tensors,
         takes_list=types[tensors[0]] == "List[Tensor]",
-        gives_list=str(schema.returns[0].type) == "List[Tensor]",
+        gives_list=len(schema.returns) > 1 or str(schema.returns[0].type) == "List[Tensor]",
         arguments={name: kind for name, kind in types.items() if name not in tensors},
         defaults={a.name: a.default_value for a in schema.arguments if a.has_default_value()},
         scalars=frozenset(tensors[1:]),
@@ -112,14 +115,15 @@ def _getitem(parts: Sequence[Tensor], index: int) -> Tensor:
 
 
 def _listed() -> dict[str, Operation]:
-    listed = {GETITEM: Operation(_getitem, ("parts",), False, False, {"index": "int"}, {}, _NONE)}
+    listed = {
+        GETITEM: Operation(_getitem, ("parts",), False, False, {"index": "int"}, {}, frozenset())
+    }
     for name in _ATEN:
         short, _, overload = name.partition(".")
         listed[short] = _of_aten(getattr(getattr(torch.ops.aten, short), overload))
     return listed
 
 
-_NONE: frozenset[str] = frozenset()
 OPERATIONS = _listed()
 
 
@@ -161,6 +165,3 @@ def _fits(value: Any, kind: str, name: str) -> bool:
         return name not in _RANGES  # a limit, or the padding of a maximum
     low, high = _RANGES.get(name, (-_MAX_INT, _MAX_INT) if kind == "int" else _ANY)
     return low <= value <= high
-
-
-_ANY = (-1e300, 1e300)

@@ -26,7 +26,7 @@ LAYERS = (
     *(nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU, nn.Embedding),
 )
 
-_ALIASES = {"view.default": "reshape", "_unsafe_view.default": "reshape"}
+_RESHAPES = {"view.default", "_unsafe_view.default", "squeeze.dims"}
 _IDENTITIES = {"clone.default", "contiguous.default", "alias.default", "lift_fresh_copy.default"}
 _END = 2**63 - 1  # how torch writes the end of a slice that is left open
 
@@ -103,6 +103,7 @@ class _Builder:
         signature = program.graph_signature
         self._parameters = signature.inputs_to_parameters
         self._user_inputs = set(signature.user_inputs)
+        self._live = _live(program.graph, self._user_inputs)
         self._names: dict[fx.Node, str] = {}  # of values that the graph knows
         self._taken: set[str] = set()
         self._nodes: list[Node] = []
@@ -113,8 +114,7 @@ class _Builder:
 
     def graph(self) -> Graph:
         self._check_pure()
-        live = self._live()
-        nodes = [node for node in self._program.graph.nodes if node in live]
+        nodes = [node for node in self._program.graph.nodes if node in self._live]
         at = 0
         while at < len(nodes):
             node = nodes[at]
@@ -136,14 +136,6 @@ class _Builder:
         for path, layer in self._layers.items():
             graph.put_layer(path, layer)
         return graph
-
-    def _live(self) -> set[fx.Node]:
-        """What the output needs, and the inputs."""
-        live: set[fx.Node] = set()
-        for node in reversed(self._program.graph.nodes):
-            if node in live or node.op == "output" or node.name in self._user_inputs:
-                live |= {node, *node.all_input_nodes}
-        return live
 
     def _layer_around(self, node: fx.Node) -> tuple[str, str] | None:
         """The call of a layer that an operator belongs to: the call's key and the layer's path."""
@@ -167,7 +159,7 @@ class _Builder:
         inside = set(call)
         read = [each for node in call for each in node.all_input_nodes if each not in inside]
         inputs = list(dict.fromkeys(each for each in read if each in self._names))
-        outputs = [node for node in call if not inside.issuperset(node.users)]
+        outputs = [node for node in call if not inside.issuperset(self._live & {*node.users})]
         if len(inputs) != 1 or len(outputs) != 1:
             raise ValueError(
                 f"trace: layer '{path}' must map one tensor to one, got {len(inputs)} inputs and"
@@ -178,7 +170,7 @@ class _Builder:
 
     def _add_operation(self, node: fx.Node) -> None:
         name = str(node.target).removeprefix("aten.")
-        if isinstance(node.meta.get("val"), torch.SymInt):
+        if _is_open(node.meta.get("val")):
             return  # the batch size; whoever reads it is asked
         if name in _IDENTITIES:
             self._names[node] = self._read(node.args[0], node)
@@ -186,7 +178,7 @@ class _Builder:
         if name in ("conv2d.default", "conv2d.padding", "linear.default"):
             self._add_functional(node, nn.Linear if name == "linear.default" else nn.Conv2d)
             return
-        short = _ALIASES.get(name) or self._short.get(node.target)
+        short = "reshape" if name in _RESHAPES else self._short.get(node.target)
         if short is None:
             raise ValueError(
                 f"trace: {name} in {_place(node)} is not an operation that a graph knows; replace"
@@ -300,6 +292,15 @@ class _Builder:
         return free
 
 
+def _live(graph: fx.Graph, inputs: set[str]) -> set[fx.Node]:
+    """What the output needs, and the inputs; assertions are needed by nothing."""
+    live: set[fx.Node] = set()
+    for node in reversed(graph.nodes):
+        if node in live or node.op == "output" or node.name in inputs:
+            live |= {node, *node.all_input_nodes}
+    return live
+
+
 def _layer(
     cls: type[nn.Module], parameters: list[nn.Parameter], given: dict[str, Any]
 ) -> nn.Module:
@@ -316,8 +317,13 @@ def _layer(
     return layer
 
 
+def _is_open(size: Any) -> bool:
+    """Whether it depends on the batch size."""
+    return isinstance(size, torch.SymInt)
+
+
 def _is_tensor(value: Any) -> bool:
-    return isinstance(value, fx.Node) and not isinstance(value.meta.get("val"), torch.SymInt)
+    return isinstance(value, fx.Node) and not _is_open(value.meta.get("val"))
 
 
 def _equal(layer: nn.Module, other: nn.Module) -> bool:
@@ -330,14 +336,14 @@ def _reshape(node: fx.Node) -> tuple[str, dict[str, Any]]:
     """A reshape to the sizes of its value, the batch left open; best said as a flatten."""
     shape = tuple(node.meta["val"].shape)
     before = node.args[0].meta["val"].shape
-    if sum(isinstance(size, torch.SymInt) for size in shape) > 1:
+    if sum(map(_is_open, shape)) > 1:
         raise ValueError(
             f"trace: a reshape in {_place(node)} must leave the batch size in one dimension, got"
             f" {list(shape)}; keep the batch apart"
         )
-    if len(shape) == 2 and isinstance(shape[0], torch.SymInt) and shape[0] == before[0]:
+    if len(shape) == 2 <= len(before) and _is_open(shape[0]) and str(shape[0]) == str(before[0]):
         return "flatten", {"start_dim": 1}
-    return "reshape", {"shape": tuple(-1 if isinstance(s, torch.SymInt) else s for s in shape)}
+    return "reshape", {"shape": tuple(-1 if _is_open(size) else size for size in shape)}
 
 
 def _plain(value: Any, name: str, node: fx.Node) -> Any:

@@ -99,6 +99,12 @@ def test_a_norm_is_folded_or_stays_where_that_would_be_wrong(how, left):
     assert len(_folded(Fork(how), torch.randn(2, 3, 4, 4).double())[1]) == left
 
 
+def test_a_graph_in_training_mode_is_refused():
+    graph = trace(nn.Sequential(nn.Linear(3, 3)), torch.ones(1, 3))
+    with pytest.raises(ValueError, match="fold_batch_norm: the graph must be in eval mode"):
+        fold_batch_norm(graph, torch.ones(1, 3))
+
+
 def test_a_norm_over_the_rows_of_a_linear_layer_stays():
     """Of [N, L, C] a BatchNorm1d takes L for the channels, of which there may be as many."""
     assert _folded(Chain(nn.Linear(3, 5), nn.BatchNorm1d(5)), torch.randn(2, 5, 3).double())[1]

@@ -1,6 +1,7 @@
 """quantize: the int8 arithmetic of its formulas on a folded graph, and what it refuses."""
 
 import copy
+import functools
 import math
 
 import numpy as np
@@ -38,6 +39,16 @@ def _batches(count=3, shape=(3, 9, 9)):
 
 def _small():
     return with_statistics(Small()).eval()
+
+
+@functools.cache
+def _traced():
+    return trace(_small(), _batches()[0])
+
+
+def _graph():
+    """That of a `Small`, which `quantize` need not trace."""
+    return copy.deepcopy(_traced())
 
 
 def _int8_layers(graph):
@@ -114,12 +125,14 @@ def test_a_resnet18_of_torchvision_is_a_quarter_and_loads_without_its_class(tmp_
 
 
 @pytest.mark.parametrize(
-    "observer", [MinMax(), MovingAverage(), Percentile(), Entropy(), MSE()], ids=lambda o: repr(o)
+    "observer",
+    [MinMax(), MovingAverage(), Percentile(), Entropy(), MSE()],
+    ids=lambda o: type(o).__name__,
 )
 def test_a_range_is_what_the_observer_says_of_the_folded_network(observer):
-    model, batches = _small(), _batches()
-    graph = nncx.quantize(model, batches, observer)
-    floats = fold_batch_norm(trace(copy.deepcopy(model), batches[0]), batches[0])
+    batches = _batches()
+    graph = nncx.quantize(_graph(), batches, observer)
+    floats = fold_batch_norm(_graph(), batches[0])
     seen = {path: observer.new() for path in floats.named_layers()}
     for path, layer in floats.named_layers().items():
         layer.register_forward_pre_hook(lambda _, args, path=path: seen[path].observe(args[0]))
@@ -152,7 +165,7 @@ def test_a_graph_is_quantized_as_its_model():
 
 
 def test_batches_of_a_data_loader_are_read_once():
-    model, batches = _small(), _batches()
+    model, batches = _graph(), _batches()
     labelled = ((batch, torch.zeros(4)) for batch in batches)
     with torch.no_grad():
         got = nncx.quantize(model, labelled)(batches[0])
@@ -163,17 +176,17 @@ def test_batches_of_a_data_loader_are_read_once():
 @pytest.mark.parametrize(
     "skip, left",
     [
-        ((), {"conv1", "conv2", "head.0", "head.2"}),
+        (None, {"conv1", "conv2", "head.0", "head.2"}),
         (["conv1", "head"], {"conv2"}),
         (lambda name, layer: isinstance(layer, nn.Conv2d), {"head.0", "head.2"}),
     ],
 )
 def test_skip(skip, left):
-    assert _int8_layers(nncx.quantize(_small(), _batches(), skip=skip)) == left
+    assert _int8_layers(nncx.quantize(_graph(), _batches(), skip=skip)) == left
 
 
 def test_vanhoucke_is_a_scale_a_layer_and_a_float_input_layer():
-    graph = vanhoucke(_small(), _batches())
+    graph = vanhoucke(_graph(), _batches())
     assert _int8_layers(graph) == {"conv2", "head.0", "head.2"}
     for path in _int8_layers(graph):
         layer = graph.get_submodule(path)
@@ -193,7 +206,7 @@ def test_a_shared_layer_sees_all_its_inputs_and_stays_shared():
 
 
 def test_the_graph_trains_on():
-    graph, x = nncx.quantize(_small(), _batches()).train(), torch.randn(2, 3, 9, 9)
+    graph, x = nncx.quantize(_graph(), _batches()).train(), torch.randn(2, 3, 9, 9)
     graph(x).sum().backward()
     assert all(parameter.grad is not None for parameter in graph.parameters())
 
@@ -216,7 +229,7 @@ def test_calibration_data_that_are_not_finite(value):
     batches = _batches()
     batches[1][0, 0, 0, 0] = value
     with pytest.raises(ValueError, match="must be finite, got NaN or infinity in the input of 'co"):
-        nncx.quantize(_small(), batches)
+        nncx.quantize(_graph(), batches)
 
 
 def test_a_weight_that_is_not_finite():
@@ -230,14 +243,14 @@ def test_nothing_to_quantize():
     with pytest.raises(ValueError, match="must have a Conv2d or Linear that is not skipped, got n"):
         nncx.quantize(nn.Sequential(nn.BatchNorm2d(3)), _batches())
     with pytest.raises(ValueError, match="must have a Conv2d or Linear that is not skipped, got n"):
-        nncx.quantize(_small(), _batches(), skip=["conv1", "conv2", "head"])
+        nncx.quantize(_graph(), _batches(), skip=["conv1", "conv2", "head"])
 
 
 def test_an_unknown_name_in_skip():
     with pytest.raises(ValueError, match="quantize: skip names 'conv9', which the model does not"):
-        nncx.quantize(_small(), _batches(), skip=["conv9"])
+        nncx.quantize(_graph(), _batches(), skip=["conv9"])
     with pytest.raises(ValueError, match="quantize: skip must be a list of names, got 'conv1'"):
-        nncx.quantize(_small(), _batches(), skip="conv1")
+        nncx.quantize(_graph(), _batches(), skip="conv1")
 
 
 def test_a_layer_of_too_many_terms():
@@ -257,12 +270,12 @@ def test_a_model_that_cannot_be_traced():
 
 
 def test_sensitivity_is_that_of_one_layer_in_int8():
-    model, batches = _small(), _batches()
+    model, batches = _graph(), _batches()
     figures = iter(range(10))
     result = nncx.sensitivity(model, batches, metric=lambda graph: next(figures))
     x, names = torch.cat(batches), ["conv1", "conv2", "head.0", "head.2"]
     assert [row.name for row in result.layers] == names
-    floats = fold_batch_norm(trace(model, batches[0]), batches[0])
+    floats = fold_batch_norm(_graph(), batches[0])
     for row in (*result.layers, result.total):
         skip = [name for name in names if row.name not in (name, "all")]
         graph = nncx.quantize(model, batches, skip=skip)
@@ -273,11 +286,11 @@ def test_sensitivity_is_that_of_one_layer_in_int8():
 
 
 def test_a_printed_sensitivity_has_a_line_a_layer():
-    result = nncx.sensitivity(_small(), iter(_batches()))
+    result = nncx.sensitivity(_graph(), iter(_batches()))
     lines = str(result).splitlines()
     assert lines[0].split() == ["layer", "type", "weights", "SNR", "(dB)"]
     assert lines[2].split()[:3] == ["conv1", "Conv2d", "216"] and lines[-1].startswith("all ")
-    with_metric = str(nncx.sensitivity(_small(), _batches(), metric=lambda graph: 0.125))
+    with_metric = str(nncx.sensitivity(_graph(), _batches(), metric=lambda graph: 0.125))
     assert with_metric.endswith("metric of the float network: 0.125")
 
 

@@ -22,6 +22,10 @@ def byte(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.uint8)
 
 
+def int8(*shape: int) -> torch.Tensor:
+    return torch.zeros(shape, dtype=torch.int8)
+
+
 def codebook_conv(changes: dict) -> tuple:
     arguments = {
         "input": torch.ones(2, 6, 5, 4),
@@ -57,6 +61,75 @@ def codebook_linear(changes: dict) -> tuple:
     }
     assert changes.keys() <= arguments.keys()
     return NNCX.codebook_linear, tuple({**arguments, **changes}.values())
+
+
+INT8_EPILOGUE = {
+    "input_zero_point": int8(),
+    "scale": torch.rand(4),
+    "bias": torch.rand(4),
+    "activation": "relu6",
+}
+TO_INT8 = {"out_scale": torch.tensor(0.1), "out_zero_point": int8()}
+
+
+def int8_residual(*shape: int) -> dict:
+    zero_point = {"residual_zero_point": int8()}
+    return {"residual": int8(*shape), "residual_scale": torch.tensor(0.1), **zero_point}
+
+
+def int8_conv(changes: dict) -> tuple:
+    arguments = {
+        "input": int8(2, 6, 5, 4),
+        "weight": ops.int8_conv2d_prepack(int8(4, 3, 3, 3), 2),
+        "in_channels": 6,
+        "out_channels": 4,
+        "kernel_size": [3, 3],
+        "stride": [1, 1],
+        "padding": [0, 0],
+        "dilation": [1, 1],
+        "groups": 2,
+        "input_zero_point": None,
+        "scale": None,
+        "bias": None,
+        "residual": None,
+        "residual_scale": None,
+        "residual_zero_point": None,
+        "activation": "none",
+        "out_scale": None,
+        "out_zero_point": None,
+        "out_dtype": None,
+        "channels_last": True,
+    }
+    assert changes.keys() <= arguments.keys()
+    return NNCX.int8_conv2d, tuple({**arguments, **changes}.values())
+
+
+def int8_linear(changes: dict) -> tuple:
+    arguments = {
+        "input": int8(3, 70),
+        "weight": ops.int8_linear_prepack(int8(5, 70)),
+        "in_features": 70,
+        "out_features": 5,
+        "input_zero_point": None,
+        "scale": None,
+        "bias": None,
+        "input_scale": None,
+        "residual": None,
+        "residual_scale": None,
+        "residual_zero_point": None,
+        "activation": "none",
+        "out_scale": None,
+        "out_zero_point": None,
+        "out_dtype": None,
+    }
+    assert changes.keys() <= arguments.keys()
+    return NNCX.int8_linear, tuple({**arguments, **changes}.values())
+
+
+def quantize(changes: dict) -> tuple:
+    arguments = {"input": torch.randn(3, 5), "scale": torch.tensor(0.1), "zero_point": int8()}
+    assert changes.keys() <= arguments.keys()
+    return NNCX.quantize_int8, tuple({**arguments, **changes}.values())
 
 
 def samples() -> list[Sample]:
@@ -103,6 +176,18 @@ def samples() -> list[Sample]:
         Sample(NNCX.codebook_linear_prepack, (byte(132), 3, 70, 5), {}),
         Sample(codebook_linear_op, codebook_linear_args, {}),
         Sample(codebook_linear_op, codebook_linear_args[:6], {"bias": torch.rand(5)}),
+        Sample(*quantize({}), {}),
+        Sample(*quantize({"input": x.half()}), {}),
+        Sample(*quantize({"scale": torch.rand(3), "zero_point": int8(3)}), {}),
+        Sample(NNCX.int8_conv2d_prepack, (int8(4, 3, 3, 3), 2), {}),
+        Sample(*int8_conv({}), {}),
+        Sample(*int8_conv(INT8_EPILOGUE | {"residual": torch.rand(2, 4, 3, 2)}), {}),
+        Sample(*int8_conv(TO_INT8 | int8_residual(2, 4, 3, 2)), {}),
+        Sample(*int8_conv({"channels_last": False, "out_dtype": torch.bfloat16}), {}),
+        Sample(NNCX.int8_linear_prepack, (int8(5, 70),), {}),
+        Sample(*int8_linear({}), {}),
+        Sample(*int8_linear({"input_zero_point": int8(3), "input_scale": torch.rand(3)}), {}),
+        Sample(*int8_linear(TO_INT8 | int8_residual(3, 5)), {}),
     ]
 
 
@@ -324,6 +409,68 @@ REFUSED = {
     "codebook linear activation": codebook_linear({"activation": "ReLU"}),
     "codebook linear out_dtype": codebook_linear({"out_dtype": torch.int8}),
     "codebook linear weight 2-D": codebook_linear({"weight": byte(5, 70)}),
+    "quantize integers": quantize({"input": byte(3, 5)}),
+    "quantize float64": quantize({"input": torch.ones(3, 5).double()}),
+    "quantize a number": quantize({"input": torch.tensor(1.0)}),
+    "quantize scale size": quantize({"scale": torch.ones(2), "zero_point": int8(2)}),
+    "quantize scale dtype": quantize({"scale": torch.tensor(1.0).double()}),
+    "quantize zero_point dtype": quantize({"zero_point": torch.tensor(0)}),
+    "quantize zero_point shape": quantize({"zero_point": int8(3)}),
+    "quantize an image by row": quantize(
+        {"input": torch.ones(3, 1, 2, 2), "scale": torch.ones(3), "zero_point": int8(3)}
+    ),
+    "int8 conv prepack dtype": (NNCX.int8_conv2d_prepack, (torch.ones(4, 3, 3, 3), 1)),
+    "int8 conv prepack 3-D": (NNCX.int8_conv2d_prepack, (int8(4, 3, 3), 1)),
+    "int8 conv prepack groups 0": (NNCX.int8_conv2d_prepack, (int8(4, 3, 3, 3), 0)),
+    "int8 conv prepack groups": (NNCX.int8_conv2d_prepack, (int8(4, 3, 3, 3), 3)),
+    "int8 conv prepack terms": (NNCX.int8_conv2d_prepack, (int8(1, 7311, 3, 3), 1)),
+    "int8 conv prepack many groups": (NNCX.int8_conv2d_prepack, (int8(0, 3, 1, 1), 2**62)),
+    "int8 linear prepack dtype": (NNCX.int8_linear_prepack, (byte(4, 3),)),
+    "int8 linear prepack 1-D": (NNCX.int8_linear_prepack, (int8(4),)),
+    "int8 linear prepack terms": (NNCX.int8_linear_prepack, (int8(1, 65_794),)),
+    "int8 conv input uint8": int8_conv({"input": byte(2, 6, 5, 4)}),
+    "int8 conv input 3-D": int8_conv({"input": int8(6, 5, 4)}),
+    "int8 conv input channels": int8_conv({"input": int8(2, 7, 5, 4)}),
+    "int8 conv groups": int8_conv({"groups": 3}),
+    "int8 conv kernel larger": int8_conv({"kernel_size": [3, 5]}),
+    "int8 conv kernel 0": int8_conv({"kernel_size": [0, 1]}),
+    "int8 conv stride 0": int8_conv({"stride": [0, 1]}),
+    "int8 conv padding negative": int8_conv({"padding": [0, -1]}),
+    "int8 conv dilation of one": int8_conv({"dilation": [1]}),
+    "int8 conv terms": int8_conv({"kernel_size": [200, 200], "padding": [100, 100]}),
+    "int8 conv channels that overflow": int8_conv({"in_channels": 2**62}),
+    "int8 conv zero point int32": int8_conv({"input_zero_point": torch.tensor(0).int()}),
+    "int8 conv zero point an image": int8_conv({"input_zero_point": int8(2)}),
+    "int8 conv scale size": int8_conv({"scale": torch.ones(1)}),
+    "int8 conv bias dtype": int8_conv({"bias": torch.ones(4).half()}),
+    "int8 conv residual shape": int8_conv({"residual": torch.ones(2, 4, 3, 3)}),
+    "int8 conv residual 3-D": int8_conv({"residual": torch.ones(4, 3, 2)}),
+    "int8 conv residual dtype": int8_conv({"residual": torch.ones(2, 4, 3, 2).double()}),
+    "int8 conv residual without scale": int8_conv({"residual": int8(2, 4, 3, 2)}),
+    "int8 conv float residual with scale": int8_conv(
+        int8_residual(2, 4, 3, 2) | {"residual": torch.ones(2, 4, 3, 2)}
+    ),
+    "int8 conv scale of no residual": int8_conv({"residual_scale": torch.tensor(1.0)}),
+    "int8 conv residual scale shape": int8_conv(
+        int8_residual(2, 4, 3, 2) | {"residual_scale": torch.ones(1)}
+    ),
+    "int8 conv activation": int8_conv({"activation": "gelu"}),
+    "int8 conv out_scale alone": int8_conv({"out_scale": torch.tensor(1.0)}),
+    "int8 conv out_zero_point alone": int8_conv({"out_zero_point": int8()}),
+    "int8 conv out_scale shape": int8_conv(TO_INT8 | {"out_scale": torch.ones(4)}),
+    "int8 conv out_dtype int8 without scale": int8_conv({"out_dtype": torch.int8}),
+    "int8 conv out_dtype float with scale": int8_conv(TO_INT8 | {"out_dtype": torch.float32}),
+    "int8 conv weight not prepacked": int8_conv({"weight": int8(4, 3, 3, 3)}),
+    "int8 linear input 1-D": int8_linear({"input": int8(70)}),
+    "int8 linear input features": int8_linear({"input": int8(3, 71)}),
+    "int8 linear input float": int8_linear({"input": torch.ones(3, 70)}),
+    "int8 linear in_features negative": int8_linear({"in_features": -1}),
+    "int8 linear terms": int8_linear({"in_features": 65_794}),
+    "int8 linear outputs that overflow": int8_linear({"out_features": 2**63 - 1}),
+    "int8 linear zero points": int8_linear({"input_zero_point": int8(5)}),
+    "int8 linear input_scale size": int8_linear({"input_scale": torch.ones(5)}),
+    "int8 linear residual shape": int8_linear({"residual": torch.ones(5, 3)}),
+    "int8 linear weight 2-D": int8_linear({"weight": byte(5, 70)}),
 }
 
 
@@ -386,6 +533,10 @@ def test_flops_count_two_per_product() -> None:
         for op, arguments in (codebook_conv({}), codebook_linear({})):
             op(*arguments)
     assert counter.get_total_flops() == 2 * (2 * 4 * 3 * 2 * 9 * 3) + 2 * (3 * 70 * 5)
+    with FlopCounterMode(display=False) as counter:
+        for op, arguments in (int8_conv({}), int8_linear({})):
+            op(*arguments)
+    assert counter.get_total_flops() == 2 * (2 * 4 * 3 * 2 * 9 * 3) + 2 * (3 * 70 * 5)
 
 
 def test_asking_for_a_gradient_raises() -> None:
@@ -402,6 +553,20 @@ def test_asking_a_codebook_op_for_a_gradient_raises(prepare: Callable) -> None:
     out = op(arguments[0].requires_grad_(), *arguments[1:])
     with pytest.raises(RuntimeError, match="no gradient flows through packed codes"):
         out.sum().backward()
+
+
+@pytest.mark.parametrize("prepare", [int8_conv, int8_linear])
+def test_asking_an_int8_op_for_a_gradient_raises(prepare: Callable) -> None:
+    outputs = 4 if prepare is int8_conv else 5
+    op, arguments = prepare({"bias": torch.zeros(outputs, requires_grad=True)})
+    with pytest.raises(RuntimeError, match="no gradient flows through 8-bit codes"):
+        op(*arguments).sum().backward()
+
+
+def test_codes_have_no_gradient() -> None:
+    """The output of quantize_int8 is an integer, to which torch gives no gradient at all."""
+    codes = ops.quantize_int8(torch.ones(3, requires_grad=True), torch.tensor(1.0), int8())
+    assert not codes.requires_grad
 
 
 class BinaryNet(torch.nn.Module):
@@ -427,7 +592,21 @@ class CodebookNet(torch.nn.Module):
         return ops.codebook_linear(x.mean((2, 3)), self.linear, self.codebook, 1, 8, 10)
 
 
-@pytest.mark.parametrize("network", [BinaryNet, CodebookNet])
+class Int8Net(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = ops.int8_conv2d_prepack(torch.randint(-9, 9, (8, 6, 3, 3)).to(torch.int8))
+        self.linear = ops.int8_linear_prepack(torch.randint(-9, 9, (10, 8)).to(torch.int8))
+        self.scale, self.zero_point = torch.tensor(0.1), int8()
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = ops.quantize_int8(x, self.scale, self.zero_point)
+        x = ops.int8_conv2d(x, self.conv, 6, 8, 3, padding=1, activation="relu")
+        x = ops.quantize_int8(x.mean((2, 3)), self.scale, self.zero_point)
+        return ops.int8_linear(x, self.linear, 8, 10)
+
+
+@pytest.mark.parametrize("network", [BinaryNet, CodebookNet, Int8Net])
 def test_compile_and_export_with_a_dynamic_batch(network: type[torch.nn.Module]) -> None:
     net, x = network(), torch.randn(3, 6, 7, 5)
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="aot_eager")

@@ -1,0 +1,102 @@
+"""int8_conv2d, int8 in and float32 or int8 out, against torch's float32 and quantized convolutions.
+
+Activations are channels_last for ours and the quantized rivals. They are "symmetric", with zero
+point 0 and never negative (as after a ReLU), or "affine", all 256 codes with the zero point -128;
+avx2 has a faster kernel for the former. The quantized rivals give quint8 with the same arithmetic.
+
+To see the rivals on a CPU without VNNI, on one that has it: ONEDNN_MAX_CPU_ISA=AVX2 (for engine
+onednn; fbgemm has no such switch).
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from bench import Benchmark, Case, main
+from binary_conv2d import ConvShape
+from int8 import (
+    ANY_SIGN,
+    LOWEST,
+    NON_NEGATIVE,
+    by_engine,
+    quantized,
+    quantized_input,
+    weights,
+)
+
+from nncx import ops
+from nncx.ops.int8_conv2d import int8_conv2d_reference
+
+
+@dataclass(frozen=True)
+class Int8ConvShape:
+    conv: ConvShape
+    activations: str = "symmetric"
+    out: str = "float32"
+
+    def __str__(self) -> str:
+        return f"{self.conv} {self.activations} to {self.out}"
+
+
+RESNET18 = tuple(ConvShape(1, c, c, hw, 3) for c, hw in ((64, 56), (128, 28), (256, 14), (512, 7)))
+MOBILENET = tuple(
+    ConvShape(1, c, o, hw, 1)
+    for c, o, hw in (
+        *((32, 64, 112), (64, 128, 56), (128, 128, 56), (256, 256, 28), (512, 512, 14)),
+        (1024, 1024, 7),
+    )
+)
+STEM = ConvShape(1, 3, 64, 224, 7, 2)
+SHAPES = tuple(
+    Int8ConvShape(conv, activations, out)
+    for activations in LOWEST
+    for out in ("float32", "int8")
+    for conv in (*RESNET18, *MOBILENET, STEM)
+)
+
+
+def prepare(shape: Int8ConvShape) -> Case:
+    conv, zero_point = shape.conv, LOWEST[shape.activations]
+    codes, w_scale = weights(conv.o, conv.c, conv.k, conv.k)
+    x = torch.randint(zero_point, 128, (conv.n, conv.c, conv.hw, conv.hw)).to(torch.int8)
+    x = x.contiguous(memory_format=torch.channels_last)
+    x_scale, out_scale, bias = 0.01, 0.1, torch.randn(conv.o)
+    geometry = (conv.c, conv.o, conv.k, conv.stride, conv.padding)
+    epilogue = {
+        "input_zero_point": torch.tensor(zero_point, dtype=torch.int8),
+        "scale": w_scale * x_scale,
+        "bias": bias,
+    }
+    if shape.out == "int8":
+        epilogue["out_scale"] = torch.tensor(out_scale)
+        epilogue["out_zero_point"] = torch.tensor(0, dtype=torch.int8)
+    prepacked = ops.int8_conv2d_prepack(codes)
+
+    float_x = (x.float() - zero_point) * x_scale
+    float_w = codes.float() * w_scale.view(-1, 1, 1, 1)
+    nchw = float_x.contiguous(), float_w
+    nhwc = float_x, float_w.to(memory_format=torch.channels_last)
+    quantized_x, quantized_w = quantized_input(x, x_scale, zero_point), quantized(codes, w_scale)
+
+    def prepack():
+        stride, padding = [conv.stride] * 2, [conv.padding] * 2
+        packed = torch.ops.quantized.conv2d_prepack(quantized_w, bias, stride, padding, [1, 1], 1)
+        return lambda: torch.ops.quantized.conv2d(quantized_x, packed, out_scale, 128)
+
+    return Case(
+        ours=lambda: ops.int8_conv2d(x, prepacked, *geometry, **epilogue),
+        rivals={
+            "float32:nchw": lambda: F.conv2d(*nchw, bias, conv.stride, conv.padding),
+            "float32:nhwc": lambda: F.conv2d(*nhwc, bias, conv.stride, conv.padding),
+            **by_engine(prepack),
+        },
+        reference=lambda: int8_conv2d_reference(x, codes, *geometry, **epilogue),
+        work=conv.macs,
+        limits=NON_NEGATIVE if shape.activations == "symmetric" else ANY_SIGN,
+    )
+
+
+BENCHMARK = Benchmark("int8_conv2d", "GMAC/s", "torch", SHAPES, prepare)
+
+if __name__ == "__main__":
+    raise SystemExit(main(BENCHMARK))
