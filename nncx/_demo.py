@@ -1,8 +1,9 @@
 """`nncx demo`: the whole of nncx on one small data set, in a few minutes on two cores.
 
 A teacher is trained with labels. Two students learn from it without any label, by adversarial
-network compression: a smaller one in float, and the same one with binary layers. All three are
-saved, loaded again, checked, timed, and put into one table.
+network compression: a smaller one in float, and the same one with binary layers. The float one is
+also quantized to int8 as it is, without training. All four are saved, loaded again, checked, timed,
+and put into one table.
 
 Each training keeps a checkpoint in the output folder until the demo is through, so a run that is
 interrupted continues when the same command is given again.
@@ -22,8 +23,8 @@ from torch import nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from nncx import _files, _machine, _recipe, _report, data, distill, train
-from nncx.compress import XNOR, convert, freeze
+from nncx import _compress, _files, _machine, _recipe, _report, data, distill, train
+from nncx.compress import XNOR, convert, freeze, quantize
 from nncx.models import ResNet
 
 WIDTH = 32
@@ -31,6 +32,7 @@ TEACHER_DEPTH, STUDENT_DEPTH = 20, 8
 BATCH = 64
 # How many images each training sees, repetitions counted: 10, 20 and 30 epochs of the digits.
 TEACHER_IMAGES, STUDENT_IMAGES, BINARY_IMAGES = 13_000, 26_000, 39_000
+CALIBRATION_IMAGES = 512
 TIMED_RUNS = 50
 
 
@@ -89,11 +91,15 @@ def run(settings: Settings, out: Path, console: Console) -> list[Result]:
     binary = convert(trainings.new(STUDENT_DEPTH), XNOR())
     binary = trainings.student(binary, "xnor-student", BINARY_IMAGES, teacher)
     freeze(binary)
+    console.print("[bold]4[/bold] the float student in int8, without training")
+    images = _compress.calibration_images(splits, CALIBRATION_IMAGES, settings.seed)
+    int8 = freeze(quantize(student, images))
 
-    console.print("[bold]4[/bold] saving, loading again, measuring")
+    console.print("[bold]5[/bold] saving, loading again, measuring")
     networks = {
         "teacher": (teacher, f"ResNet-{TEACHER_DEPTH}", "labels"),
         "student": (student, f"ResNet-{STUDENT_DEPTH}", "the teacher"),
+        "int8-student": (int8, f"ResNet-{STUDENT_DEPTH}, int8", "the teacher"),
         "xnor-student": (binary, f"ResNet-{STUDENT_DEPTH}, binary", "the teacher"),
     }
     results = _measure(networks, splits, out)
@@ -197,7 +203,7 @@ def _measure(
 
 def _rows(results: Sequence[Result]) -> list[list[str]]:
     """The table, networks as columns: header first."""
-    teacher, student, _ = results
+    teacher, student, *_ = results
 
     def ratio(before: float, after: float) -> str:
         return f"{before / after:.1f}x"
@@ -215,6 +221,7 @@ def _rows(results: Sequence[Result]) -> list[list[str]]:
         "parameters": lambda r: f"{r.parameters:,}",
         "file": lambda r: f"{r.file_bytes:,} B",
         "float MACs per image": lambda r: macs(r, "float32"),
+        "int8 MACs per image": lambda r: macs(r, "int8"),
         "binary MACs per image": lambda r: macs(r, "binary"),
         "latency, 1 image": lambda r: milliseconds(r, 1),
         f"latency, {BATCH} images": lambda r: milliseconds(r, BATCH),
@@ -234,8 +241,8 @@ def _rows(results: Sequence[Result]) -> list[list[str]]:
 def _notes(results: Sequence[Result]) -> str:
     return (
         f"Test error on {results[0].test_images} images, one seed. Latency: median of {TIMED_RUNS} "
-        f"runs of the reloaded files in turns, on {_machine.describe()}. Binary layers ran on "
-        "nncx's XNOR-popcount kernels, float layers on torch's."
+        f"runs of the reloaded files in turns, on {_machine.describe()}. Binary and int8 layers "
+        "ran on nncx's kernels, float layers on torch's."
     )
 
 

@@ -85,7 +85,7 @@ def demo(
     ] = None,
     seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
 ) -> None:
-    """Train a teacher, distill a small and a binary student without labels, measure all three.
+    """Train a teacher, distill a small student without labels, in float, int8 and binary; measure.
 
     On the digits (real handwriting that comes with scikit-learn) in less than 3 minutes on 2 cores.
     An interrupted run continues when the same command is given again.

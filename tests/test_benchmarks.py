@@ -209,3 +209,7 @@ def test_break_even_prints_a_table_a_layer(bench: ModuleType, capsys, monkeypatc
     assert layers == set(re.findall(r"^`(.+)`$", output, re.M))
     cells = re.findall(r"^\| (?:7 x 7|1) \| ([\d.]+) \|$", output, re.M)
     assert len(cells) == 2 * len(break_even.CONVS) + len(break_even.LINEARS)
+
+    break_even.main(["--rounds", "1", "--only", "int8linear"])
+    tables = re.findall(r"^`(.+)`$", capsys.readouterr().out, re.M)
+    assert tables == ["nncx.Int8Linear, symmetric=True", "nncx.Int8Linear"]

@@ -13,7 +13,7 @@ import nncx
 from nncx import _demo, cli
 
 DEMO_FILES = {"plot.png", "results.json", "table.md", "teacher.safetensors"}
-DEMO_FILES |= {"student.safetensors", "xnor-student.safetensors"}
+DEMO_FILES |= {f"{name}student.safetensors" for name in ("", "int8-", "xnor-")}
 
 
 def run(*arguments: str):
@@ -49,18 +49,21 @@ def test_demo_writes_what_it_promises(small: None, tmp_path: Path) -> None:
     result = run("demo", "--out", str(out), "--epochs", "1")
     assert result.exit_code == 0, result.output
     assert {path.name for path in out.iterdir()} == DEMO_FILES
-    teacher, student, binary = json.loads((out / "results.json").read_text())["results"]
+    teacher, student, int8, binary = json.loads((out / "results.json").read_text())["results"]
     assert teacher["macs"].keys() == student["macs"].keys() == {"float32"}
     assert binary["macs"]["binary"] > 10 * binary["macs"]["float32"]
-    for row in (teacher, student, binary):
+    assert int8["macs"] == {"int8": student["macs"]["float32"]}
+    assert int8["file_bytes"] < student["file_bytes"]
+    for row in (teacher, student, int8, binary):
         assert row["file_bytes"] == (out / row["file"]).stat().st_size
         assert f"{row['file_bytes']:,} B" in result.output
     assert binary["parameters"] == student["parameters"]
     assert nncx._C.isa() in result.output  # which kernels ran
     images, labels = nncx.data.load("digits").test.tensors
-    model = nncx.load(out / "xnor-student.safetensors")
-    wrong = (model(images).argmax(1) != labels).float().mean().item()
-    assert binary["test_error"] == pytest.approx(100 * wrong)
+    for row in (int8, binary):
+        model = nncx.load(out / row["file"])
+        wrong = (model(images).argmax(1) != labels).float().mean().item()
+        assert row["test_error"] == pytest.approx(100 * wrong)
     assert "| test error |" in (out / "table.md").read_text()
 
 
@@ -96,7 +99,7 @@ def test_an_interrupted_demo_continues(
     monkeypatch.setattr(_demo.train, "fit", fit)
     assert run(*arguments, str(tmp_path / "halves")).exit_code == 0
 
-    for name in ("teacher", "student", "xnor-student"):
+    for name in ("teacher", "student", "int8-student", "xnor-student"):
         whole, halves = (
             nncx.load(tmp_path / d / f"{name}.safetensors") for d in ("whole", "halves")
         )
@@ -193,3 +196,71 @@ def test_bad_training_gets_one_sentence(tmp_path: Path, options: list[str], sent
     result = run("train", "--out", str(tmp_path), *options)
     assert result.exit_code == 1
     assert sentence in result.output and "Traceback" not in result.output
+
+
+def test_compress_prints_what_the_file_does(tmp_path: Path) -> None:
+    """Every option reaches the compression."""
+    weights = tmp_path / "weights.safetensors"
+    nncx.save(nncx.models.LeNet5(padding=2, image_size=8, norm=True), weights)
+    settings = {
+        "model": "lenet5",
+        "weights": str(weights),
+        "options": {"padding": 2, "norm": True},
+        "method": "int8",
+        "data": "digits",
+        "root": str(tmp_path),
+        "image_size": 16,
+        "calibration_images": 20,
+        "observer": "percentile",
+        "symmetric": True,
+        "per_layer": True,
+        "skip": ["conv1", "fc2"],
+        "vanhoucke": False,
+        "sensitivity": True,
+        "seed": 3,
+    }
+    flags = [
+        f"--{name.replace('_', '-')}={value}"
+        for name, value in settings.items()
+        if name not in ("options", "skip") and not isinstance(value, bool)
+    ]
+    flags += ["--option=padding=2", "--option=norm=true", "--skip=conv1", "--skip", "fc2"]
+    flags += ["--symmetric", "--per-layer", "--sensitivity"]
+    result = run("compress", "--out", str(tmp_path / "out"), *flags)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "out" / "result.json").read_text())
+    assert record["compression"] == settings
+    before, after = record["float_test_error"], record["test_error"]
+    line = result.stdout.strip().splitlines()[-1]
+    assert line.startswith(f"digits lenet5 int8: test error {before:.2f} -> {after:.2f} % of 359")
+    assert f"{(tmp_path / 'out' / 'model.safetensors').stat().st_size:,} B" in line
+    assert "1 thread" in line
+    assert "SNR (dB)" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--model=no.safetensors"], "No such file or directory"),
+        (["--model=lenet5"], "or have weights, got 'lenet5'"),
+        (["--model=lenet5", "--method=int3"], "method must be one of int8, float16, bfloat16"),
+        (["--model=lenet5", "--option=norm"], "an option must be a name and a JSON value"),
+        (["--model=lenet5", "--vanhoucke", "--symmetric"], "symmetric means nothing to vanhoucke"),
+        (["--model=lenet5", "--data=no-such-thing"], "a data set is one of"),
+    ],
+)
+def test_bad_compression_gets_one_sentence(
+    tmp_path: Path, options: list[str], sentence: str
+) -> None:
+    result = run("compress", "--out", str(tmp_path / "out"), *options)
+    assert result.exit_code == 1
+    assert sentence in result.output and "Traceback" not in result.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_vanhoucke_is_a_flag(tmp_path: Path) -> None:
+    nncx.save(nncx.models.ResNet(8, in_channels=1, width=4), tmp_path / "model.safetensors")
+    model = f"--model={tmp_path / 'model.safetensors'}"
+    assert run("compress", model, f"--out={tmp_path}", "--vanhoucke").exit_code == 0
+    record = json.loads((tmp_path / "result.json").read_text())
+    assert record["compression"]["vanhoucke"] and record["macs"].keys() == {"float32", "int8"}

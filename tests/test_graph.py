@@ -45,6 +45,11 @@ def _relu_graph(**changes):
 # tracing
 
 
+def test_tracing_shows_no_warning_of_torch(recwarn):
+    trace(nn.Sequential(nn.Linear(2, 3)), torch.randn(2, 2))
+    assert not recwarn.list
+
+
 @pytest.mark.parametrize("name", MODELS)
 def test_a_graph_computes_what_the_model_does_through_a_file(name, tmp_path):
     model, shape = _model(name)

@@ -6,6 +6,7 @@ the operators inside one call of a layer become one node, and the others must be
 """
 
 import operator
+import warnings
 from collections.abc import Iterable
 from typing import Any
 
@@ -84,8 +85,10 @@ def _exported(model: nn.Module, inputs: tuple[Tensor, ...]) -> torch.export.Expo
     for each in inputs:
         shapes[each] = {0: batch}
     try:
-        program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
-        return program.run_decompositions({})
+        with warnings.catch_warnings():  # torch 2.13 warns of what it does itself
+            warnings.filterwarnings("ignore", ".*treespec", FutureWarning)
+            program = torch.export.export(model, inputs, dynamic_shapes=shapes, strict=False)
+            return program.run_decompositions({})
     except Exception as error:  # the model's own code runs here and may raise anything
         raise ValueError(
             f"trace: torch.export must be able to trace {type(model).__name__} for any batch size,"
