@@ -193,6 +193,13 @@ constexpr WordsGemm kFewRows[kMaxRows + 1] = {nullptr, gemm_words<1, false>, gem
 
 // ---------------------------------------------------------------------------------------------
 
+// Fewer than four bytes, zeros behind them.
+NNCX_INLINE inline uint32_t few_bytes(const uint8_t* from, int64_t count) {
+  uint32_t word = 0;
+  for (int64_t i = 0; i < count; ++i) word |= uint32_t{from[i]} << 8 * i;
+  return word;
+}
+
 // What both kinds of lines share; `Line` says where channel c of a pixel lies, and loads it.
 template <class Line>
 struct Gemm : Int8Path {
@@ -263,6 +270,16 @@ struct Bytes {
 };
 
 struct BytesGemmOfLines : Gemm<Bytes> {
+  // Without calls: a pixel may have but three channels.
+  NNCX_INLINE static void copy_channels(const uint8_t* from, int64_t channels, uint8_t* out) {
+    int64_t c = 0;
+    for (; c + 32 <= channels; c += 32) std::memcpy(out + c, from + c, 32);
+    for (; c + 4 <= channels; c += 4) std::memcpy(out + c, from + c, 4);
+    if (c == channels) return;
+    const uint32_t rest = few_bytes(from + c, channels - c);
+    std::memcpy(out + c, &rest, 4);
+  }
+
   static uint8_t* expand_pixels(const Params& p, const uint8_t* from, int64_t count, int64_t step,
                                 uint8_t* out) {
     const int64_t bytes = pixel_bytes(p), channels = p.shape.channels;
@@ -271,8 +288,7 @@ struct BytesGemmOfLines : Gemm<Bytes> {
       return out + count * bytes;
     }
     for (int64_t i = 0; i < count; ++i, from += step, out += bytes) {
-      std::memcpy(out, from, channels);
-      std::memset(out + channels, 0, bytes - channels);
+      copy_channels(from, channels, out);
     }
     return out;
   }
@@ -341,8 +357,10 @@ struct WordsGemmOfLines : Gemm<Words> {
         expand_16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + c)), out + 2 * c);
       }
       if (whole == channels) continue;
-      alignas(16) uint8_t rest[16] = {};
-      std::memcpy(rest, from + whole, channels - whole);
+      alignas(16) uint32_t rest[4] = {};
+      int64_t c = whole;
+      for (; c + 4 <= channels; c += 4) std::memcpy(rest + (c - whole) / 4, from + c, 4);
+      rest[(c - whole) / 4 % 4] |= few_bytes(from + c, channels - c);
       expand_16(_mm_load_si128(reinterpret_cast<const __m128i*>(rest)), out + 2 * whole);
     }
     return out;
