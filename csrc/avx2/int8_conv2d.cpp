@@ -251,6 +251,7 @@ struct Gemm : Int8Path {
   }
 
   static constexpr auto store = store_int8_tile;
+  static constexpr auto tile = multiply_then_store<Gemm>;
 };
 
 struct Bytes {
