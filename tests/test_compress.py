@@ -166,7 +166,7 @@ def test_a_trained_network_loses_at_most_three_tenths_of_a_point(tmp_path: Path)
     recipe = Recipe(data="fashion-mnist", model="lenet5", options={"norm": True}, epochs=2, lr=5e-3)
     assert _recipe.run(recipe, tmp_path).test_error < 12
     trained = Compression(str(tmp_path / "model.safetensors"), data="fashion-mnist")
-    for changes in ({}, {"symmetric": True}, {"observer": "mse"}, {"vanhoucke": True}):
+    for changes in ({}, {"symmetric": True}, {"observer": "entropy"}, {"vanhoucke": True}):
         result = _compress.run(replace(trained, **changes), tmp_path / "int8")
         assert result.test_error <= result.float_test_error + 0.3, changes
         assert result.ratio > 3.7
