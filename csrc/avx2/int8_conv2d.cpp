@@ -106,19 +106,19 @@ void gemm_bytes(const uint8_t* const* rows_in_memory, const Taps& taps, int64_t 
       int64_t at = line * taps.line_step + run * taps.run_step;
       const int64_t end = at + run_steps * kStepChannels;
       for (; at < end; at += Steps * kStepChannels, weights += Steps * kStepBytes) {
-        for_each<kVectors>([&](auto v) NNCX_INLINE {
-          __m256i w[Steps];
+        __m256i w[Steps * kVectors];
+        for_each<Steps * kVectors>([&](auto i) NNCX_INLINE { w[i] = load(weights + i * 32); });
+        for_each<Rows>([&](auto r) NNCX_INLINE {
+          __m256i a[Steps];
           for_each<Steps>([&](auto k)
-                              NNCX_INLINE { w[k] = load(weights + k * kStepBytes + v * 32); });
-          for_each<Rows>([&](auto r) NNCX_INLINE {
-            const uint8_t* a = rows[r] + at;
-            __m256i products = _mm256_maddubs_epi16(broadcast4(a), w[0]);
+                              NNCX_INLINE { a[k] = broadcast4(rows[r] + at + k * kStepChannels); });
+          for_each<kVectors>([&](auto v) NNCX_INLINE {
+            __m256i products = _mm256_maddubs_epi16(a[0], w[v]);
             if constexpr (Steps == 2) {
-              const __m256i next = _mm256_maddubs_epi16(broadcast4(a + kStepChannels), w[1]);
+              const __m256i next = _mm256_maddubs_epi16(a[Steps - 1], w[kVectors + v]);
               products = _mm256_add_epi16(products, next);
             }
-            __m256i& to = sum[r * kVectors + v];
-            add(to, _mm256_madd_epi16(products, ones));
+            add(sum[r * kVectors + v], _mm256_madd_epi16(products, ones));
           });
         });
       }
@@ -193,6 +193,13 @@ constexpr WordsGemm kFewRows[kMaxRows + 1] = {nullptr, gemm_words<1, false>, gem
 
 // ---------------------------------------------------------------------------------------------
 
+// Fewer than four bytes, zeros behind them.
+NNCX_INLINE inline uint32_t few_bytes(const uint8_t* from, int64_t count) {
+  uint32_t word = 0;
+  for (int64_t i = 0; i < count; ++i) word |= uint32_t{from[i]} << 8 * i;
+  return word;
+}
+
 // What both kinds of lines share; `Line` says where channel c of a pixel lies, and loads it.
 template <class Line>
 struct Gemm : Int8Path {
@@ -263,6 +270,16 @@ struct Bytes {
 };
 
 struct BytesGemmOfLines : Gemm<Bytes> {
+  // Without calls: a pixel may have but three channels.
+  NNCX_INLINE static void copy_channels(const uint8_t* from, int64_t channels, uint8_t* out) {
+    int64_t c = 0;
+    for (; c + 32 <= channels; c += 32) std::memcpy(out + c, from + c, 32);
+    for (; c + 4 <= channels; c += 4) std::memcpy(out + c, from + c, 4);
+    if (c == channels) return;
+    const uint32_t rest = few_bytes(from + c, channels - c);
+    std::memcpy(out + c, &rest, 4);
+  }
+
   static uint8_t* expand_pixels(const Params& p, const uint8_t* from, int64_t count, int64_t step,
                                 uint8_t* out) {
     const int64_t bytes = pixel_bytes(p), channels = p.shape.channels;
@@ -271,8 +288,7 @@ struct BytesGemmOfLines : Gemm<Bytes> {
       return out + count * bytes;
     }
     for (int64_t i = 0; i < count; ++i, from += step, out += bytes) {
-      std::memcpy(out, from, channels);
-      std::memset(out + channels, 0, bytes - channels);
+      copy_channels(from, channels, out);
     }
     return out;
   }
@@ -341,8 +357,10 @@ struct WordsGemmOfLines : Gemm<Words> {
         expand_16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + c)), out + 2 * c);
       }
       if (whole == channels) continue;
-      alignas(16) uint8_t rest[16] = {};
-      std::memcpy(rest, from + whole, channels - whole);
+      alignas(16) uint32_t rest[4] = {};
+      int64_t c = whole;
+      for (; c + 4 <= channels; c += 4) std::memcpy(rest + (c - whole) / 4, from + c, 4);
+      rest[(c - whole) / 4 % 4] |= few_bytes(from + c, channels - c);
       expand_16(_mm_load_si128(reinterpret_cast<const __m128i*>(rest)), out + 2 * whole);
     }
     return out;

@@ -144,6 +144,35 @@ def test_a_range_is_what_the_observer_says_of_the_folded_network(observer):
         assert torch.equal(layer.input_range, wanted), path
 
 
+@pytest.fixture(scope="module")
+def trained():
+    """The graph of a LeNet5 that knows the digits, inputs to calibrate it with, its test set."""
+    pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
+    torch.manual_seed(0)
+    splits = nncx.data.load("digits")
+    images, labels = splits.train.tensors
+    model = nncx.models.LeNet5(image_size=8, padding=2, norm=True)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2)
+    for _ in range(5):
+        for batch in torch.randperm(len(images)).split(64):
+            optimizer.zero_grad()
+            nn.functional.cross_entropy(model(images[batch]), labels[batch]).backward()
+            optimizer.step()
+    return trace(model.eval(), images), images[:512].split(64), splits.test.tensors
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@pytest.mark.parametrize("observer", [MinMax, MovingAverage, Percentile, Entropy, MSE])
+def test_a_trained_network_loses_no_more_than_one_digit_of_359(observer, symmetric, trained):
+    model, batches, (images, labels) = trained
+    graph = nncx.freeze(nncx.quantize(model, batches, observer(), symmetric=symmetric))
+    with torch.no_grad():
+        wanted, got = model(images), graph(images)
+    right = [(logits.argmax(1) == labels).sum().item() for logits in (wanted, got)]
+    assert right[0] > 340 and right[1] >= right[0] - 1
+    assert _snr_db(wanted, got) > 30
+
+
 def test_the_model_stays_as_it_was_and_shares_nothing_with_the_graph():
     model = _small().train()
     state = copy.deepcopy(model.state_dict())
