@@ -34,6 +34,7 @@ constexpr int kMaxRows = 4;
 constexpr int kVectors = kInt8Block / 8;
 constexpr int32_t kSafeSum = 258;        // 127 * 258 < 2^15
 constexpr int64_t kStepsPerOutlier = 8;  // with more, `single` is faster
+constexpr int64_t kFewRows = 16;         // for which widening in registers pays
 constexpr int64_t kWideSteps = 128;      // widened at a time: 16 KB
 
 struct alignas(64) BlockHeader {
@@ -188,8 +189,8 @@ using WordsGemm = void (*)(const uint8_t* const*, int64_t, int64_t, const uint8_
                            int64_t);
 constexpr WordsGemm kWidened[kMaxRows + 1] = {nullptr, gemm_words<1, true>, gemm_words<2, true>,
                                               gemm_words<3, true>, gemm_words<4, true>};
-constexpr WordsGemm kFewRows[kMaxRows + 1] = {nullptr, gemm_words<1, false>, gemm_words<2, false>,
-                                              gemm_words<3, false>, gemm_words<4, false>};
+constexpr WordsGemm kAsTheyAre[kMaxRows + 1] = {nullptr, gemm_words<1, false>, gemm_words<2, false>,
+                                                gemm_words<3, false>, gemm_words<4, false>};
 
 // ---------------------------------------------------------------------------------------------
 
@@ -327,14 +328,17 @@ struct Words {
 
   static void multiply_run(int64_t rows, const uint8_t* const* pointers, int64_t at, int64_t steps,
                            const uint8_t* weights, int32_t* sums, int64_t width) {
-    if (rows <= kMaxRows) return kFewRows[rows](pointers, at, steps, weights, sums, width);
     alignas(64) uint8_t wide[kWideSteps * 2 * kStepBytes];
+    const bool widened = rows > kFewRows;
+    const WordsGemm* kernels = widened ? kWidened : kAsTheyAre;
     for (int64_t first = 0; first < steps; first += kWideSteps) {
       const int64_t count = std::min(kWideSteps, steps - first);
-      widen(weights + first * kStepBytes, count, wide);
+      const uint8_t* part = weights + first * kStepBytes;
+      if (widened) widen(part, count, wide);
       for (int64_t r = 0; r < rows; r += kMaxRows) {
-        kWidened[std::min<int64_t>(kMaxRows, rows - r)](pointers + r, at + first * kWideStep, count,
-                                                        wide, sums + r * width, width);
+        kernels[std::min<int64_t>(kMaxRows, rows - r)](pointers + r, at + first * kWideStep, count,
+                                                       widened ? wide : part, sums + r * width,
+                                                       width);
       }
     }
   }
