@@ -5,6 +5,7 @@ that saturate, so that they are exact only for activations of 7 bits. Their weig
 before, as ours are. An engine is one of torch.backends.quantized.supported_engines.
 """
 
+import os
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -17,6 +18,9 @@ from torch import Tensor
 # any sign, and two start in a cycle (Zen 3, Zen 4); avx512 needs one vpdpbusd.
 NON_NEGATIVE = {"avx2": 2.67, "avx512": 4}
 ANY_SIGN = {"avx2": 2, "avx512": 4}
+
+# fbgemm uses VNNI wherever it is: no rival of the same kind where oneDNN is told not to.
+ENGINES = ("onednn",) if "ONEDNN_MAX_CPU_ISA" in os.environ else ("onednn", "fbgemm")
 
 LOWEST = {"symmetric": 0, "affine": -128}  # activation, and their zero point
 
@@ -47,7 +51,7 @@ def by_engine(prepack: Callable[[], Callable[[], Tensor]]) -> dict[str, Callable
     before = torch.backends.quantized.engine
     rivals = {}
     try:
-        for engine in ("onednn", "fbgemm"):
+        for engine in ENGINES:
             if engine in torch.backends.quantized.supported_engines:
                 torch.backends.quantized.engine = engine
                 rivals[f"quantized:{engine}"] = prepack()

@@ -4,8 +4,8 @@ Activations are channels_last for ours and the quantized rivals. They are "symme
 point 0 and never negative (as after a ReLU), or "affine", all 256 codes with the zero point -128;
 avx2 has a faster kernel for the former. The quantized rivals give quint8 with the same arithmetic.
 
-To see the rivals on a CPU without VNNI, on one that has it: ONEDNN_MAX_CPU_ISA=AVX2 (for engine
-onednn; fbgemm has no such switch).
+ONEDNN_MAX_CPU_ISA=AVX2 shows the rivals as they are on a CPU without VNNI, on one that has it:
+oneDNN obeys, and the engine fbgemm, which has no such switch, is left out.
 """
 
 from dataclasses import dataclass

@@ -19,9 +19,13 @@
 //   contiguous(p)                                  whether it reads neighbouring pixels as one
 //   by_image(p)                                    whether the rows of a tile must be of one image
 //   describe(p, at, group, r, rows)                what its Rows know of row r, the pixel `at`
+//   tile(p, rows, pointers, taps, weights, blocks, o, outputs)
+//       multiplies the rows by `blocks` blocks of weights, and lets `outputs` of the sums, from output
+//       channel o on, out through the epilogue
+// A path whose sums pass through memory has, for multiply_then_store,
 //   gemm(p, rows, pointers, taps, weights, blocks, sums)       sums[row][blocks * kBlock]
 //   store(p.epilogue, rows, o, outputs, sums, width)           the first `outputs` of sums[row][width]
-// where a Rows has `first` and `count`: neighbouring output pixels.
+// A Rows has `first` and `count`: neighbouring output pixels.
 #pragma once
 
 #include <algorithm>
@@ -78,6 +82,15 @@ class Position {
 };
 
 // ---------------------------------------------------------------------------------------------
+
+template <class Path>
+void multiply_then_store(const typename Path::Params& p, const typename Path::Rows& rows,
+                         const uint8_t* const* pointers, const Taps& taps, const uint8_t* weights,
+                         int64_t blocks, int64_t o, int64_t outputs) {
+  alignas(64) int32_t sums[Path::kTileRows * Path::kTileBlocks * Path::kBlock];
+  Path::gemm(p, rows, pointers, taps, weights, blocks, sums);
+  Path::store(p.epilogue, rows, o, outputs, sums, blocks * Path::kBlock);
+}
 
 template <class Path>
 class Conv2dLines {
@@ -175,12 +188,10 @@ class Conv2dLines {
       int64_t blocks;
       for (int64_t block = tile.block_begin; block < tile.block_end; block += blocks) {
         blocks = std::min(Path::kTileBlocks, tile.block_end - block);
-        alignas(64) int32_t sums[kRows * Path::kTileBlocks * Path::kBlock];
-        Path::gemm(p, rows, pointers, taps, weights + block * block_bytes, blocks, sums);
         const int64_t first = block * Path::kBlock;
-        const int64_t width = blocks * Path::kBlock;
-        Path::store(p.epilogue, rows, group * p.shape.out_channels + first,
-                    std::min(width, p.shape.out_channels - first), sums, width);
+        const int64_t outputs = std::min(blocks * Path::kBlock, p.shape.out_channels - first);
+        Path::tile(p, rows, pointers, taps, weights + block * block_bytes, blocks,
+                   group * p.shape.out_channels + first, outputs);
       }
     }
   }

@@ -7,14 +7,14 @@ validation split is there to choose a method by, the test split for the figure t
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from nncx import _files, _machine, _recipe, _report, _store, data, train
@@ -131,7 +131,7 @@ class Result:
     float_latency_ms: dict[str, float]
     macs: dict[str, int]
     machine: str
-    sensitivity: Sensitivity | None
+    sensitivity: Sensitivity | None = None
 
     def __str__(self) -> str:
         table = "" if self.sensitivity is None else f"{self.sensitivity}\n\n"
@@ -158,11 +158,13 @@ def run(compression: Compression, out: Path) -> Result:
     """
     splits = _recipe.load_data(compression.data, compression.root, compression.image_size)
     model = _checked(_network(compression, splits).eval(), splits)
+    graph = trace(model, splits.train[0][0].unsqueeze(0))
     images = calibration_images(splits, compression.calibration_images, compression.seed)
-    table = _sensitivity(compression, model, images, splits) if compression.sensitivity else None
-    compressed = freeze(_compressed(compression, model, images))
+    table = _sensitivity(compression, graph, images, splits) if compression.sensitivity else None
+    compressed = freeze(_compressed(compression, graph, images))
     out.mkdir(parents=True, exist_ok=True)
-    result = _measure(compression, model, compressed, splits, out / _recipe.MODEL, table)
+    result = _measure(compression, splits, model, graph, compressed, out / _recipe.MODEL)
+    result = replace(result, sensitivity=table)
     _recipe.write_result(result, out)
     return result
 
@@ -233,11 +235,11 @@ def _checked(model: nn.Module, splits: data.Splits) -> nn.Module:
             f"the network must take images {list(image.shape[1:])} of {splits.name}, got one that"
             f" does not: {reason}"
         ) from error
-    wanted, got = (1, splits.num_classes), getattr(logits, "shape", type(logits).__name__)
-    if got != wanted:
+    got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if got != [1, splits.num_classes]:
         raise ValueError(
-            f"the network must tell the {splits.num_classes} classes of {splits.name} apart, got"
-            f" logits of shape {tuple(got)}; pass the data set that it was trained on"
+            f"the network must give a logit for each of the {splits.num_classes} classes of"
+            f" {splits.name}, got {got}; pass the data set that it was trained on"
         )
     return model
 
@@ -252,34 +254,33 @@ def _int8_settings(compression: Compression) -> dict[str, Any]:
     }
 
 
-def _compressed(compression: Compression, model: nn.Module, images: DataLoader) -> Graph:
+def _compressed(compression: Compression, graph: Graph, images: DataLoader) -> Graph:
     if compression.method != "int8":
-        graph = copy.deepcopy(trace(model, next(iter(images))[0]))
-        return convert(graph, Half(STORAGES[compression.method]), compression.skip)
+        method = Half(STORAGES[compression.method])
+        return convert(copy.deepcopy(graph), method, compression.skip)
     if compression.vanhoucke:
-        return vanhoucke(model, images)
-    return quantize(model, images, **_int8_settings(compression))
+        return vanhoucke(graph, images)
+    return quantize(graph, images, **_int8_settings(compression))
 
 
 def _sensitivity(
-    compression: Compression, model: nn.Module, images: DataLoader, splits: data.Splits
+    compression: Compression, graph: Graph, images: DataLoader, splits: data.Splits
 ) -> Sensitivity:
     metric = partial(train.error_rate, data=_evaluation(splits.validation))
-    return sensitivity(model, images, metric=metric, **_int8_settings(compression))
+    return sensitivity(graph, images, metric=metric, **_int8_settings(compression))
 
 
 def _measure(
     compression: Compression,
-    model: nn.Module,
-    compressed: Graph,
     splits: data.Splits,
+    model: nn.Module,
+    graph: Graph,
+    compressed: Graph,
     path: Path,
-    table: Sensitivity | None,
 ) -> Result:
     images = torch.stack([splits.test[i % len(splits.test)][0] for i in range(TIMED_BATCHES[-1])])
     loaded = _recipe.reloaded(compressed, path, images)
-    file_bytes = path.stat().st_size
-    float_file_bytes = _recipe.saved_bytes(trace(model, images))
+    file_bytes, float_file_bytes = path.stat().st_size, _recipe.saved_bytes(graph)
     latencies = {}
     with torch.inference_mode():
         for batch in TIMED_BATCHES:
@@ -302,7 +303,6 @@ def _measure(
         float_latency_ms={batch: before for batch, (before, _) in latencies.items()},
         macs=_report.report(loaded, images[:1], repeats=1).macs,
         machine=_machine.describe(),
-        sensitivity=table,
     )
 
 

@@ -196,6 +196,7 @@ struct TableGemm : BinaryPath {
   }
 
   static constexpr auto store = store_tile;
+  static constexpr auto tile = multiply_then_store<TableGemm>;
 };
 
 }  // namespace

@@ -34,6 +34,7 @@ constexpr int kMaxRows = 4;
 constexpr int kVectors = kInt8Block / 8;
 constexpr int32_t kSafeSum = 258;        // 127 * 258 < 2^15
 constexpr int64_t kStepsPerOutlier = 8;  // with more, `single` is faster
+constexpr int64_t kFewRows = 16;         // for which widening in registers pays
 constexpr int64_t kWideSteps = 128;      // widened at a time: 16 KB
 
 struct alignas(64) BlockHeader {
@@ -188,10 +189,17 @@ using WordsGemm = void (*)(const uint8_t* const*, int64_t, int64_t, const uint8_
                            int64_t);
 constexpr WordsGemm kWidened[kMaxRows + 1] = {nullptr, gemm_words<1, true>, gemm_words<2, true>,
                                               gemm_words<3, true>, gemm_words<4, true>};
-constexpr WordsGemm kFewRows[kMaxRows + 1] = {nullptr, gemm_words<1, false>, gemm_words<2, false>,
-                                              gemm_words<3, false>, gemm_words<4, false>};
+constexpr WordsGemm kAsTheyAre[kMaxRows + 1] = {nullptr, gemm_words<1, false>, gemm_words<2, false>,
+                                                gemm_words<3, false>, gemm_words<4, false>};
 
 // ---------------------------------------------------------------------------------------------
+
+// Fewer than four bytes, zeros behind them.
+NNCX_INLINE inline uint32_t few_bytes(const uint8_t* from, int64_t count) {
+  uint32_t word = 0;
+  for (int64_t i = 0; i < count; ++i) word |= uint32_t{from[i]} << 8 * i;
+  return word;
+}
 
 // What both kinds of lines share; `Line` says where channel c of a pixel lies, and loads it.
 template <class Line>
@@ -243,6 +251,7 @@ struct Gemm : Int8Path {
   }
 
   static constexpr auto store = store_int8_tile;
+  static constexpr auto tile = multiply_then_store<Gemm>;
 };
 
 struct Bytes {
@@ -263,6 +272,16 @@ struct Bytes {
 };
 
 struct BytesGemmOfLines : Gemm<Bytes> {
+  // Without calls: a pixel may have but three channels.
+  NNCX_INLINE static void copy_channels(const uint8_t* from, int64_t channels, uint8_t* out) {
+    int64_t c = 0;
+    for (; c + 32 <= channels; c += 32) std::memcpy(out + c, from + c, 32);
+    for (; c + 4 <= channels; c += 4) std::memcpy(out + c, from + c, 4);
+    if (c == channels) return;
+    const uint32_t rest = few_bytes(from + c, channels - c);
+    std::memcpy(out + c, &rest, 4);
+  }
+
   static uint8_t* expand_pixels(const Params& p, const uint8_t* from, int64_t count, int64_t step,
                                 uint8_t* out) {
     const int64_t bytes = pixel_bytes(p), channels = p.shape.channels;
@@ -271,8 +290,7 @@ struct BytesGemmOfLines : Gemm<Bytes> {
       return out + count * bytes;
     }
     for (int64_t i = 0; i < count; ++i, from += step, out += bytes) {
-      std::memcpy(out, from, channels);
-      std::memset(out + channels, 0, bytes - channels);
+      copy_channels(from, channels, out);
     }
     return out;
   }
@@ -311,14 +329,17 @@ struct Words {
 
   static void multiply_run(int64_t rows, const uint8_t* const* pointers, int64_t at, int64_t steps,
                            const uint8_t* weights, int32_t* sums, int64_t width) {
-    if (rows <= kMaxRows) return kFewRows[rows](pointers, at, steps, weights, sums, width);
     alignas(64) uint8_t wide[kWideSteps * 2 * kStepBytes];
+    const bool widened = rows > kFewRows;
+    const WordsGemm* kernels = widened ? kWidened : kAsTheyAre;
     for (int64_t first = 0; first < steps; first += kWideSteps) {
       const int64_t count = std::min(kWideSteps, steps - first);
-      widen(weights + first * kStepBytes, count, wide);
+      const uint8_t* part = weights + first * kStepBytes;
+      if (widened) widen(part, count, wide);
       for (int64_t r = 0; r < rows; r += kMaxRows) {
-        kWidened[std::min<int64_t>(kMaxRows, rows - r)](pointers + r, at + first * kWideStep, count,
-                                                        wide, sums + r * width, width);
+        kernels[std::min<int64_t>(kMaxRows, rows - r)](pointers + r, at + first * kWideStep, count,
+                                                       widened ? wide : part, sums + r * width,
+                                                       width);
       }
     }
   }
@@ -341,8 +362,10 @@ struct WordsGemmOfLines : Gemm<Words> {
         expand_16(_mm_loadu_si128(reinterpret_cast<const __m128i*>(from + c)), out + 2 * c);
       }
       if (whole == channels) continue;
-      alignas(16) uint8_t rest[16] = {};
-      std::memcpy(rest, from + whole, channels - whole);
+      alignas(16) uint32_t rest[4] = {};
+      int64_t c = whole;
+      for (; c + 4 <= channels; c += 4) std::memcpy(rest + (c - whole) / 4, from + c, 4);
+      rest[(c - whole) / 4 % 4] |= few_bytes(from + c, channels - c);
       expand_16(_mm_load_si128(reinterpret_cast<const __m128i*>(rest)), out + 2 * whole);
     }
     return out;

@@ -139,6 +139,7 @@ struct PopcountGemm : BinaryPath {
   }
 
   static constexpr auto store = store_tile;
+  static constexpr auto tile = multiply_then_store<PopcountGemm>;
 };
 
 }  // namespace

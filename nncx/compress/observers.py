@@ -18,6 +18,8 @@ from torch import Tensor
 
 from nncx.nn.quantizers import int8_input, int8_input_parameters
 
+_MOST_CLIPPED = 0.01  # of the values, by `Entropy`
+
 
 class Observer(ABC):
     """What all share: the least and the largest value, and the checks."""
@@ -172,7 +174,10 @@ class Entropy(_HistogramObserver):
     end of a bin, P are the counts up to t, with those beyond added to the last bin; Q is what stays
     of the counts up to t when each of 128 levels (256 if the codes are affine and all values have
     one sign) tells only its sum, spread evenly over those of its bins that are not empty. t has the
-    least `KL(P || Q)`, both normalised. Zeros do not count: every range has a code for them.
+    least `KL(P || Q)`, both normalised, of those beyond which lies at most a hundredth of the
+    values. (Without that limit one frequent value, such as the background of normalised images,
+    outshines all others: a LeNet for MNIST lost 88 points.) Zeros do not count: every range has a
+    code for them.
 
     Paper: Migacz, "8-bit Inference with TensorRT", GTC 2017.
     """
@@ -284,7 +289,8 @@ def _limit(counts: np.ndarray, outside: float) -> float:
 def _least_divergence(counts: np.ndarray, levels: int) -> int:
     """How many of the bins to keep: see `Entropy`."""
     filled = int(counts.nonzero()[0][-1]) + 1 if counts.any() else 1
-    sizes = range(min(levels, filled), filled + 1)
+    inside = np.searchsorted(counts.cumsum(), (1 - _MOST_CLIPPED) * counts.sum())
+    sizes = range(max(min(levels, filled), int(inside) + 1), filled + 1)
     return min(sizes, key=lambda size: _divergence(counts, size, levels))
 
 

@@ -146,7 +146,7 @@ def test_a_range_is_what_the_observer_says_of_the_folded_network(observer):
 
 @pytest.fixture(scope="module")
 def trained():
-    """The graph of a LeNet5 that knows the digits, inputs to calibrate it with, and its test set."""
+    """The graph of a LeNet5 that knows the digits, inputs to calibrate it with, its test set."""
     pytest.importorskip("sklearn", reason="the digits come with scikit-learn")
     torch.manual_seed(0)
     splits = nncx.data.load("digits")
