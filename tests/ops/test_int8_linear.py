@@ -1,3 +1,5 @@
+from itertools import combinations
+
 import pytest
 import torch
 from int8_operands import KINDS, codes, epilogue_by_hand, epilogues, weights, zero_point
@@ -36,6 +38,19 @@ def test_extremes(isa: str, x: int, w: int) -> None:
     assert (out == float(x * w * 4097)).all()
 
 
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("total", [254, 257, 258, 259, 381])
+@pytest.mark.parametrize("k", [8, 13, 1024])
+def test_four_weights_at_the_bound_of_16_bits(isa: str, k: int, total: int, sign: int) -> None:
+    """127 * 258 fits int16, 127 * 259 does not; the four may meet at any of eight places."""
+    four = torch.tensor([127, 127, min(127, total - 254), max(0, total - 381)]) * sign
+    places = torch.tensor([*combinations(range(8), 4)])
+    weight = torch.zeros(len(places), k, dtype=torch.int8)
+    weight.scatter_(1, places, four.to(torch.int8).expand(len(places), -1))
+    out = native(torch.full((5, k), 127).to(torch.int8), weight)
+    assert (out == float(sign * total * 127)).all()
+
+
 @pytest.mark.parametrize("z", range(-128, 128))
 def test_every_zero_point(isa: str, z: int) -> None:
     x, weight = codes(5, 37, low=0 if z % 2 else -128), weights("any", 18, 37)
@@ -68,9 +83,10 @@ def test_epilogue(isa: str, m: int, o: int, name: str) -> None:
     assert torch.equal(out, epilogue_by_hand(sums(x, weight, 3), epilogue))
 
 
+@pytest.mark.parametrize("low", [0, -128])
 @pytest.mark.parametrize("m", [1, 4, 6, 50])
-def test_a_zero_point_and_a_scale_for_each_row(isa: str, m: int) -> None:
-    x, weight, z = codes(m, 67), weights("any", 35, 67), codes(m)
+def test_a_zero_point_and_a_scale_for_each_row(isa: str, m: int, low: int) -> None:
+    x, weight, z = codes(m, 67, low=low), weights("any", 35, 67), codes(m)
     epilogue = {"scale": torch.rand(35), "input_scale": torch.rand(m), "bias": torch.randn(35)}
     out = native(x, weight, input_zero_point=z, **epilogue)
     assert torch.equal(out, epilogue_by_hand(sums(x, weight, z.long()[:, None]), epilogue))

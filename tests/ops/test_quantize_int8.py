@@ -34,7 +34,7 @@ def numbers(*shape: int) -> torch.Tensor:
 
 @FLOATS
 @pytest.mark.parametrize("zero_point", [-128, -3, 0, 127])
-@pytest.mark.parametrize("scale", [1.0, 0.031, 1e-40, 1e30])
+@pytest.mark.parametrize("scale", [1.0, 0.031, 1e-38, 1e-40, 1e30, 3e38])
 def test_values(isa: str, scale: float, zero_point: int, dtype: torch.dtype) -> None:
     for shape in ((1,), (3, 131), (2, 37, 9, 11), (1, 16, 8, 8), (2, 3, 5)):
         x = numbers(*shape).to(dtype)
