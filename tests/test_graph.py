@@ -90,6 +90,24 @@ def test_functions_of_parameters_become_layers_that_hold_them():
     assert graph.alias is graph.conv and "unused.weight" not in graph.state_dict()
 
 
+class _BorrowsLater(nn.Module):
+    """Takes the weight of a layer that it calls afterwards, in another way."""
+
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 3, padding=1, bias=False)
+
+    def forward(self, x):
+        return self.conv(F.conv2d(x, self.conv.weight, stride=2))
+
+
+def test_a_function_of_a_layers_weight_does_not_take_the_place_of_the_layer():
+    model = _BorrowsLater().eval()
+    graph = trace(model, torch.randn(2, 3, 9, 9))
+    assert graph.conv is model.conv
+    _check_same(graph, model, (3, 9, 9))
+
+
 def test_the_model_stays_as_it_was():
     model = with_statistics(Everything()).train()
     model.bn.eval()

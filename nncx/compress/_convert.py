@@ -4,6 +4,7 @@ from typing import ClassVar, Protocol
 
 from torch import fx, nn
 
+from nncx.compress._counterpart import check_no_hooks, check_weight
 from nncx.compress._rewire import modules_to_remove
 from nncx.compress._skip import Skip, names_of, skipped
 from nncx.compress._trace import called_module, read_value, trace
@@ -71,6 +72,7 @@ def convert(
         )
     for module in targets:
         _check_replaceable(module, names[module])
+        check_weight(module, names[module][0], "convert")
     kept_names = [names[m][0] for m in names if m in kept and method.replaces(m)]
     if graph is not None:
         _check_called(graph, {m: names[m][0] for m in targets}, kept_names)
@@ -78,7 +80,7 @@ def convert(
     if rewire and method.binarizes_input:
         removed = modules_to_remove(graph, set(targets), kept_names)
     for module in (*targets, *removed):
-        _check_no_hooks(module, names[module])
+        check_no_hooks(module, names[module][0], "convert")
     _check_held_once(names, {*targets, *removed})
     swaps = {module: method.replace(module) for module in targets}
     swaps |= {module: nn.Identity() for module in removed}
@@ -153,23 +155,6 @@ def _check_replaceable(module: nn.Module, names: list[str]) -> None:
         raise ValueError(
             f"convert: the model must contain the layers to swap, got a bare {module}; wrap it in"
             " nn.Sequential"
-        )
-    if not isinstance(module.weight, nn.Parameter):
-        raise ValueError(
-            f"convert: '{names[0]}' must be a plain layer, got one with a reparametrised weight,"
-            " which the swap would lose; remove that first"
-        )
-
-
-def _check_no_hooks(module: nn.Module, names: list[str]) -> None:
-    hooks = (
-        *(module._forward_hooks, module._forward_pre_hooks),
-        *(module._backward_hooks, module._backward_pre_hooks),
-    )
-    if any(hooks):
-        raise ValueError(
-            f"convert: '{names[0]}' must be a plain layer, got one with hooks, which the swap would"
-            " lose; remove them first"
         )
 
 

@@ -30,3 +30,25 @@ def counterpart(module: nn.Module, cls: type[Layer], **extras: object) -> Layer:
     layer.weight, layer.bias = module.weight, module.bias
     layer.reset_buffers()
     return layer.train(module.training)
+
+
+def check_weight(module: nn.Module, name: str, task: str) -> None:
+    """Refuse a weight that is computed from others, of which a swap would know nothing."""
+    if not isinstance(getattr(module, "weight", None), nn.Parameter | None):
+        raise ValueError(
+            f"{task}: '{name}' must be a plain layer, got one with a reparametrised weight,"
+            " which the swap would lose; remove that first"
+        )
+
+
+def check_no_hooks(module: nn.Module, name: str, task: str) -> None:
+    """Refuse hooks, which a swap would lose."""
+    hooks = (
+        *(module._forward_hooks, module._forward_pre_hooks),
+        *(module._backward_hooks, module._backward_pre_hooks),
+    )
+    if any(hooks):
+        raise ValueError(
+            f"{task}: '{name}' must be a plain layer, got one with hooks, which the swap would"
+            " lose; remove them first"
+        )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nncx._table import text_table
+from nncx.compress._counterpart import check_no_hooks, check_weight
 from nncx.compress._fold import fold_batch_norm
 from nncx.compress._skip import Skip, names_of, skipped
 from nncx.compress.int8 import Int8
@@ -52,7 +53,8 @@ def quantize(
 
     Raises:
         ValueError: if there is no batch, a batch holds or leads to NaN or infinity, the model
-            cannot be traced, nothing is left to quantize, or `skip` names what is not there.
+            cannot be traced, a layer has hooks or a reparametrised weight, nothing is left to
+            quantize, or `skip` names what is not there.
         TypeError: if a batch holds no tensor.
 
     Paper: Jacob et al., "Quantization and Training of Neural Networks for Efficient
@@ -60,7 +62,7 @@ def quantize(
     networks for efficient inference", 2018.
     """
     first, inputs = _inputs(batches, "quantize")
-    graph = _float_graph(model, first)
+    graph = _float_graph(model, first, "quantize")
     method = Int8(per_channel=per_channel, symmetric=symmetric)
     swaps = _calibrated(graph, inputs, observer or MinMax(), method, skip, "quantize")
     _put(graph, swaps)
@@ -78,7 +80,7 @@ def vanhoucke(model: nn.Module, batches: Iterable[Any]) -> Graph:
     Paper: Vanhoucke, Senior and Mao, "Improving the speed of neural networks on CPUs", 2011.
     """
     first, inputs = _inputs(batches, "vanhoucke")
-    graph = _float_graph(model, first)
+    graph = _float_graph(model, first, "vanhoucke")
     input_layer = [name for name, layer in graph.named_layers().items() if Int8().replaces(layer)]
     return quantize(graph, inputs, MinMax(), skip=input_layer[:1], per_channel=False)
 
@@ -153,7 +155,7 @@ def sensitivity(
     """
     first, inputs = _inputs(batches, "sensitivity")
     kept = list(inputs)
-    graph = _float_graph(model, first)
+    graph = _float_graph(model, first, "sensitivity")
     method = Int8(per_channel=per_channel, symmetric=symmetric)
     swaps = _calibrated(graph, kept, observer or MinMax(), method, skip, "sensitivity")
     wanted = _outputs(graph, kept)
@@ -196,9 +198,12 @@ def _input(batch: Any, task: str) -> Tensor:
     return value
 
 
-def _float_graph(model: nn.Module, example: Tensor) -> Graph:
-    graph = copy.deepcopy(model if isinstance(model, Graph) else trace(model, example)).eval()
-    return fold_batch_norm(graph, example)
+def _float_graph(model: nn.Module, example: Tensor, task: str) -> Graph:
+    graph = model if isinstance(model, Graph) else trace(model, example)
+    for name, layer in graph.named_layers().items():
+        check_weight(layer, name, task)
+        check_no_hooks(layer, name, task)
+    return fold_batch_norm(copy.deepcopy(graph).eval(), example)
 
 
 def _calibrated(

@@ -149,7 +149,7 @@ class _Builder:
                 module = self._model.get_submodule(path)
             except AttributeError:  # what is in no module has an entry too
                 continue
-            if isinstance(module, PackedLayer) or type(module) in LAYERS:
+            if _is_layer(module):
                 if not path:
                     raise ValueError(
                         f"trace: the model must contain its layers, got a bare {module}; wrap it in"
@@ -244,7 +244,8 @@ class _Builder:
         owner = names[0].rpartition(".")[0]
         wanted = [f"{owner}.{name}" for name, _ in zip(("weight", "bias"), names, strict=False)]
         if owner and names == wanted and owner not in self._layers:
-            if not self._model.get_submodule(owner)._modules:
+            module = self._model.get_submodule(owner)
+            if not (module._modules or _is_layer(module)):  # whose own call may come later
                 return owner
         taken = {path.partition(".")[0] for path in self._layers} | {*self._model._modules}
         return _first_free(cls.__name__.lower(), taken)
@@ -293,6 +294,11 @@ class _Builder:
         free = _first_free(name, self._taken)
         self._taken.add(free)
         return free
+
+
+def _is_layer(module: nn.Module) -> bool:
+    """Whether a call of it becomes one node."""
+    return isinstance(module, PackedLayer) or type(module) in LAYERS
 
 
 def _live(graph: fx.Graph, inputs: set[str]) -> set[fx.Node]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from graphs import MODELS, torchvision_model, with_statistics
 from torch import nn
+from torch.nn.utils import prune
 
 import nncx
 from nncx.compress import fold_batch_norm, vanhoucke
@@ -280,6 +281,23 @@ def test_an_unknown_name_in_skip():
         nncx.quantize(_graph(), _batches(), skip=["conv9"])
     with pytest.raises(ValueError, match="quantize: skip must be a list of names, got 'conv1'"):
         nncx.quantize(_graph(), _batches(), skip="conv1")
+
+
+@pytest.mark.parametrize(
+    "spoil, match",
+    [
+        (lambda layer: layer.register_forward_hook(lambda *_: None), "'0' .* got one with hooks"),
+        (
+            lambda layer: prune.l1_unstructured(layer, "weight", 2),
+            "'0' .* got one with a reparametrised weight",
+        ),
+    ],
+)
+def test_a_layer_that_a_swap_would_not_keep(spoil, match):
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU()).eval()
+    spoil(model[0])
+    with pytest.raises(ValueError, match=f"quantize: {match}"):
+        nncx.quantize(model, [torch.randn(2, 3)])
 
 
 def test_a_layer_of_too_many_terms():
