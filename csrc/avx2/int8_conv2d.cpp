@@ -225,7 +225,7 @@ struct Gemm : Int8Path {
   static void start(const Rows& rows, const BlockHeader& header, int32_t* sums, int64_t width) {
     const auto* weight_sums = reinterpret_cast<const __m256i*>(header.weight_sums);
     __m256i w[kVectors];
-    for_each<kVectors>([&](auto v) NNCX_INLINE { w[v] = _mm256_load_si256(weight_sums + v); });
+    for_each<kVectors>([&](auto v) NNCX_INLINE { w[v] = _mm256_loadu_si256(weight_sums + v); });
     for (int64_t r = 0; r < rows.count; ++r, sums += width) {
       const __m256i zero_point = _mm256_set1_epi32(-rows.zero_point[r]);
       for_each<kVectors>([&](auto v) NNCX_INLINE {
