@@ -37,10 +37,11 @@ constexpr int64_t kStepsPerOutlier = 8;  // with more, `single` is faster
 constexpr int64_t kFewRows = 16;         // for which widening in registers pays
 constexpr int64_t kWideSteps = 128;      // widened at a time: 16 KB
 
-struct alignas(64) BlockHeader {
+struct BlockHeader {
   int32_t weight_sums[kInt8Block];
-  int32_t paired;    // whether the weights are safe for it
-  int32_t outliers;  // how many were kept apart
+  int32_t paired;      // whether the weights are safe for it
+  int32_t outliers;    // how many were kept apart
+  int32_t unused[14];  // up to a whole cache line, at which the weights begin
 };
 
 // What a weight lacks.
@@ -285,7 +286,7 @@ struct BytesGemmOfLines : Gemm<Bytes> {
   static uint8_t* expand_pixels(const Params& p, const uint8_t* from, int64_t count, int64_t step,
                                 uint8_t* out) {
     const int64_t bytes = pixel_bytes(p), channels = p.shape.channels;
-    if (p.shape.channels == step && bytes == step) {  // one group, no channels to pad
+    if (channels == step && bytes == step) {  // one group, no channels to pad
       std::memcpy(out, from, count * bytes);
       return out + count * bytes;
     }
