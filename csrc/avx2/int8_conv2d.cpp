@@ -286,6 +286,7 @@ struct BytesGemmOfLines : Gemm<Bytes> {
   static uint8_t* expand_pixels(const Params& p, const uint8_t* from, int64_t count, int64_t step,
                                 uint8_t* out) {
     const int64_t bytes = pixel_bytes(p), channels = p.shape.channels;
+    if (count * bytes == 0) return out;       // an empty input has no address
     if (channels == step && bytes == step) {  // one group, no channels to pad
       std::memcpy(out, from, count * bytes);
       return out + count * bytes;
