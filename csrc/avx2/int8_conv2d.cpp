@@ -37,10 +37,11 @@ constexpr int64_t kStepsPerOutlier = 8;  // with more, `single` is faster
 constexpr int64_t kFewRows = 16;         // for which widening in registers pays
 constexpr int64_t kWideSteps = 128;      // widened at a time: 16 KB
 
-struct alignas(64) BlockHeader {
+struct BlockHeader {
   int32_t weight_sums[kInt8Block];
-  int32_t paired;    // whether the weights are safe for it
-  int32_t outliers;  // how many were kept apart
+  int32_t paired;      // whether the weights are safe for it
+  int32_t outliers;    // how many were kept apart
+  int32_t unused[14];  // up to a whole cache line, at which the weights begin
 };
 
 // What a weight lacks.
@@ -225,7 +226,7 @@ struct Gemm : Int8Path {
   static void start(const Rows& rows, const BlockHeader& header, int32_t* sums, int64_t width) {
     const auto* weight_sums = reinterpret_cast<const __m256i*>(header.weight_sums);
     __m256i w[kVectors];
-    for_each<kVectors>([&](auto v) NNCX_INLINE { w[v] = _mm256_load_si256(weight_sums + v); });
+    for_each<kVectors>([&](auto v) NNCX_INLINE { w[v] = _mm256_loadu_si256(weight_sums + v); });
     for (int64_t r = 0; r < rows.count; ++r, sums += width) {
       const __m256i zero_point = _mm256_set1_epi32(-rows.zero_point[r]);
       for_each<kVectors>([&](auto v) NNCX_INLINE {
@@ -285,7 +286,8 @@ struct BytesGemmOfLines : Gemm<Bytes> {
   static uint8_t* expand_pixels(const Params& p, const uint8_t* from, int64_t count, int64_t step,
                                 uint8_t* out) {
     const int64_t bytes = pixel_bytes(p), channels = p.shape.channels;
-    if (bytes == step) {
+    if (count * bytes == 0) return out;       // an empty input has no address
+    if (channels == step && bytes == step) {  // one group, no channels to pad
       std::memcpy(out, from, count * bytes);
       return out + count * bytes;
     }

@@ -158,7 +158,7 @@ struct VnniGemm : Int8Path {
   static uint8_t* expand_pixels(const Params& p, const uint8_t* from, int64_t count, int64_t step,
                                 uint8_t* out) {
     const int64_t bytes = pixel_bytes(p);
-    if (bytes == step) {
+    if (p.shape.channels == step && bytes == step) {  // one group, no channels to pad
       flip(from, count * bytes, out);
       return out + count * bytes;
     }

@@ -137,6 +137,16 @@ def test_reference_agrees(isa: str) -> None:
         assert torch.equal(native(x, weight, input_zero_point=zero_point(7), **epilogue), expected)
 
 
+@pytest.mark.parametrize("offset", [4, 16])
+def test_a_weight_may_lie_anywhere(isa: str, offset: int) -> None:
+    """Tensors that NumPy made, or views of one buffer, are not aligned as torch's own are."""
+    x, weight = codes(5, 40), weights("some large", 20, 40)
+    prepacked = ops.int8_linear_prepack(weight)
+    buffer = torch.zeros(offset + prepacked.numel(), dtype=torch.uint8)
+    buffer[offset:] = prepacked
+    assert torch.equal(ops.int8_linear(x, buffer[offset:], 40, 20), sums(x, weight).float())
+
+
 def test_weights_of_another_path_or_shape_are_refused(isa: str) -> None:
     weight = ops.int8_linear_prepack(codes(5, 8))
     with pytest.raises(
