@@ -113,7 +113,7 @@ def int8_input(x: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     """
     steps = _Round.apply(x.float() * scale.reciprocal())
     zero_point = zero_point.float()
-    return torch.clamp(steps, INT8_MIN - zero_point, INT8_MAX - zero_point)
+    return _Clip.apply(steps, INT8_MIN - zero_point, INT8_MAX - zero_point)
 
 
 def int8_weight_scale(weight: Tensor, per_channel: bool) -> Tensor:
@@ -136,7 +136,7 @@ def int8_weight(weight: Tensor, scale: Tensor) -> Tensor:
     Paper: Jacob et al., CVPR 2018.
     """
     steps = _Round.apply(weight.float() / scale.view(-1, *[1] * (weight.dim() - 1)))
-    return steps.clamp(-INT8_MAX, INT8_MAX)
+    return _Clip.apply(steps, -INT8_MAX, INT8_MAX)
 
 
 def half_weight(weight: Tensor, storage: torch.dtype) -> Tensor:
@@ -214,6 +214,20 @@ class _Round(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad
+
+
+class _Clip(torch.autograd.Function):
+    """torch.clamp; but what is at a bound has a gradient, which torch's has only before 2.14."""
+
+    @staticmethod
+    def forward(ctx, x, low, high):
+        ctx.save_for_backward((x >= low) & (x <= high))
+        return torch.clamp(x, low, high)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (inside,) = ctx.saved_tensors
+        return grad * inside, None, None
 
 
 class _RoundTo(torch.autograd.Function):
