@@ -156,6 +156,8 @@ def run(compression: Compression, out: Path) -> Result:
             that cannot be compressed.
         FileNotFoundError, ImportError: as `data.load`, or for a file or torchvision.
     """
+    if out.is_file():  # found now, not after the work
+        raise ValueError(f"out must be a folder, got the file {out}; pass another name")
     splits = _recipe.load_data(compression.data, compression.root, compression.image_size)
     model = _checked(_network(compression, splits).eval(), splits)
     graph = trace(model, splits.train[0][0].unsqueeze(0))

@@ -9,6 +9,7 @@ continues when the same recipe is given again.
 
 import hashlib
 import json
+import math
 import tempfile
 import time
 from collections.abc import Callable, Mapping
@@ -275,5 +276,15 @@ def saved_bytes(model: nn.Module) -> int:
 
 
 def write_result(result: Any, out: Path) -> None:
-    """A dataclass as result.json in the folder `out`."""
-    _files.replace(out / RESULT, (json.dumps(asdict(result), indent=2) + "\n").encode())
+    """A dataclass as result.json in the folder `out`; infinity, which JSON lacks, as null."""
+    fields = _without_infinities(asdict(result))
+    text = json.dumps(fields, indent=2, allow_nan=False) + "\n"
+    _files.replace(out / RESULT, text.encode())
+
+
+def _without_infinities(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {name: _without_infinities(item) for name, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_without_infinities(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

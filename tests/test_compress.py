@@ -298,3 +298,13 @@ def test_nothing_is_written_for_what_cannot_be_compressed(
             _compress.run(replace(compression, **changes), tmp_path / "out")
         assert "\n" not in str(caught.value)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_out_that_is_a_file_is_refused_before_any_work(
+    compression: Compression, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    out.write_text("mine")
+    with pytest.raises(ValueError, match="out must be a folder, got the file"):
+        _compress.run(replace(compression, data="none"), out)
+    assert out.read_text() == "mine"

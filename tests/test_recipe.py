@@ -1,7 +1,7 @@
 """`nncx train`: that what it reports is what the file on disk does."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -138,3 +138,12 @@ def test_nothing_is_written_for_a_network_that_cannot_be(tmp_path: Path) -> None
         with pytest.raises(ValueError):
             _recipe.run(replace(SMALL, **changes), tmp_path / "out")
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_not_finite_is_null_in_the_result(tmp_path: Path) -> None:
+    @dataclass
+    class Result:
+        ratios: list[float]
+
+    _recipe.write_result(Result([1.5, float("inf"), float("nan")]), tmp_path)
+    assert json.loads((tmp_path / "result.json").read_text()) == {"ratios": [1.5, None, None]}

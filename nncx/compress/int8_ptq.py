@@ -178,6 +178,11 @@ def sensitivity(
 
 def _inputs(batches: Iterable[Any], task: str) -> tuple[Tensor, Iterator[Tensor]]:
     """The first input, and all of them with it."""
+    if isinstance(batches, Tensor):
+        raise TypeError(
+            f"{task}: batches must be several, as a list or a data loader, got one tensor; pass"
+            " [inputs]"
+        )
     inputs = (_input(batch, task) for batch in batches)
     first = next(inputs, None)
     if first is None:

@@ -37,25 +37,28 @@ def _fake(input: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
         lambda: f"{op}: input must be float32, float16 or bfloat16, got {input.dtype}",
     )
     check(input.dim() >= 1, lambda: f"{op}: input must have a dimension, got a number")
-    per_row = scale.dim() == 1 and input.dim() == 2
-    shape = list(input.shape[:1]) if per_row else []
-    check(
-        scale.dtype == torch.float32
-        and list(scale.shape) == shape
-        and scale.device == input.device,
-        lambda: (
-            f"{op}: scale must be float32 of shape [], or [M] for an input [M, K], on the input's "
-            f"device, got {scale.dtype} of shape {shape_text(scale)}"
-        ),
+    shape = list(input.shape[:1]) if scale.dim() == 1 and input.dim() == 2 else []
+
+    def check_like(tensor: Tensor, dtype: torch.dtype, what: str) -> None:
+        def sentence() -> str:
+            return f"{op}: {what}, got {tensor.dtype} of shape {shape_text(tensor)}"
+
+        check(
+            tensor.dtype == dtype and tensor.dim() == len(shape) and tensor.device == input.device,
+            sentence,
+        )
+        for size, expected in zip(tensor.shape, shape, strict=True):
+            check(size == expected, sentence)
+
+    check_like(
+        scale,
+        torch.float32,
+        "scale must be float32 of shape [], or [M] for an input [M, K], on the input's device",
     )
-    check(
-        zero_point.dtype == torch.int8
-        and list(zero_point.shape) == shape
-        and zero_point.device == input.device,
-        lambda: (
-            f"{op}: zero_point must be int8 of the scale's shape {shape} on the input's device, "
-            f"got {zero_point.dtype} of shape {shape_text(zero_point)}"
-        ),
+    check_like(
+        zero_point,
+        torch.int8,
+        f"zero_point must be int8 of the scale's shape {shape} on the input's device",
     )
     strides = torch.channels_last if input.dim() == 4 else torch.contiguous_format
     return torch.empty(input.shape, dtype=torch.int8, device=input.device, memory_format=strides)

@@ -246,6 +246,12 @@ def test_the_graph_trains_on():
 
 
 @pytest.mark.parametrize("task", [nncx.quantize, nncx.sensitivity, vanhoucke])
+def test_a_tensor_is_no_list_of_batches(task):
+    with pytest.raises(TypeError, match=r"batches must be several.* got one tensor; pass \[inputs"):
+        task(nn.Sequential(nn.Linear(3, 2)), torch.randn(4, 3))
+
+
+@pytest.mark.parametrize("task", [nncx.quantize, nncx.sensitivity, vanhoucke])
 def test_no_batches_and_batches_of_something_else(task):
     name = task.__name__
     with pytest.raises(ValueError, match=f"{name}: batches must be at least one, got none"):
