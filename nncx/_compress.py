@@ -21,6 +21,7 @@ from nncx import _files, _machine, _recipe, _report, _store, data, train
 from nncx.compress import Half, Sensitivity, convert, freeze, quantize, sensitivity, vanhoucke
 from nncx.compress.observers import MSE, Entropy, MinMax, MovingAverage, Observer, Percentile
 from nncx.graph import Graph, trace
+from nncx.nn.half import STORAGES
 
 OBSERVERS: dict[str, type[Observer]] = {
     "minmax": MinMax,
@@ -29,7 +30,6 @@ OBSERVERS: dict[str, type[Observer]] = {
     "entropy": Entropy,
     "mse": MSE,
 }
-STORAGES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 METHODS = ("int8", *STORAGES)
 
 CALIBRATION_BATCH = 64
