@@ -9,7 +9,7 @@
 //   single   No activation is negative, but there are too many outliers to keep apart, or a tap has
 //            an odd number of steps: each `vpmaddubsw` is widened on its own.
 //   wide     Activations of any sign as 16-bit numbers; the weights are widened a cache-sized part
-//            at a time, for all rows of the tile.
+//            at a time, for all rows of the tile (for few rows in registers).
 //
 //   lines    (conv2d_lines.h) bytes as they are, or 16-bit numbers; channels padded with zeros to a
 //            multiple of 4.
@@ -46,12 +46,13 @@ struct BlockHeader {
 
 // What a weight lacks.
 struct Outlier {
-  int32_t at;  // its activation among those of a filter, taps padded to whole steps
-  int16_t output, excess;
+  uint32_t at;  // its activation among those of a filter, taps padded to whole steps
+  uint16_t output;
+  int16_t excess;
 };
 
 int64_t most_outliers(const Conv2dWeightShape& s) {
-  return steps_of_filter(s) / kStepsPerOutlier + 1;
+  return (steps_of_filter(s) + kStepsPerOutlier - 1) / kStepsPerOutlier;
 }
 
 int64_t block_bytes(const Conv2dWeightShape& s) {
@@ -240,13 +241,17 @@ struct Gemm : Int8Path {
                            const Taps& taps, const uint8_t* block, int32_t* sums, int64_t width) {
     const Outlier* outliers = outliers_of(p.shape, block);
     const int64_t padded = steps_of_tap(p.shape) * kStepChannels;
-    for (int64_t i = 0; i < header_of(block).outliers; ++i) {
-      const int64_t tap = outliers[i].at / padded;
+    const int64_t count = std::min<int64_t>(header_of(block).outliers, most_outliers(p.shape));
+    for (int64_t i = 0; i < count; ++i) {
+      // Of a weight that was tampered with no index may lead elsewhere.
+      const int64_t in_filter = outliers[i].at % (p.shape.taps * padded);
+      int32_t* sum = sums + outliers[i].output % kBlock;
+      const int64_t tap = in_filter / padded;
       const int64_t at = tap / p.kernel_w * taps.line_step +
                          tap % p.kernel_w * p.dilation_w * pixel_bytes(p) +
-                         Line::place(outliers[i].at % padded);
+                         Line::place(in_filter % padded);
       for (int64_t r = 0; r < rows; ++r) {
-        sums[r * width + outliers[i].output] += Line::value(pointers[r] + at) * outliers[i].excess;
+        sum[r * width] += Line::value(pointers[r] + at) * outliers[i].excess;
       }
     }
   }
@@ -263,7 +268,8 @@ struct Bytes {
 
   static void multiply(const Int8Conv2dParams& p, int64_t rows, const uint8_t* const* pointers,
                        const Taps& taps, const uint8_t* block, int32_t* sums, int64_t width) {
-    const BytesGemm* kernels = header_of(block).paired ? kPaired : kSingle;
+    const bool paired = header_of(block).paired && steps_of_tap(p.shape) % 2 == 0;
+    const BytesGemm* kernels = paired ? kPaired : kSingle;
     const int64_t run_steps = taps.run_pixels * steps_of_tap(p.shape);
     for (int64_t r = 0; r < rows; r += kMaxRows) {
       kernels[std::min<int64_t>(kMaxRows, rows - r)](pointers + r, taps, run_steps,
@@ -447,9 +453,9 @@ bool take_outliers(const Conv2dWeightShape& s, int8_t* weights, BlockHeader& hea
         *w = static_cast<int8_t>(*w - taken);
         const int64_t at = w - steps;
         outliers[header.outliers++] = {
-            .at =
-                static_cast<int32_t>((step + at / kStepBytes) * kStepChannels + at % kStepChannels),
-            .output = static_cast<int16_t>(o),
+            .at = static_cast<uint32_t>((step + at / kStepBytes) * kStepChannels +
+                                        at % kStepChannels),
+            .output = static_cast<uint16_t>(o),
             .excess = static_cast<int16_t>(taken)};
       }
     }

@@ -158,3 +158,14 @@ def test_weights_of_another_path_or_shape_are_refused(isa: str) -> None:
         _C.set_isa(path)
         with pytest.raises(RuntimeError, match=f"for the path of this process, int8/{path}, got"):
             ops.int8_linear(codes(2, 8), weight, 8, 5)
+
+
+def test_a_weight_that_was_tampered_with_touches_no_other_memory(isa: str) -> None:
+    """Its header still fits: the result is anything, but no byte outside is read or written."""
+    for k in (0, 4, 64):
+        weight = ops.int8_linear_prepack(weights("some large", 16, k))
+        for value in (0x7F, 0xFF):
+            tampered = weight.clone()
+            tampered[64:] = value
+            for low in (0, -128):
+                assert ops.int8_linear(codes(48, k, low=low), tampered, k, 16).shape == (48, 16)
