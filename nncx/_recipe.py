@@ -231,7 +231,7 @@ def _measure(
 
 def load_data(name: str, root: str | None, image_size: int) -> data.Splits:
     """`data.load`, with `image_size` for what is an image folder."""
-    return data.load(name, root, image_size=image_size if Path(name).is_dir() else None)
+    return data.load(name, root, image_size=None if name in data.NAMED else image_size)
 
 
 def network(name: str, options: Mapping[str, Any], splits: data.Splits) -> nn.Module:

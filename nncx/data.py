@@ -81,14 +81,14 @@ def load(
     if not 0 <= validation < 1:
         raise ValueError(f"validation must be a fraction in [0, 1), got {validation}")
     folder = Path(os.path.expanduser(name))
-    if name in _NAMED:
+    if name in NAMED:
         if image_size is not None or channels is not None:
             raise ValueError(f"image_size and channels are for folders, {name!r} has its own")
-        pixels = _NAMED[name](root)
+        pixels = NAMED[name](root)
     elif folder.is_dir():
         pixels = _folder(folder, image_size, 3 if channels is None else channels)
     else:
-        known = ", ".join(_NAMED)
+        known = ", ".join(NAMED)
         raise ValueError(
             f"a data set is one of {known} or a folder of images, got {os.fspath(name)!r}"
         )
@@ -196,7 +196,7 @@ def _fashion_mnist(root: str | os.PathLike[str] | None) -> _Pixels:
     return _torchvision("FashionMNIST", root)
 
 
-_NAMED = {"digits": _digits, "fashion-mnist": _fashion_mnist, "mnist": _mnist}
+NAMED = {"digits": _digits, "fashion-mnist": _fashion_mnist, "mnist": _mnist}
 
 
 def _torchvision(family: str, root: str | os.PathLike[str] | None) -> _Pixels:

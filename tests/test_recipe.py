@@ -140,6 +140,13 @@ def test_nothing_is_written_for_a_network_that_cannot_be(tmp_path: Path) -> None
     assert not (tmp_path / "out").exists()
 
 
+def test_a_folder_with_the_name_of_a_data_set_is_not_meant(tmp_path: Path, monkeypatch) -> None:
+    """As `--out digits` makes one."""
+    (tmp_path / "digits").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert _recipe.load_data("digits", None, 32).name == "digits"
+
+
 def test_what_is_not_finite_is_null_in_the_result(tmp_path: Path) -> None:
     @dataclass
     class Result:
