@@ -17,6 +17,7 @@ from nncx.compress._skip import Skip, names_of, skipped
 from nncx.compress.int8 import Int8
 from nncx.compress.observers import MinMax, Observer
 from nncx.graph import Graph, trace
+from nncx.nn import PackedLayer
 
 
 def quantize(
@@ -225,9 +226,10 @@ def _calibrated(
     layers = dict.fromkeys(graph.named_layers().values())
     targets = [layer for layer in layers if method.replaces(layer) and layer not in kept]
     if not targets:
+        compressed = any(isinstance(layer, PackedLayer) for layer in layers)
         raise ValueError(
             f"{task}: the model must have a Conv2d or Linear that is not skipped, got none; pass"
-            " another skip"
+            + (" the float model, not one that is compressed" if compressed else " another skip")
         )
     observers = {layer: observer.new(names[layer][0]) for layer in targets}
     hooks = [

@@ -251,6 +251,12 @@ def test_a_tensor_is_no_list_of_batches(task):
         task(nn.Sequential(nn.Linear(3, 2)), torch.randn(4, 3))
 
 
+def test_what_is_in_int8_already():
+    graph = nncx.quantize(nn.Sequential(nn.Linear(3, 2)), [torch.randn(4, 3)])
+    with pytest.raises(ValueError, match="got none; pass the float model, not one that is compr"):
+        nncx.quantize(graph, [torch.randn(4, 3)])
+
+
 @pytest.mark.parametrize("task", [nncx.quantize, nncx.sensitivity, vanhoucke])
 def test_no_batches_and_batches_of_something_else(task):
     name = task.__name__
