@@ -105,14 +105,7 @@ void gemm_to_output(const uint8_t* const* rows, const int32_t* starts, const Tap
     for_each<Rows>([&](auto r) NNCX_INLINE {
       __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r * kBlocks + b]), scale);
       if (e.bias) y = _mm512_add_ps(y, bias);
-      y = activate_lanes(e.activation, y);
-      T* to = out + r * e.channels + b * kInt8Block;
-      if constexpr (std::is_same_v<T, int8_t>) {
-        _mm_storeu_si128(reinterpret_cast<__m128i*>(to),
-                         _mm512_cvtepi32_epi8(quantize_lanes(e.quantizer, y)));
-      } else {
-        _mm512_storeu_ps(to, y);
-      }
+      finish_lanes(e, y, out + r * e.channels + b * kInt8Block, 0xFFFF);
     });
   });
 }

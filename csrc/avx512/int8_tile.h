@@ -61,6 +61,17 @@ NNCX_INLINE inline __m512i quantize_lanes(Int8Quantizer q, __m512 x) {
   return _mm512_add_epi32(_mm512_cvtps_epi32(y), _mm512_set1_epi32(q.zero_point));
 }
 
+// What follows the sum of sum, bias and residual.
+template <class T>
+NNCX_INLINE inline void finish_lanes(const Int8Epilogue& e, __m512 y, T* out, __mmask16 there) {
+  y = activate_lanes(e.activation, y);
+  if constexpr (std::is_same_v<T, int8_t>) {
+    _mm_mask_storeu_epi8(out, there, _mm512_cvtepi32_epi8(quantize_lanes(e.quantizer, y)));
+  } else {
+    store_lanes(y, out, there);
+  }
+}
+
 // The epilogue by value: a store of bytes might change what a reference refers to.
 template <class T>
 void store_rows_of_16(const Int8Epilogue e, const Int8Rows& rows, int64_t o, int64_t outputs,
@@ -79,13 +90,7 @@ void store_rows_of_16(const Int8Epilogue e, const Int8Rows& rows, int64_t o, int
       if (e.input_scale) y = _mm512_mul_ps(y, _mm512_set1_ps(rows.input_scale[r]));
       if (e.bias) y = _mm512_add_ps(y, bias);
       if (e.residual) y = _mm512_add_ps(y, residual_lanes(e, index, there));
-      y = activate_lanes(e.activation, y);
-      T* out = static_cast<T*>(e.output) + index;
-      if constexpr (std::is_same_v<T, int8_t>) {
-        _mm_mask_storeu_epi8(out, there, _mm512_cvtepi32_epi8(quantize_lanes(e.quantizer, y)));
-      } else {
-        store_lanes(y, out, there);
-      }
+      finish_lanes(e, y, static_cast<T*>(e.output) + index, there);
     }
   }
 }
