@@ -65,4 +65,12 @@ int64_t binary_conv2d_scratch_bytes(const BinaryConv2dParams& params);
 void binary_conv2d(const BinaryConv2dParams& params, const BinaryTile& tile, uint8_t* scratch);
 }  // namespace avx512
 
+// Enqueue on `stream` (a cudaStream_t) and return the launch's cudaError_t.
+namespace cuda {
+int64_t binary_conv2d_prepacked_bytes(const BinaryWeightShape& shape);
+int binary_conv2d_prepack(const BinaryWeightShape& shape, const uint8_t* weight, uint8_t* prepacked,
+                          void* stream);
+int binary_conv2d(const BinaryConv2dParams& params, void* stream);
+}  // namespace cuda
+
 }  // namespace nncx

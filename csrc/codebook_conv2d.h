@@ -73,4 +73,12 @@ int64_t codebook_conv2d_scratch_bytes(const CodebookConv2dParams& params);
 void codebook_conv2d(const CodebookConv2dParams& params, const Conv2dTile& tile, uint8_t* scratch);
 }  // namespace avx512
 
+// Enqueue on `stream` (a cudaStream_t) and return the launch's cudaError_t.
+namespace cuda {
+int64_t codebook_conv2d_prepacked_bytes(const Conv2dWeightShape& shape, int bits);
+int codebook_conv2d_prepack(const Conv2dWeightShape& shape, int bits, const uint8_t* codes,
+                            uint8_t* prepacked, void* stream);
+int codebook_conv2d(const CodebookConv2dParams& params, void* stream);
+}  // namespace cuda
+
 }  // namespace nncx

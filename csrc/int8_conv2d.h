@@ -61,4 +61,12 @@ int64_t int8_conv2d_scratch_bytes(const Int8Conv2dParams& params);
 void int8_conv2d(const Int8Conv2dParams& params, const Conv2dTile& tile, uint8_t* scratch);
 }  // namespace avx512
 
+// Enqueue on `stream` (a cudaStream_t) and return the launch's cudaError_t.
+namespace cuda {
+int64_t int8_conv2d_prepacked_bytes(const Conv2dWeightShape& shape);
+int int8_conv2d_prepack(const Conv2dWeightShape& shape, const int8_t* weight, uint8_t* prepacked,
+                        void* stream);
+int int8_conv2d(const Int8Conv2dParams& params, void* stream);
+}  // namespace cuda
+
 }  // namespace nncx

@@ -29,5 +29,9 @@ using scalar::max_pool2d_signs;
 namespace avx512 {
 using scalar::max_pool2d_signs;
 }
+// Enqueues `lines` output lines on `stream` (a cudaStream_t); returns the launch's cudaError_t.
+namespace cuda {
+int max_pool2d_signs(const MaxPool2dSignsParams& params, int64_t lines, void* stream);
+}
 
 }  // namespace nncx

@@ -67,5 +67,9 @@ void quantize_int8(const QuantizeInt8Params& params, int64_t begin, int64_t end)
 namespace avx512 {
 using avx2::quantize_int8;
 }
+// Enqueues the whole tensor on `stream` (a cudaStream_t); returns the launch's cudaError_t.
+namespace cuda {
+int quantize_int8(const QuantizeInt8Params& params, void* stream);
+}
 
 }  // namespace nncx

@@ -3,10 +3,9 @@
 //   rows      channels innermost: a warp reads 32 neighbouring channels and ballots them into a word
 //   strided   anything else, NCHW above all: a thread gathers the 32 channels of one pixel, and
 //             neighbouring threads read neighbouring pixels
-#include <cuda_runtime.h>
-
 #include <algorithm>
 
+#include "cuda/launch.h"
 #include "pack_signs.h"
 
 namespace nncx::cuda {
@@ -70,18 +69,13 @@ __global__ void pack_strided(const PackSignsParams p, int64_t words) {
 }
 
 template <class T>
-int launch(const PackSignsParams& p, cudaStream_t stream) {
+int run(const PackSignsParams& p, cudaStream_t stream) {
   const int64_t words = p.batch * p.height * p.width * p.groups * packed_bytes(p.channels) / 4;
   const bool rows = p.stride_c == 1;
   const int64_t threads = rows ? words * 32 : words;
   const auto blocks =
       static_cast<unsigned>(std::min<int64_t>((threads + kThreads - 1) / kThreads, kMaxBlocks));
-  if (rows) {
-    pack_rows<T><<<blocks, kThreads, 0, stream>>>(p, words);
-  } else {
-    pack_strided<T><<<blocks, kThreads, 0, stream>>>(p, words);
-  }
-  return cudaGetLastError();
+  return launch(rows ? pack_rows<T> : pack_strided<T>, blocks, kThreads, 0, stream, p, words);
 }
 
 }  // namespace
@@ -90,13 +84,13 @@ int pack_signs(const PackSignsParams& p, void* stream) {
   auto* cuda_stream = static_cast<cudaStream_t>(stream);
   switch (p.dtype) {
     case Dtype::float32:
-      return launch<float>(p, cuda_stream);
+      return run<float>(p, cuda_stream);
     case Dtype::float64:
-      return launch<double>(p, cuda_stream);
+      return run<double>(p, cuda_stream);
     case Dtype::float16:
-      return launch<Half>(p, cuda_stream);
+      return run<Half>(p, cuda_stream);
     case Dtype::bfloat16:
-      return launch<BFloat16>(p, cuda_stream);
+      return run<BFloat16>(p, cuda_stream);
   }
   return cudaErrorInvalidValue;
 }

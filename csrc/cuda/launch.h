@@ -1,0 +1,35 @@
+// How kernels are launched, and how they get shared memory whose size the launch decides. The only
+// place with CUDA's launch syntax.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstddef>
+#include <cstdint>
+
+namespace nncx::cuda {
+
+// Without being asked a kernel gets no more.
+constexpr size_t kDefaultSharedBytes = 48 * 1024;
+
+// Enqueues kernel(arguments...) and returns the launch's error, so that none waits for a later call.
+template <class... Parameters, class... Arguments>
+cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
+                   cudaStream_t stream, const Arguments&... arguments) {
+  if (shared_bytes > kDefaultSharedBytes) {
+    const cudaError_t error =
+        cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+    if (error != cudaSuccess) return error;
+  }
+  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
+  return cudaGetLastError();
+}
+
+// The `shared_bytes` of the launch. Aligned as the 128-byte swizzle of wgmma and TMA needs it.
+__device__ inline uint8_t* dynamic_shared_memory() {
+  extern __shared__ __align__(1024) uint8_t bytes[];
+  return bytes;
+}
+
+}  // namespace nncx::cuda
