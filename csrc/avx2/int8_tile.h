@@ -21,8 +21,8 @@ NNCX_INLINE inline __m256 residual_lanes(const Int8Epilogue& e, int64_t index) {
   if (e.residual_is_int8) {
     const auto* from = static_cast<const int8_t*>(e.residual) + index;
     const __m256i q = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(from)));
-    const __m256i centred = _mm256_sub_epi32(q, _mm256_set1_epi32(e.residual_zero_point));
-    return _mm256_mul_ps(_mm256_cvtepi32_ps(centred), _mm256_set1_ps(e.residual_scale));
+    const __m256i centred = _mm256_sub_epi32(q, _mm256_set1_epi32(e.scalars.residual_zero_point));
+    return _mm256_mul_ps(_mm256_cvtepi32_ps(centred), _mm256_set1_ps(e.scalars.residual_scale));
   }
   switch (e.residual_dtype) {
     case Dtype::float16:
@@ -63,7 +63,7 @@ struct Int8Tile {
     if (e.residual) y = _mm256_add_ps(y, residual_lanes(e, index, count));
     y = activate_lanes(e.activation, y);
     if constexpr (std::is_same_v<T, int8_t>) {
-      const __m256i q = QuantizerLanes(e.quantizer)(y);
+      const __m256i q = QuantizerLanes(e.scalars.quantizer)(y);
       int8_t* out = static_cast<int8_t*>(e.output) + index;
       if (count == kLanes) return store_bytes(q, out);
       int8_t all[kLanes];

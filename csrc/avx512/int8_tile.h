@@ -19,8 +19,8 @@ NNCX_INLINE inline __m512 residual_lanes(const Int8Epilogue& e, int64_t index, _
   if (e.residual_is_int8) {
     const auto* from = static_cast<const int8_t*>(e.residual) + index;
     const __m512i q = _mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(there, from));
-    const __m512i centred = _mm512_sub_epi32(q, _mm512_set1_epi32(e.residual_zero_point));
-    return _mm512_mul_ps(_mm512_cvtepi32_ps(centred), _mm512_set1_ps(e.residual_scale));
+    const __m512i centred = _mm512_sub_epi32(q, _mm512_set1_epi32(e.scalars.residual_zero_point));
+    return _mm512_mul_ps(_mm512_cvtepi32_ps(centred), _mm512_set1_ps(e.scalars.residual_scale));
   }
   if (e.residual_dtype == Dtype::float32) {
     return _mm512_maskz_loadu_ps(there, static_cast<const float*>(e.residual) + index);
@@ -66,7 +66,7 @@ template <class T>
 NNCX_INLINE inline void finish_lanes(const Int8Epilogue& e, __m512 y, T* out, __mmask16 there) {
   y = activate_lanes(e.activation, y);
   if constexpr (std::is_same_v<T, int8_t>) {
-    _mm_mask_storeu_epi8(out, there, _mm512_cvtepi32_epi8(quantize_lanes(e.quantizer, y)));
+    _mm_mask_storeu_epi8(out, there, _mm512_cvtepi32_epi8(quantize_lanes(e.scalars.quantizer, y)));
   } else {
     store_lanes(y, out, there);
   }

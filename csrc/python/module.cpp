@@ -10,6 +10,7 @@
 #include "codebook_conv2d.h"
 #include "int8_conv2d.h"
 #include "isa.h"
+#include "prepacked.h"
 
 namespace {
 
@@ -22,11 +23,16 @@ std::vector<std::string> names(Holds holds) {
   return result;
 }
 
-int64_t binary_prepacked_numel(int64_t groups, int64_t out_channels, int64_t taps,
-                               int64_t channels) {
+constexpr int64_t kHeaderBytes = sizeof(nncx::PrepackedHeader);
+
+int64_t binary_prepacked_numel(int64_t groups, int64_t out_channels, int64_t taps, int64_t channels,
+                               const std::string& device) {
   const nncx::BinaryWeightShape shape = {groups, out_channels, taps, channels};
-  return static_cast<int64_t>(sizeof(nncx::PrepackedHeader)) +
-         NNCX_ON_PATH(nncx::active_isa(), binary_conv2d_prepacked_bytes(shape));
+  if (device == "cuda") {
+    const int64_t bytes = nncx::cuda::binary_conv2d_prepacked_bytes(shape);
+    return kHeaderBytes + nncx::sized_header("binary", shape, bytes).bytes;
+  }
+  return kHeaderBytes + NNCX_ON_PATH(nncx::active_isa(), binary_conv2d_prepacked_bytes(shape));
 }
 
 int64_t codebook_prepacked_numel(int64_t groups, int64_t out_channels, int64_t taps,
@@ -36,10 +42,14 @@ int64_t codebook_prepacked_numel(int64_t groups, int64_t out_channels, int64_t t
          NNCX_ON_PATH(nncx::active_isa(), codebook_conv2d_prepacked_bytes(shape, bits));
 }
 
-int64_t int8_prepacked_numel(int64_t groups, int64_t out_channels, int64_t taps, int64_t channels) {
+int64_t int8_prepacked_numel(int64_t groups, int64_t out_channels, int64_t taps, int64_t channels,
+                             const std::string& device) {
   const nncx::Conv2dWeightShape shape = {groups, out_channels, taps, channels};
-  return static_cast<int64_t>(sizeof(nncx::PrepackedHeader)) +
-         NNCX_ON_PATH(nncx::active_isa(), int8_conv2d_prepacked_bytes(shape));
+  if (device == "cuda") {
+    const int64_t bytes = nncx::cuda::int8_conv2d_prepacked_bytes(shape);
+    return kHeaderBytes + nncx::sized_header("int8", shape, bytes).bytes;
+  }
+  return kHeaderBytes + NNCX_ON_PATH(nncx::active_isa(), int8_conv2d_prepacked_bytes(shape));
 }
 
 }  // namespace
@@ -63,7 +73,9 @@ PYBIND11_MODULE(_C, m) {
       "Paths that were compiled and that this CPU has.");
   m.def("binary_prepacked_numel", &binary_prepacked_numel, pybind11::arg("groups"),
         pybind11::arg("out_channels"), pybind11::arg("taps"), pybind11::arg("channels"),
-        "Bytes of a prepacked binary weight under the active path; sizes are those of one group.");
+        pybind11::arg("device"),
+        "Bytes of a prepacked binary weight: on \"cuda\", or else under the active CPU path; sizes "
+        "are those of one group.");
   m.def(
       "codebook_prepacked_numel", &codebook_prepacked_numel, pybind11::arg("groups"),
       pybind11::arg("out_channels"), pybind11::arg("taps"), pybind11::arg("channels"),
@@ -71,5 +83,7 @@ PYBIND11_MODULE(_C, m) {
       "Bytes of a prepacked codebook weight under the active path; sizes are those of one group.");
   m.def("int8_prepacked_numel", &int8_prepacked_numel, pybind11::arg("groups"),
         pybind11::arg("out_channels"), pybind11::arg("taps"), pybind11::arg("channels"),
-        "Bytes of a prepacked int8 weight under the active path; sizes are those of one group.");
+        pybind11::arg("device"),
+        "Bytes of a prepacked int8 weight: on \"cuda\", or else under the active CPU path; sizes "
+        "are those of one group.");
 }

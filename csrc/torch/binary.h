@@ -8,20 +8,38 @@
 
 namespace nncx {
 
-inline PrepackedHeader binary_header(Isa isa, const BinaryWeightShape& s) {
-  return prepacked_header("binary/" + std::string(isa_name(isa)), s,
-                          NNCX_ON_PATH(isa, binary_conv2d_prepacked_bytes(s)));
+#ifdef NNCX_DEVICE_CUDA
+
+inline int64_t binary_prepacked_bytes(const Backend&, const BinaryWeightShape& s) {
+  return cuda::binary_conv2d_prepacked_bytes(s);
 }
 
-inline Tensor binary_prepack(const Tensor& weight, const BinaryWeightShape& s) {
-  const Isa isa = active_isa();
-  return prepack(weight, binary_header(isa, s), [&](const uint8_t* packed, uint8_t* bytes) {
-    NNCX_ON_PATH(isa, binary_conv2d_prepack(s, packed, bytes));
-  });
+inline void binary_fill(const char* op, const Backend& backend, const BinaryWeightShape& s,
+                        const uint8_t* packed, uint8_t* bytes) {
+  if (is_empty(s)) return;  // nothing but zeros
+  backend.check(op, cuda::binary_conv2d_prepack(s, packed, bytes, backend.stream()));
+}
+
+inline void run(const char* op, const Backend& backend, const BinaryConv2dParams& params,
+                const Tensor&) {
+  backend.check(op, cuda::binary_conv2d(params, backend.stream()));
+}
+
+#else
+
+inline int64_t binary_prepacked_bytes(const Backend& backend, const BinaryWeightShape& s) {
+  return NNCX_ON_PATH(backend.isa, binary_conv2d_prepacked_bytes(s));
+}
+
+inline void binary_fill(const char*, const Backend& backend, const BinaryWeightShape& s,
+                        const uint8_t* packed, uint8_t* bytes) {
+  NNCX_ON_PATH(backend.isa, binary_conv2d_prepack(s, packed, bytes));
 }
 
 // Splits the pixels over torch's threads; where there are too few, the output channels too.
-inline void run(Isa isa, const BinaryConv2dParams& params, const Tensor& input) {
+inline void run(const char*, const Backend& backend, const BinaryConv2dParams& params,
+                const Tensor& input) {
+  const Isa isa = backend.isa;
   constexpr double kMinBits = 1 << 22;  // per thread: about 10 us
   constexpr int64_t kPixels = 48;       // per part at least, if the pixels suffice
   const BinaryWeightShape& s = params.shape;
@@ -43,19 +61,34 @@ inline void run(Isa isa, const BinaryConv2dParams& params, const Tensor& input) 
             });
 }
 
+#endif
+
+inline PrepackedHeader binary_header(const Backend& backend, const BinaryWeightShape& s) {
+  return backend.header("binary", s, binary_prepacked_bytes(backend, s));
+}
+
+inline Tensor binary_prepack(const char* op, const Tensor& weight, const BinaryWeightShape& s) {
+  const Backend backend(weight);
+  return prepack(
+      backend, weight, binary_header(backend, s),
+      [&](const uint8_t* packed, uint8_t* bytes) { binary_fill(op, backend, s, packed, bytes); });
+}
+
 // Everything after the geometry and the epilogue's tensors are checked: opens the weight and fills
 // `output`, whatever the epilogue makes of the dot products.
 inline void execute(const char* op, BinaryConv2dParams p, const Tensor& input, const Tensor& weight,
                     const Tensor& output) {
-  const Isa isa = active_isa();
-  p.weight = open_prepacked(op, input, weight, binary_header(isa, p.shape));
+  check_device(op, input, weight);
+  const Backend backend(input);
+  p.weight = open_prepacked(op, backend, weight, binary_header(backend, p.shape));
   if (output.numel() == 0) return;
+  if (p.epilogue.threshold) backend.zero(output);  // of the signs, which are OR-ed in
   const Tensor packed = dense(input);
   p.input = static_cast<const uint8_t*>(packed.const_data_ptr());
   p.epilogue.output = output.mutable_data_ptr();
   p.epilogue.channels = p.shape.groups * p.shape.out_channels;
   p.epilogue.image = p.out_height * p.out_width;
-  run(isa, p, input);
+  run(op, backend, p, input);
 }
 
 // Numbers: (dot * scale) * input_scale + bias.
@@ -85,7 +118,6 @@ inline void execute_signs(const char* op, BinaryConv2dParams p, const Tensor& in
   p.epilogue.threshold = thresholds.data<int32_t>();
   p.epilogue.flip = flips.data<bool>();
   p.epilogue.out_groups = out_groups;
-  if (output.numel()) std::memset(output.mutable_data_ptr(), 0, output.numel());
   execute(op, p, input, weight, output);
 }
 

@@ -18,10 +18,11 @@ Tensor binary_conv2d_prepack(const Tensor& weight, int64_t in_channels, int64_t 
   NNCX_CHECK(weight.size(4) == packed_bytes(channels), op, ": weight must have ",
              packed_bytes(channels), " bytes for ", channels, " channels a group, got shape ",
              shape_text(weight));
-  return binary_prepack(weight, {.groups = groups,
-                                 .out_channels = weight.size(0) / groups,
-                                 .taps = taps,
-                                 .channels = channels});
+  return binary_prepack(op, weight,
+                        {.groups = groups,
+                         .out_channels = weight.size(0) / groups,
+                         .taps = taps,
+                         .channels = channels});
 }
 
 // The geometry, checked; its pointers are still null.
@@ -97,7 +98,7 @@ NNCX_SCHEMAS(library) {
       "int[2] dilation=1, int groups=1, int pad_value=0, int out_groups=1) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(nncx, NNCX_DEVICE, library) {
+NNCX_KERNELS(library) {
   library.impl("binary_conv2d_prepack", TORCH_BOX(&binary_conv2d_prepack));
   library.impl("binary_conv2d", TORCH_BOX(&binary_conv2d));
   library.impl("binary_conv2d_sign", TORCH_BOX(&binary_conv2d_sign));

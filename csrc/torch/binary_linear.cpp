@@ -15,7 +15,8 @@ Tensor binary_linear_prepack(const Tensor& weight, int64_t in_features) {
              " of shape ", shape_text(weight));
   check_weight_shape(op, 1, weight.size(0), 1, in_features);
   return binary_prepack(
-      weight, {.groups = 1, .out_channels = weight.size(0), .taps = 1, .channels = in_features});
+      op, weight,
+      {.groups = 1, .out_channels = weight.size(0), .taps = 1, .channels = in_features});
 }
 
 // M images of one pixel, checked; its pointers are still null.
@@ -65,7 +66,7 @@ NNCX_SCHEMAS(library) {
       "int in_features, int out_features) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(nncx, NNCX_DEVICE, library) {
+NNCX_KERNELS(library) {
   library.impl("binary_linear_prepack", TORCH_BOX(&binary_linear_prepack));
   library.impl("binary_linear", TORCH_BOX(&binary_linear));
   library.impl("binary_linear_sign", TORCH_BOX(&binary_linear_sign));

@@ -13,9 +13,65 @@ inline int check_bits(const char* op, int64_t bits) {
   return static_cast<int>(bits);
 }
 
-inline PrepackedHeader codebook_header(Isa isa, const Conv2dWeightShape& s, int bits) {
-  return prepacked_header("codebook" + std::to_string(bits) + "/" + std::string(isa_name(isa)), s,
-                          NNCX_ON_PATH(isa, codebook_conv2d_prepacked_bytes(s, bits)));
+#ifdef NNCX_DEVICE_CUDA
+
+inline int64_t codebook_prepacked_bytes(const Backend&, const Conv2dWeightShape& s, int bits) {
+  return cuda::codebook_conv2d_prepacked_bytes(s, bits);
+}
+
+inline void codebook_fill(const char* op, const Backend& backend, const Conv2dWeightShape& s,
+                          int bits, const uint8_t* codes, uint8_t* bytes) {
+  if (is_empty(s)) return;  // nothing but zeros
+  backend.check(op, cuda::codebook_conv2d_prepack(s, bits, codes, bytes, backend.stream()));
+}
+
+inline void run(const char* op, const Backend& backend, const CodebookConv2dParams& params,
+                const Tensor&) {
+  backend.check(op, cuda::codebook_conv2d(params, backend.stream()));
+}
+
+#else
+
+inline int64_t codebook_prepacked_bytes(const Backend& backend, const Conv2dWeightShape& s,
+                                        int bits) {
+  return NNCX_ON_PATH(backend.isa, codebook_conv2d_prepacked_bytes(s, bits));
+}
+
+inline void codebook_fill(const char*, const Backend& backend, const Conv2dWeightShape& s, int bits,
+                          const uint8_t* codes, uint8_t* bytes) {
+  NNCX_ON_PATH(backend.isa, codebook_conv2d_prepack(s, bits, codes, bytes));
+}
+
+// Splits the output channels over torch's threads, so that each decodes its own weights; where
+// there are too few, the pixels too.
+inline void run(const char*, const Backend& backend, const CodebookConv2dParams& params,
+                const Tensor& input) {
+  const Isa isa = backend.isa;
+  constexpr double kMinProducts = 1 << 19;  // per thread: about 10 us
+  constexpr int64_t kPixels = 48;           // per part at least
+  const Conv2dWeightShape& s = params.shape;
+  const int64_t pixels = params.batch * params.out_height * params.out_width;
+  const int64_t blocks = s.groups * codebook_blocks(s);
+  const double products = static_cast<double>(pixels) *
+                          static_cast<double>(blocks * kCodebookBlock) *
+                          static_cast<double>(s.taps * s.channels);
+  const int64_t threads = threads_for(products / kMinProducts);
+  const int64_t block_parts = std::min(threads, blocks);
+  const int64_t pixel_parts =
+      std::clamp<int64_t>(pixels / kPixels, 1, (threads + block_parts - 1) / block_parts);
+  const int64_t scratch_bytes = NNCX_ON_PATH(isa, codebook_conv2d_scratch_bytes(params));
+  run_tiles(input, {0, pixels, 0, blocks}, pixel_parts, block_parts, scratch_bytes,
+            [&](const Conv2dTile& tile, uint8_t* scratch) {
+              NNCX_ON_PATH(isa, codebook_conv2d(params, tile, scratch));
+            });
+}
+
+#endif
+
+inline PrepackedHeader codebook_header(const Backend& backend, const Conv2dWeightShape& s,
+                                       int bits) {
+  return backend.header("codebook" + std::to_string(bits), s,
+                        codebook_prepacked_bytes(backend, s, bits));
 }
 
 inline Tensor codebook_prepack(const char* op, const Tensor& codes, const Conv2dWeightShape& s,
@@ -25,10 +81,10 @@ inline Tensor codebook_prepack(const char* op, const Tensor& codes, const Conv2d
   NNCX_CHECK(codes.scalar_type() == ScalarType::Byte && has_shape(codes, {bytes}), op,
              ": codes must be uint8 [", bytes, "] from pack_codes, got ",
              torch::headeronly::toString(codes.scalar_type()), " of shape ", shape_text(codes));
-  const Isa isa = active_isa();
-  return prepack(codes, codebook_header(isa, s, bits),
+  const Backend backend(codes);
+  return prepack(backend, codes, codebook_header(backend, s, bits),
                  [&](const uint8_t* dense, uint8_t* prepacked) {
-                   NNCX_ON_PATH(isa, codebook_conv2d_prepack(s, bits, dense, prepacked));
+                   codebook_fill(op, backend, s, bits, dense, prepacked);
                  });
 }
 
@@ -55,41 +111,20 @@ struct CodebookTensors {
         bias(op, "bias", input, given_bias, {out_channels}) {}
 };
 
-// Splits the output channels over torch's threads, so that each decodes its own weights; where
-// there are too few, the pixels too.
-inline void run(Isa isa, const CodebookConv2dParams& params, const Tensor& input) {
-  constexpr double kMinProducts = 1 << 19;  // per thread: about 10 us
-  constexpr int64_t kPixels = 48;           // per part at least
-  const Conv2dWeightShape& s = params.shape;
-  const int64_t pixels = params.batch * params.out_height * params.out_width;
-  const int64_t blocks = s.groups * codebook_blocks(s);
-  const double products = static_cast<double>(pixels) *
-                          static_cast<double>(blocks * kCodebookBlock) *
-                          static_cast<double>(s.taps * s.channels);
-  const int64_t threads = threads_for(products / kMinProducts);
-  const int64_t block_parts = std::min(threads, blocks);
-  const int64_t pixel_parts =
-      std::clamp<int64_t>(pixels / kPixels, 1, (threads + block_parts - 1) / block_parts);
-  const int64_t scratch_bytes = NNCX_ON_PATH(isa, codebook_conv2d_scratch_bytes(params));
-  run_tiles(input, {0, pixels, 0, blocks}, pixel_parts, block_parts, scratch_bytes,
-            [&](const Conv2dTile& tile, uint8_t* scratch) {
-              NNCX_ON_PATH(isa, codebook_conv2d(params, tile, scratch));
-            });
-}
-
 // Everything else of `p` is filled and checked: opens the weight and fills `output`. `pixels` is
 // the input as float32, channels innermost.
 inline void execute(const char* op, CodebookConv2dParams p, const Tensor& pixels,
                     const Tensor& weight, const CodebookTensors& tensors, const Tensor& output) {
-  const Isa isa = active_isa();
-  p.weight = open_prepacked(op, pixels, weight, codebook_header(isa, p.shape, p.bits));
+  check_device(op, pixels, weight);
+  const Backend backend(pixels);
+  p.weight = open_prepacked(op, backend, weight, codebook_header(backend, p.shape, p.bits));
   if (output.numel() == 0) return;
   p.input = static_cast<const float*>(pixels.const_data_ptr());
   p.codebook = tensors.codebook.data();
   p.epilogue.bias = tensors.bias.data();
   p.epilogue.output = output.mutable_data_ptr();
   p.epilogue.dtype = to_dtype(output.scalar_type(), op, "output");
-  run(isa, p, pixels);
+  run(op, backend, p, pixels);
 }
 
 }  // namespace nncx

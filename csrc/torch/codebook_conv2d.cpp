@@ -78,7 +78,7 @@ NNCX_SCHEMAS(library) {
       "ScalarType? out_dtype=None) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(nncx, NNCX_DEVICE, library) {
+NNCX_KERNELS(library) {
   library.impl("codebook_conv2d_prepack", TORCH_BOX(&codebook_conv2d_prepack));
   library.impl("codebook_conv2d", TORCH_BOX(&codebook_conv2d));
 }

@@ -47,7 +47,7 @@ NNCX_SCHEMAS(library) {
       "ScalarType? out_dtype=None) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(nncx, NNCX_DEVICE, library) {
+NNCX_KERNELS(library) {
   library.impl("codebook_linear_prepack", TORCH_BOX(&codebook_linear_prepack));
   library.impl("codebook_linear", TORCH_BOX(&codebook_linear));
 }

@@ -1,7 +1,8 @@
-// What every csrc/torch/<op>.cpp needs: checks that raise, formats, threads and streams.
+// What every csrc/torch/<op>.cpp needs: checks that raise, formats, new tensors.
 //
 // These files are compiled once into each library: into _C for the CPU, and with NNCX_DEVICE_CUDA
-// into _cuda. Only _C defines schemas.
+// into _cuda, which leaves the schemas to _C. With NNCX_EMULATED too they are compiled for tests, as
+// ops of their own that run CUDA kernels on the CPU (tests/emulator).
 #pragma once
 
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
@@ -18,16 +19,20 @@
 #include <vector>
 
 #include "dtype.h"
-#include "isa.h"
 
-#ifdef NNCX_DEVICE_CUDA
+#ifndef NNCX_NAMESPACE  // of the ops in torch's dispatcher
+#define NNCX_NAMESPACE nncx
+#endif
+
+#if defined(NNCX_DEVICE_CUDA) && !defined(NNCX_EMULATED)
 #define NNCX_DEVICE CUDA
 #define NNCX_SCHEMAS(library) \
   [[maybe_unused]] static void unused_schemas(torch::stable::detail::StableLibrary& library)
 #else
 #define NNCX_DEVICE CPU
-#define NNCX_SCHEMAS(library) STABLE_TORCH_LIBRARY_FRAGMENT(nncx, library)
+#define NNCX_SCHEMAS(library) STABLE_TORCH_LIBRARY_FRAGMENT(NNCX_NAMESPACE, library)
 #endif
+#define NNCX_KERNELS(library) STABLE_TORCH_LIBRARY_IMPL(NNCX_NAMESPACE, NNCX_DEVICE, library)
 
 namespace nncx {
 
@@ -64,6 +69,18 @@ std::string sizes_text(const Sizes& sizes) {
 
 inline std::string shape_text(const std::vector<int64_t>& sizes) { return sizes_text(sizes); }
 inline std::string shape_text(const Tensor& tensor) { return sizes_text(tensor.sizes()); }
+
+inline std::string device_text(const Tensor& tensor) {
+  const auto device = tensor.device();
+  switch (device.type()) {
+    case torch::headeronly::DeviceType::CPU:
+      return "cpu";
+    case torch::headeronly::DeviceType::CUDA:
+      return "cuda:" + std::to_string(device.index());
+    default:
+      return "another";
+  }
+}
 
 inline bool has_shape(const Tensor& tensor, const std::vector<int64_t>& shape) {
   const auto sizes = tensor.sizes();
@@ -121,16 +138,5 @@ inline Dtype to_dtype(ScalarType type, const char* op, const char* what) {
            torch::headeronly::toString(type));
   }
 }
-
-#ifdef NNCX_DEVICE_CUDA
-
-inline void* current_stream(const Tensor& tensor) {
-  void* stream = nullptr;
-  NNCX_CHECK(aoti_torch_get_current_cuda_stream(tensor.get_device_index(), &stream) == 0,
-             "nncx: torch gave no CUDA stream for device ", tensor.get_device_index());
-  return stream;
-}
-
-#endif
 
 }  // namespace nncx

@@ -1,17 +1,14 @@
 // What the ops that run on a 2-D convolution share: checks of the geometry, prepacked weights, the
 // epilogue's tensors, the split of the work.
-//
-// Each op reads the active path once and passes it on: another thread may call set_isa meanwhile.
 #pragma once
 
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <string>
 #include <string_view>
 #include <vector>
 
-#include "common.h"
+#include "backend.h"
 #include "conv2d.h"
 #include "parallel.h"
 
@@ -33,29 +30,21 @@ inline void check_weight_shape(const char* op, int64_t groups, int64_t out_chann
              ", in_channels/groups=", channels);
 }
 
-// The header of a weight that the path `path` prepacked, in `bytes` after it.
-inline PrepackedHeader prepacked_header(const std::string& path, const Conv2dWeightShape& s,
-                                        int64_t bytes) {
-  PrepackedHeader header{};
-  std::memcpy(header.path, path.data(), std::min(path.size(), sizeof header.path - 1));
-  header.groups = s.groups;
-  header.out_channels = s.out_channels;
-  header.taps = s.taps;
-  header.channels = s.channels;
-  header.bytes = bytes;
-  return header;
+inline bool is_empty(const Conv2dWeightShape& s) {
+  return s.groups == 0 || s.out_channels == 0 || s.taps == 0 || s.channels == 0;
 }
 
 // A tensor of the header and what fill(dense weight, bytes behind the header) writes.
 template <class Fill>
-Tensor prepack(const Tensor& weight, const PrepackedHeader& header, const Fill& fill) {
+Tensor prepack(const Backend& backend, const Tensor& weight, const PrepackedHeader& header,
+               const Fill& fill) {
   const Tensor prepacked =
       new_tensor(weight, {static_cast<int64_t>(sizeof header) + header.bytes}, ScalarType::Byte);
-  auto* bytes = static_cast<uint8_t*>(prepacked.mutable_data_ptr());
-  std::memcpy(bytes, &header, sizeof header);
+  backend.write(header, prepacked);
   if (header.bytes == 0) return prepacked;  // an empty weight has no address
   const Tensor contiguous = dense(weight);
-  fill(static_cast<const uint8_t*>(contiguous.const_data_ptr()), bytes + sizeof header);
+  fill(static_cast<const uint8_t*>(contiguous.const_data_ptr()),
+       static_cast<uint8_t*>(prepacked.mutable_data_ptr()) + sizeof header);
   return prepacked;
 }
 
@@ -66,29 +55,22 @@ inline std::string prepack_name(std::string_view op) {
   return std::string(op) + "_prepack";
 }
 
+// Before a Backend of the input's device is made.
+inline void check_device(const char* op, const Tensor& input, const Tensor& weight) {
+  NNCX_CHECK(weight.device() == input.device(), op, ": weight must be on the input's device, got ",
+             device_text(weight), " and ", device_text(input));
+}
+
 // The bytes behind the header, if `weight` was prepacked as `expected` says.
-inline const uint8_t* open_prepacked(const char* op, const Tensor& input, const Tensor& weight,
+inline const uint8_t* open_prepacked(const char* op, const Backend& backend, const Tensor& weight,
                                      const PrepackedHeader& expected) {
-  NNCX_CHECK(weight.device() == input.device(), op, ": weight must be on the input's device");
-  PrepackedHeader header{};
   const bool is_prepacked = weight.scalar_type() == ScalarType::Byte && weight.dim() == 1 &&
                             weight.is_contiguous() &&
-                            weight.numel() >= static_cast<int64_t>(sizeof header);
+                            weight.numel() >= static_cast<int64_t>(sizeof expected);
   NNCX_CHECK(is_prepacked, op, ": weight must come from ", prepack_name(op),
              ", got a tensor of shape ", shape_text(weight));
-  const auto* bytes = static_cast<const uint8_t*>(weight.const_data_ptr());
-  std::memcpy(&header, bytes, sizeof header);
-  header.path[sizeof header.path - 1] = 0;
-  NNCX_CHECK(std::memcmp(header.path, expected.path, sizeof header.path) == 0, op,
-             ": weight must be prepacked for the path of this process, ", expected.path, ", got '",
-             header.path, "'; prepack it again (nncx.repack(model))");
-  NNCX_CHECK(std::memcmp(&header, &expected, sizeof header) == 0 &&
-                 weight.numel() == static_cast<int64_t>(sizeof header) + expected.bytes,
-             op, ": weight must be prepacked for groups=", expected.groups,
-             ", out_channels/groups=", expected.out_channels, ", taps=", expected.taps,
-             ", in_channels/groups=", expected.channels, ", got ", header.groups, ", ",
-             header.out_channels, ", ", header.taps, ", ", header.channels);
-  return bytes + sizeof header;
+  backend.check_weight(op, expected, weight);
+  return static_cast<const uint8_t*>(weight.const_data_ptr()) + sizeof expected;
 }
 
 // A tensor of the epilogue: checked, and dense while the kernel reads it.

@@ -8,21 +8,9 @@
 
 namespace nncx {
 
-inline PrepackedHeader int8_header(Isa isa, const Conv2dWeightShape& s) {
-  return prepacked_header("int8/" + std::string(isa_name(isa)), s,
-                          NNCX_ON_PATH(isa, int8_conv2d_prepacked_bytes(s)));
-}
-
 inline void check_terms(const char* op, const Conv2dWeightShape& s) {
   NNCX_CHECK(s.taps * s.channels <= kMostInt8Terms, op, ": a dot product must have at most ",
              kMostInt8Terms, " terms, which fit int32, got ", s.taps, " x ", s.channels);
-}
-
-inline Tensor int8_prepack(const Tensor& weight, const Conv2dWeightShape& s) {
-  const Isa isa = active_isa();
-  return prepack(weight, int8_header(isa, s), [&](const uint8_t* dense, uint8_t* bytes) {
-    NNCX_ON_PATH(isa, int8_conv2d_prepack(s, reinterpret_cast<const int8_t*>(dense), bytes));
-  });
 }
 
 inline void check_int8(const char* op, const char* name, const Tensor& tensor) {
@@ -87,14 +75,11 @@ class Int8Tensors {
       e.residual = residual_->const_data_ptr();
       e.residual_is_int8 = residual_is_int8_;
       e.residual_dtype = residual_dtype_;
-      if (residual_is_int8_) {
-        e.residual_scale = *residual_scale_.data();
-        e.residual_zero_point = *residual_zero_point_.data<int8_t>();
-      }
+      e.residual_scale = residual_scale_.data();
+      e.residual_zero_point = residual_zero_point_.data<int8_t>();
     }
-    if (const float* scale = out_scale_.data()) {
-      e.quantizer = int8_quantizer(*scale, *out_zero_point_.data<int8_t>());
-    }
+    e.out_scale = out_scale_.data();
+    e.out_zero_point = out_zero_point_.data<int8_t>();
   }
 
  private:
@@ -143,8 +128,38 @@ class Int8Tensors {
   }
 };
 
+#ifdef NNCX_DEVICE_CUDA
+
+inline int64_t int8_prepacked_bytes(const Backend&, const Conv2dWeightShape& s) {
+  return cuda::int8_conv2d_prepacked_bytes(s);
+}
+
+inline void int8_fill(const char* op, const Backend& backend, const Conv2dWeightShape& s,
+                      const int8_t* weight, uint8_t* bytes) {
+  if (is_empty(s)) return;  // nothing but zeros
+  backend.check(op, cuda::int8_conv2d_prepack(s, weight, bytes, backend.stream()));
+}
+
+inline void run(const char* op, const Backend& backend, const Int8Conv2dParams& params,
+                const Tensor&) {
+  backend.check(op, cuda::int8_conv2d(params, backend.stream()));
+}
+
+#else
+
+inline int64_t int8_prepacked_bytes(const Backend& backend, const Conv2dWeightShape& s) {
+  return NNCX_ON_PATH(backend.isa, int8_conv2d_prepacked_bytes(s));
+}
+
+inline void int8_fill(const char*, const Backend& backend, const Conv2dWeightShape& s,
+                      const int8_t* weight, uint8_t* bytes) {
+  NNCX_ON_PATH(backend.isa, int8_conv2d_prepack(s, weight, bytes));
+}
+
 // Splits the pixels over torch's threads; where there are too few, the output channels too.
-inline void run(Isa isa, const Int8Conv2dParams& params, const Tensor& input) {
+inline void run(const char*, const Backend& backend, Int8Conv2dParams params, const Tensor& input) {
+  const Isa isa = backend.isa;
+  params.epilogue.scalars = read_scalars(params.epilogue);
   constexpr double kMinProducts = 1 << 19;  // per thread: about 10 us
   constexpr int64_t kPixels = 48;           // per part at least, if the pixels suffice
   const Conv2dWeightShape& s = params.shape;
@@ -165,12 +180,27 @@ inline void run(Isa isa, const Int8Conv2dParams& params, const Tensor& input) {
             });
 }
 
+#endif
+
+inline PrepackedHeader int8_header(const Backend& backend, const Conv2dWeightShape& s) {
+  return backend.header("int8", s, int8_prepacked_bytes(backend, s));
+}
+
+inline Tensor int8_prepack(const char* op, const Tensor& weight, const Conv2dWeightShape& s) {
+  const Backend backend(weight);
+  return prepack(backend, weight, int8_header(backend, s),
+                 [&](const uint8_t* dense, uint8_t* bytes) {
+                   int8_fill(op, backend, s, reinterpret_cast<const int8_t*>(dense), bytes);
+                 });
+}
+
 // Everything else of `p` is filled and checked: opens the weight and fills `output`. `pixels` is
 // the input, channels innermost.
 inline void execute(const char* op, Int8Conv2dParams p, const Tensor& pixels, const Tensor& weight,
                     const Int8Tensors& tensors, const Tensor& output, bool channels_last) {
-  const Isa isa = active_isa();
-  p.weight = open_prepacked(op, pixels, weight, int8_header(isa, p.shape));
+  check_device(op, pixels, weight);
+  const Backend backend(pixels);
+  p.weight = open_prepacked(op, backend, weight, int8_header(backend, p.shape));
   if (output.numel() == 0) return;
   tensors.fill(p);
   p.input = static_cast<const int8_t*>(pixels.const_data_ptr());
@@ -181,7 +211,7 @@ inline void execute(const char* op, Int8Conv2dParams p, const Tensor& pixels, co
   p.epilogue.channels_last = channels_last;
   p.epilogue.channels = p.shape.groups * p.shape.out_channels;
   p.epilogue.image = p.out_height * p.out_width;
-  run(isa, p, pixels);
+  run(op, backend, p, pixels);
 }
 
 }  // namespace nncx

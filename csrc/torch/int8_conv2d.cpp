@@ -19,7 +19,7 @@ Tensor int8_conv2d_prepack(const Tensor& weight, int64_t groups) {
   const Conv2dWeightShape s =
       read_weight_shape(op, in_channels, weight.size(0), {weight.size(2), weight.size(3)}, groups);
   check_terms(op, s);
-  return int8_prepack(weight, s);
+  return int8_prepack(op, weight, s);
 }
 
 Tensor int8_conv2d(const Tensor& input, const Tensor& weight, int64_t in_channels,
@@ -68,7 +68,7 @@ NNCX_SCHEMAS(library) {
       "ScalarType? out_dtype=None, bool channels_last=True) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(nncx, NNCX_DEVICE, library) {
+NNCX_KERNELS(library) {
   library.impl("int8_conv2d_prepack", TORCH_BOX(&int8_conv2d_prepack));
   library.impl("int8_conv2d", TORCH_BOX(&int8_conv2d));
 }

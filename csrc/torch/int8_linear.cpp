@@ -11,7 +11,7 @@ Tensor int8_linear_prepack(const Tensor& weight) {
              shape_text(weight));
   const Conv2dWeightShape s = read_weight_shape(op, weight.size(1), weight.size(0));
   check_terms(op, s);
-  return int8_prepack(weight, s);
+  return int8_prepack(op, weight, s);
 }
 
 Tensor int8_linear(const Tensor& input, const Tensor& weight, int64_t in_features,
@@ -50,7 +50,7 @@ NNCX_SCHEMAS(library) {
       "Tensor? out_zero_point=None, ScalarType? out_dtype=None) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(nncx, NNCX_DEVICE, library) {
+NNCX_KERNELS(library) {
   library.impl("int8_linear_prepack", TORCH_BOX(&int8_linear_prepack));
   library.impl("int8_linear", TORCH_BOX(&int8_linear));
 }

@@ -74,8 +74,6 @@ NNCX_SCHEMAS(library) {
       "int[2] dilation=1, bool ceil_mode=False) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(nncx, NNCX_DEVICE, library) {
-  library.impl("max_pool2d_signs", TORCH_BOX(&max_pool2d_signs));
-}
+NNCX_KERNELS(library) { library.impl("max_pool2d_signs", TORCH_BOX(&max_pool2d_signs)); }
 
 }  // namespace nncx

@@ -1,6 +1,6 @@
 #include "pack_signs.h"
 
-#include "common.h"
+#include "backend.h"
 #include "parallel.h"
 
 namespace nncx {
@@ -9,17 +9,16 @@ namespace {
 #ifdef NNCX_DEVICE_CUDA
 
 void run(const PackSignsParams& params, const Tensor& input) {
-  const torch::stable::accelerator::DeviceGuard guard(input.get_device_index());
-  const int error = cuda::pack_signs(params, current_stream(input));
-  NNCX_CHECK(error == 0, "pack_signs: the CUDA launch must succeed, got cudaError ", error);
+  const Backend backend(input);
+  backend.check("pack_signs", cuda::pack_signs(params, backend.stream()));
 }
 
 #else
 
-void run(const PackSignsParams& params, const Tensor&) {
+void run(const PackSignsParams& params, const Tensor& input) {
   constexpr int64_t kNumbers = 1 << 15;  // per task at least: about 10 us
   constexpr int64_t kPixels = 8;         // a task starts at a multiple of the vector loops' step
-  const Isa isa = active_isa();
+  const Isa isa = Backend(input).isa;
   const int64_t pixels = params.batch * params.height * params.width;
   const int64_t numbers = kPixels * std::max<int64_t>(1, params.groups * params.channels);
   const int64_t grain = std::max<int64_t>(1, kNumbers / numbers);
@@ -82,8 +81,6 @@ Tensor pack_signs(const Tensor& input, int64_t groups) {
 
 NNCX_SCHEMAS(library) { library.def("pack_signs(Tensor input, int groups=1) -> Tensor"); }
 
-STABLE_TORCH_LIBRARY_IMPL(nncx, NNCX_DEVICE, library) {
-  library.impl("pack_signs", TORCH_BOX(&pack_signs));
-}
+NNCX_KERNELS(library) { library.impl("pack_signs", TORCH_BOX(&pack_signs)); }
 
 }  // namespace nncx

@@ -1,6 +1,6 @@
 #include "quantize_int8.h"
 
-#include "common.h"
+#include "backend.h"
 #include "parallel.h"
 
 namespace nncx {
@@ -93,8 +93,6 @@ NNCX_SCHEMAS(library) {
   library.def("quantize_int8(Tensor input, Tensor scale, Tensor zero_point) -> Tensor");
 }
 
-STABLE_TORCH_LIBRARY_IMPL(nncx, NNCX_DEVICE, library) {
-  library.impl("quantize_int8", TORCH_BOX(&quantize_int8));
-}
+NNCX_KERNELS(library) { library.impl("quantize_int8", TORCH_BOX(&quantize_int8)); }
 
 }  // namespace nncx

@@ -67,9 +67,11 @@ def check_features(op: str, in_features: int, out_features: int) -> None:
     check_weight_shape(op, 1, out_features, 1, in_features)
 
 
-def prepacked_numel(groups: int, out_channels: int, taps: int, channels: int) -> int:
-    """Bytes of a prepacked binary weight under the path of this process."""
-    return _C.binary_prepacked_numel(groups, out_channels, taps, channels)
+def prepacked_numel(
+    groups: int, out_channels: int, taps: int, channels: int, device: torch.device
+) -> int:
+    """Bytes of a prepacked binary weight on a device, the CPU's under the active path."""
+    return _C.binary_prepacked_numel(groups, out_channels, taps, channels, device.type)
 
 
 def check_epilogue(
@@ -114,7 +116,12 @@ def check_sign_epilogue(
 
 
 def check_prepacked(op: str, input: Tensor, weight: Tensor) -> None:
-    check(weight.device == input.device, lambda: f"{op}: weight must be on the input's device")
+    check(
+        weight.device == input.device,
+        lambda: (
+            f"{op}: weight must be on the input's device, got {weight.device} and {input.device}"
+        ),
+    )
     prepack = f"{op.removesuffix('_sign')}_prepack"
     check(
         weight.dtype == torch.uint8 and weight.dim() == 1,

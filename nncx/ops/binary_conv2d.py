@@ -153,7 +153,8 @@ def _prepack_fake(weight: Tensor, in_channels: int, groups: int = 1) -> Tensor:
             f"a group, got shape {shape_text(weight)}"
         ),
     )
-    return weight.new_empty(prepacked_numel(groups, weight.shape[0] // groups, taps, channels))
+    numel = prepacked_numel(groups, weight.shape[0] // groups, taps, channels, weight.device)
+    return weight.new_empty(numel)
 
 
 @torch.library.register_fake("nncx::binary_conv2d")

@@ -79,7 +79,7 @@ def _prepack_fake(weight: Tensor, in_features: int) -> Tensor:
     check_weight_shape(op, 1, 0, 1, in_features)
     _check_rows(op, "weight", "out_features", weight, in_features)
     check_weight_shape(op, 1, weight.shape[0], 1, in_features)
-    return weight.new_empty(prepacked_numel(1, weight.shape[0], 1, in_features))
+    return weight.new_empty(prepacked_numel(1, weight.shape[0], 1, in_features, weight.device))
 
 
 def _check_rows(op: str, name: str, rows: str, packed: Tensor, features: int) -> None:

@@ -128,7 +128,9 @@ def _prepack_fake(weight: Tensor, groups: int = 1) -> Tensor:
     check_filters(op, channels * groups, out_channels, kernel_size, groups)
     taps = math.prod(kernel_size)
     check_terms(op, taps, channels)
-    numel = _C.int8_prepacked_numel(groups, out_channels // groups, taps, channels)
+    numel = _C.int8_prepacked_numel(
+        groups, out_channels // groups, taps, channels, weight.device.type
+    )
     return weight.new_empty(numel, dtype=torch.uint8)
 
 

@@ -107,7 +107,7 @@ def _prepack_fake(weight: Tensor) -> Tensor:
     out_features, in_features = weight.shape
     check_features(op, in_features, out_features)
     check_terms(op, 1, in_features)
-    numel = _C.int8_prepacked_numel(1, out_features, 1, in_features)
+    numel = _C.int8_prepacked_numel(1, out_features, 1, in_features, weight.device.type)
     return weight.new_empty(numel, dtype=torch.uint8)
 
 
