@@ -1,40 +1,19 @@
 // Tensor maps: what TMA knows of a tensor, in 128 bytes that kernels take as __grid_constant__
-// arguments and never look into. Elements are bytes. Made by the driver, which is asked through the
-// runtime, so that nothing is linked against libcuda.
+// arguments and never look into. Made by the driver, which is asked through the runtime, so that
+// nothing is linked against libcuda.
 #pragma once
 
 #include <cuda.h>
 #include <cuda_runtime.h>
 
 #include <cstdint>
-#include <cstring>
+
+#include "cuda/tensor_boxes.h"
 
 namespace nncx::cuda {
 
 struct alignas(64) TensorMap {
   uint8_t bytes[128];
-};
-
-// A matrix, read in boxes of box_height rows of box_width bytes. address and row_stride are multiples
-// of 16, and box_width is at most the swizzle's span.
-struct TiledMap {
-  const void* address;
-  uint64_t width, height, row_stride;
-  uint32_t box_width, box_height;
-  uint32_t swizzle;  // 0, 32, 64 or 128 bytes
-};
-
-// Images [batch, height, width, channels], read in columns of pixels_per_column pixels, of
-// channels_per_pixel bytes each. A column walks through the box from (lower_w, lower_h) to (width +
-// upper_w, height + upper_h), exclusive, in steps, along w first, then h, then through the batch.
-struct Im2colMap {
-  const void* address;
-  uint64_t channels, width, height, batch;
-  uint64_t stride_w, stride_h, stride_n;
-  int lower_w, lower_h, upper_w, upper_h;
-  uint32_t channels_per_pixel, pixels_per_column;
-  uint32_t step_w, step_h;
-  uint32_t swizzle;
 };
 
 namespace detail {
