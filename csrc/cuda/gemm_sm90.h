@@ -66,14 +66,22 @@ struct InputTile {
   }
 };
 
-// A wgmma descriptor: in units of 16 bytes where the operand starts and where its next 8 rows do, and
-// the swizzle: 1, 2, 3 for 128, 64, 32 bytes. A step further in k adds its bytes / 16, since hardware
-// swizzles addresses, not offsets.
-__device__ inline uint64_t wgmma_descriptor(const void* shared, int span_shift) {
-  const auto start = static_cast<uint32_t>(__cvta_generic_to_shared(shared));
-  const uint64_t next_rows = 8u << span_shift;
-  return uint64_t(8 - span_shift) << 62 | next_rows >> 4 << 32 | uint64_t{start >> 4};
-}
+// A wgmma descriptor of an operand in shared memory: in units of 16 bytes where it starts and where
+// its next 8 rows do, and the swizzle: 1, 2, 3 for 128, 64, 32 bytes. Since addresses are swizzled,
+// not offsets, the operand that lies `bytes` further on differs in its start alone.
+class Operand {
+ public:
+  __device__ Operand(const void* shared, int span_shift)
+      : start_(static_cast<uint32_t>(__cvta_generic_to_shared(shared)) / 16),
+        layout_((8u - span_shift) << 30 | (8u << span_shift) / 16) {}
+
+  __device__ uint64_t at(uint32_t bytes) const {
+    return uint64_t{layout_} << 32 | (start_ + bytes / 16);
+  }
+
+ private:
+  uint32_t start_, layout_;
+};
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(NNCX_EMULATED)
 
@@ -324,17 +332,11 @@ class Multiplier {
   __device__ Multiplier(const Params& p, const Sm90Problem& problem)
       : p_(p),
         problem_(problem),
+        layout_{problem.span_shift},
         warp_(static_cast<int>(threadIdx.x - kWarpgroup) / 32),
-        bits_(InputTile{problem.span_shift}, warp_ * kChunkRows) {
-    const InputTile layout{problem.span_shift};
-    const uint32_t first_row = warp_ / 4 * 64;
-    input_ = wgmma_descriptor(memory_.input(0) + (first_row << layout.span_shift),
-                              layout.span_shift);
-    weight_ = wgmma_descriptor(memory_.weight(0), 7);
-    for (int step = 0; step < kSteps; ++step) {
-      input_step_[step] = layout.part(step * kStepBytes) / 16;
-    }
-  }
+        input_(memory_.input(0) + (warp_ / 4 * 64 << problem.span_shift), problem.span_shift),
+        weight_(memory_.weight(0), 7),
+        bits_(layout_, warp_ * kChunkRows) {}
 
   __device__ void run() {
     const int64_t tiles = problem_.tiles.count();
@@ -346,43 +348,64 @@ class Multiplier {
   }
 
  private:
-  static constexpr int kSteps = kSm90Bytes / kStepBytes;
-  static constexpr int kStageStep = sm90_stage_bytes(kOutputs) / 16;  // of descriptors
+  static constexpr int kStageBytes = sm90_stage_bytes(kOutputs);
 
   const Params& p_;
   const Sm90Problem& problem_;
   const Memory memory_;
+  const InputTile layout_;
   const int warp_;
+  const Operand input_, weight_;  // of the warpgroup, in stage 0
   RowBits bits_;
-  uint64_t input_, weight_;  // descriptors in stage 0
-  uint32_t input_step_[kSteps];
   RingPosition<Memory::kStages> at_;
+  int last_stage_ = 0;
 
-  // wgmma of a block starts while that of the one before may be running; when it is known to be done,
-  // its stage is given back.
+  // wgmma of a block starts while that of the one before may still run; when it is known to be done, its
+  // stage is given back. The number of steps is known to the compiler: where it is not, ptxas waits
+  // for each of them.
   __device__ void multiply_tile(int32_t (&sums)[kOutputs / 2]) {
-    int last_stage = 0;
-    for (int k = 0; k < problem_.k_bytes; k += kSm90Bytes) {
-      const int bytes = min(problem_.k_bytes - k, kSm90Bytes);
-      ptx::barrier_wait(memory_.full(at_.stage), at_.parity);
-      if (problem_.loader == InputLoader::gather) ptx::fence_async();
-      ptx::wgmma_fence();
-      const uint64_t input = input_ + at_.stage * kStageStep;
-      const uint64_t weight = weight_ + at_.stage * kStageStep;
-#pragma unroll
-      for (int step = 0; step < kSteps; ++step) {
-        multiply<Op, kOutputs>(sums, input + input_step_[step], weight + step * (kStepBytes / 16),
-                               k + step > 0);
+    int k = 0;
+    for (; k + kSm90Bytes <= problem_.k_bytes; k += kSm90Bytes) {
+      start_block<4>(sums, k > 0);
+      finish_block(kSm90Bytes, k > 0);
+    }
+    const int left = problem_.k_bytes - k;
+    if (left > 0) {
+      if (left > 3 * kStepBytes) {
+        start_block<4>(sums, k > 0);
+      } else if (left > 2 * kStepBytes) {
+        start_block<3>(sums, k > 0);
+      } else if (left > kStepBytes) {
+        start_block<2>(sums, k > 0);
+      } else {
+        start_block<1>(sums, k > 0);
       }
-      ptx::wgmma_commit();
-      if constexpr (Op::kCountsBits) bits_.count(memory_.input(at_.stage), bytes);
-      ptx::wgmma_wait<1>();
-      if (k > 0) release(last_stage);
-      last_stage = at_.stage;
-      at_.advance();
+      finish_block(left, k > 0);
     }
     ptx::wgmma_wait<0>();
-    release(last_stage);
+    release(last_stage_);
+  }
+
+  template <int kSteps>
+  __device__ void start_block(int32_t (&sums)[kOutputs / 2], bool accumulate) const {
+    ptx::barrier_wait(memory_.full(at_.stage), at_.parity);
+    if (problem_.loader == InputLoader::gather) ptx::fence_async();
+    const uint32_t stage = at_.stage * kStageBytes;
+    ptx::wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kSteps * kStepBytes; k += kStepBytes) {
+      multiply<Op, kOutputs>(sums, input_.at(stage + layout_.part(k)), weight_.at(stage + k),
+                             k > 0 || accumulate);
+    }
+    ptx::wgmma_commit();
+  }
+
+  __device__ void finish_block(int bytes, bool has_last) {
+    if constexpr (Op::kCountsBits) bits_.count(memory_.input(at_.stage), bytes);
+    ptx::wgmma_wait<1>();
+    if (has_last) release(last_stage_);
+    last_stage_ = at_.stage;
+    at_.advance();
   }
 
   __device__ void release(int stage) const {
