@@ -128,6 +128,7 @@ bool same_place(Place a, Place b) {
 // ------------------------------------------------------------------------------------------------
 // Shared memory. Static variables are `thread_local` (see __shared__ in cuda_runtime.h), because
 // that is the one kind of static whose memory can be found and poisoned: this library's TLS block.
+// Host code may have some in there too, so it gets its own back when a launch ends.
 
 thread_local char anchor;  // a variable of the block that is looked for
 
@@ -146,6 +147,19 @@ Range static_shared_memory() {
   dl_iterate_phdr(visit, &range);
   return range;
 }
+
+class StaticSharedMemory {
+ public:
+  StaticSharedMemory() : range_(static_shared_memory()) {
+    hosts_.assign(range_.begin, range_.begin + range_.bytes);
+  }
+  ~StaticSharedMemory() { std::copy(hosts_.begin(), hosts_.end(), range_.begin); }
+  Range range() const { return range_; }
+
+ private:
+  Range range_;
+  std::vector<uint8_t> hosts_;
+};
 
 // A window of memory between pages that cannot be touched. Blocks use its end, so that the first
 // byte beyond is not there, up to kAlignment.
@@ -440,13 +454,14 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<vo
   static std::mutex one_launch_at_a_time;
   const std::lock_guard lock(one_launch_at_a_time);
   const FaultHandler handler;
+  const StaticSharedMemory statics;
   Machine& m = machine();
   const char* seed = std::getenv("NNCX_EMULATOR_SEED");
   m.chance = 0x9E3779B97F4A7C15 * (seed ? std::strtoull(seed, nullptr, 10) : 1) | 1;
   m.kernel = &thread;
   m.signature = demangled(kernel.name());
   m.shared = {nullptr, shared_bytes};
-  m.statics = static_shared_memory();
+  m.statics = statics.range();
   m.error.clear();
   m.threads = std::vector<Thread>(size_t{block.x} * block.y * block.z);
   m.order.clear();
