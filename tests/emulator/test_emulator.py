@@ -5,8 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-
-import build
+from emulator import build
 
 CORES, SM80, SM90 = range(3)  # the emulated GPUs
 FIRST = 1024  # the address of the first byte of dynamic shared memory
