@@ -6,7 +6,9 @@ dispatcher, and a self-test of each op on every path. Bad news comes with what m
 
 import os
 import platform
+import re
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,7 +29,8 @@ class Op:
     """An op of torch.ops.nncx.
 
     Attributes:
-        cpu, cuda: which backend runs there; None where the dispatcher has no kernel.
+        cpu, cuda: which backend runs there, a path of the CPU and the code for this GPU; None where
+            there is none.
         self_test: for each place ("scalar", ..., "cuda") None, or what was wrong there.
     """
 
@@ -61,11 +64,12 @@ def examine() -> Diagnosis:
     results = _self_test.run()
     seconds = time.monotonic() - start
     on_cpu, on_cuda = (set(_self_test.registered_ops(key)) for key in ("CPU", "CUDA"))
+    code = _code_of_this_gpu() if torch.cuda.is_available() else None
     ops = tuple(
         Op(
             name=name,
             cpu=_C.isa() if name in on_cpu else None,
-            cuda="cuda" if name in on_cuda else None,
+            cuda=code if name in on_cuda else None,
             self_test=self_test,
         )
         for name, self_test in results.items()
@@ -111,7 +115,31 @@ def _gpu() -> str:
     if not torch.cuda.is_available():
         return f"none that torch {torch.__version__} (CUDA {torch.version.cuda}) can use"
     major, minor = torch.cuda.get_device_capability()
-    return f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}"
+    name = f"{torch.cuda.get_device_name()}, compute capability {major}.{minor}"
+    if not _C.cuda_architectures:
+        return name
+    return f"{name}, runs {_code_of_this_gpu() or 'none of what was built'}"
+
+
+def _code_of_this_gpu() -> str | None:
+    return gpu_code(torch.cuda.get_device_capability(), _C.cuda_architectures)
+
+
+def gpu_code(capability: tuple[int, int], architectures: Sequence[str]) -> str | None:
+    """Which of the compiled architectures, such as "sm_80" or "compute_75", a GPU runs.
+
+    Machine code (sm_...) runs on GPUs of its generation that are not older, with an "a" on its own
+    only; anything else the driver compiles from compute_..., if that is not newer.
+    """
+    machine, intermediate = {}, {}
+    for name in architectures:
+        kind, number, feature = re.fullmatch(r"(sm|compute)_(\d+)([af]?)", name).groups()
+        target = divmod(int(number), 10)
+        generation = target == capability if feature == "a" else target[0] == capability[0]
+        if target <= capability and (generation or (kind == "compute" and not feature)):
+            (machine if kind == "sm" else intermediate)[name] = (target, feature)
+    found = machine or intermediate
+    return max(found, key=found.get, default=None)
 
 
 def _notes() -> list[str]:
@@ -123,6 +151,10 @@ def _notes() -> list[str]:
         notes.append(
             "there is a GPU, but nncx was built without CUDA, so that its ops run on the CPU only: "
             f"put nvcc on PATH and {MEND}, with NNCX_CUDA=1"
+        )
+    elif torch.cuda.is_available() and (_code_of_this_gpu() or "").startswith("compute_"):
+        notes.append(
+            f"code compiled for this GPU is faster than {_code_of_this_gpu()}: {_mend_gpu()}"
         )
     return notes
 
@@ -137,6 +169,9 @@ def _build_problems() -> list[str]:
         problems.append(
             f"the Python code is in {PACKAGE}, the native library in {_library_folder()}: {MEND}"
         )
+    if torch.cuda.is_available() and _C.cuda_architectures and _code_of_this_gpu() is None:
+        built = " ".join(_C.cuda_architectures)
+        problems.append(f"nncx was built for {built}, of which this GPU runs none: {_mend_gpu()}")
     return problems
 
 
@@ -151,17 +186,22 @@ def _op_problems(op: Op) -> list[str]:
     if not op.self_test:
         problems.append(f"{op.name} has no self-test: add one in nncx/_self_test.py")
     for place, fault in op.self_test.items():
-        if fault is not None:
+        told = place == "cuda" and op.cuda is None  # that there is no code for this GPU
+        if fault is not None and not told:
             problems.append(f"{op.name} on {place}: {fault}; {_mend(op, place)}")
     return problems
 
 
 def _mend(op: Op, place: str) -> str:
     if place == "cuda":
-        major, minor = torch.cuda.get_device_capability()
-        return f"{MEND}, with TORCH_CUDA_ARCH_LIST={major}.{minor}"
+        return _mend_gpu()
     sound = [path for path in _C.supported_isas() if op.self_test.get(path, "") is None]
     return f"{MEND}" + (f"; until then, set NNCX_ISA={sound[-1]}" if sound else "")
+
+
+def _mend_gpu() -> str:
+    major, minor = torch.cuda.get_device_capability()
+    return f"{MEND}, with TORCH_CUDA_ARCH_LIST={major}.{minor}"
 
 
 def show(diagnosis: Diagnosis, console: Console) -> None:

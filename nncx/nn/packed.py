@@ -148,7 +148,7 @@ class PackedLayer(nn.Module):
         if not self.frozen and self._prepacked is None and not self._has_kernel(input.device):
             _warn_of_float_path(
                 f"has no native kernel on {input.device.type}",
-                "move the model to the CPU for speed",
+                f"{_how_to_have_one(input.device)} for speed",
             )
             return False
         if self._prepacked is None:
@@ -189,7 +189,7 @@ class PackedLayer(nn.Module):
             return f"{name} has no packed weights; call eval() or nncx.repack(model)"
         return (
             f"a frozen {name} needs a native {self.op} kernel, of which this build of nncx has none"
-            f" for {device.type}; move the model to the CPU"
+            f" for {device.type}; {_how_to_have_one(device)}"
         )
 
 
@@ -206,6 +206,12 @@ def has_kernel(op: str, device: torch.device) -> bool:
     """Whether this build has a native kernel of `nncx.ops.<op>` for the device."""
     key = {"cpu": "CPU", "cuda": "CUDA"}.get(device.type)
     return key is not None and torch._C._dispatch_has_kernel_for_dispatch_key(f"nncx::{op}", key)
+
+
+def _how_to_have_one(device: torch.device) -> str:
+    if device.type == "cuda":
+        return "build nncx with CUDA (NNCX_CUDA=1, nvcc on PATH) or move the model to the CPU"
+    return "move the model to the CPU"
 
 
 def _warn_of_float_path(reason: str, remedy: str) -> None:

@@ -20,7 +20,6 @@
 #define __shared__ static thread_local  // emulator.cpp says why
 #define __align__(n) __attribute__((aligned(n)))
 #define __forceinline__ inline
-#define __noinline__ __attribute__((noinline))
 #define __launch_bounds__(...)
 #define __grid_constant__
 #define __builtin_assume(condition) ((void)0)

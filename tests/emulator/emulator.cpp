@@ -1,6 +1,7 @@
 // The machine behind emulator.h: fibers, their scheduler, shared memory, and the CUDA runtime.
 #include "emulator.h"
 
+#include <cxxabi.h>
 #include <link.h>
 #include <signal.h>
 #include <sys/mman.h>
@@ -11,6 +12,7 @@
 #include <cstring>
 #include <exception>
 #include <map>
+#include <memory>
 #include <mutex>
 #include <numeric>
 #include <stdexcept>
@@ -25,7 +27,6 @@ namespace {
 constexpr Gpu kGpus[] = {{75, 64 * 1024}, {80, 163 * 1024}, {90, 227 * 1024}};
 constexpr size_t kAlignment = 1024;  // of dynamic shared memory
 constexpr size_t kPage = 4096;
-constexpr uint8_t kPoison = 0xD1;
 constexpr uint8_t kGuard = 0xE7;
 
 // Lanes of a warp that meet, kept by the lowest lane of their mask.
@@ -82,7 +83,7 @@ struct Machine {
   std::vector<std::function<void()>> end_checks;
   uint64_t serial = 0;  // of the block, in this process
   const std::function<void()>* kernel = nullptr;
-  const char* signature = "";
+  std::string signature;
   std::string error;
   uint64_t chance = 1;
   Range shared;   // dynamic shared memory
@@ -105,6 +106,13 @@ uint64_t random_below(uint64_t bound) {
 
 std::string triple(unsigned x, unsigned y, unsigned z) {
   return "(" + std::to_string(x) + ", " + std::to_string(y) + ", " + std::to_string(z) + ")";
+}
+
+std::string demangled(const char* name) {
+  int status = 0;
+  const std::unique_ptr<char, void (*)(void*)> text(
+      abi::__cxa_demangle(name, nullptr, nullptr, &status), std::free);
+  return status == 0 ? text.get() : name;
 }
 
 std::string text(Place where) {
@@ -262,9 +270,8 @@ void run_block(dim3 block) {
     if (m.background.empty()) fail_deadlock();
     do_background_work(random_below(m.background.size()));
   }
-  if (!m.background.empty()) {
-    const Work& work = m.background.front();
-    fail_block("the block ended before " + std::string(work.what) + " of " + text(work.where));
+  for (const Work& work : m.background) {
+    if (work.what != nullptr) fail(std::string(work.what) + " was never waited for", work.where);
   }
   for (const auto& check : m.end_checks) check();
   if (!window().guards_hold(m.shared.begin, m.shared.bytes)) {
@@ -424,8 +431,13 @@ void require_shared(const void* address, size_t bytes, size_t alignment, Place w
           "the shared memory address must be aligned", where);
 }
 
+void require_dynamic(const void* address, const char* what, Place where) {
+  if (machine().shared.holds(address, 1)) return;
+  fail(std::string(what) + " must use dynamic shared memory in the emulator", where);
+}
+
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread,
-              const char* signature) {
+              const std::type_info& kernel) {
   static std::mutex one_launch_at_a_time;
   const std::lock_guard lock(one_launch_at_a_time);
   const FaultHandler handler;
@@ -433,7 +445,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<vo
   const char* seed = std::getenv("NNCX_EMULATOR_SEED");
   m.chance = 0x9E3779B97F4A7C15 * (seed ? std::strtoull(seed, nullptr, 10) : 1) | 1;
   m.kernel = &thread;
-  m.signature = signature;
+  m.signature = demangled(kernel.name());
   m.shared = {nullptr, shared_bytes};
   m.statics = static_shared_memory();
   m.error.clear();

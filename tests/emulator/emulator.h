@@ -2,7 +2,7 @@
 //
 // How a kernel is tried, from the root of the checkout, with a main() that calls its entry point:
 //
-//   FLAGS='-std=c++20 -O1 -g -DNNCX_EMULATED -mpopcnt -I tests/emulator -I csrc'
+//   FLAGS='-std=c++20 -O1 -g -DNNCX_EMULATED -mpopcnt -Wno-psabi -I tests/emulator -I csrc'
 //   g++ $FLAGS -x c++ csrc/cuda/pack_signs.cu main.cpp tests/emulator/emulator.cpp -o try && ./try
 //
 //   #include "cuda_runtime.h"   // main.cpp; pointers of device memory are ordinary ones
@@ -34,6 +34,7 @@
 #include <functional>
 #include <source_location>
 #include <string>
+#include <typeinfo>
 #include <vector>
 
 struct uint3 {
@@ -55,6 +56,7 @@ using Place = std::source_location;
 
 constexpr int kWarp = 32;
 constexpr int kWarpgroup = 128;
+constexpr uint8_t kPoison = 0xD1;  // of every byte of shared memory when a block starts
 
 // What differs between the three GPUs.
 struct Gpu {
@@ -113,7 +115,7 @@ void meet_threads(int id, int threads, Place where);
 bool early();
 
 // Work in the background, done when no thread can run any more, in any order. A block that ends
-// before it is done is an error: `what` has been started and not been waited for.
+// before it is done is an error, `what` was not waited for; unless `what` is null.
 void later(std::function<void()> work, const char* what, Place where);
 
 // Done when the block's threads have returned: complains of what they left behind.
@@ -156,8 +158,11 @@ size_t dynamic_shared_bytes();
 // `bytes` at `address` must be shared memory of the block, aligned to `alignment`.
 void require_shared(const void* address, size_t bytes, size_t alignment, Place where);
 
-// Runs the kernel, which `thread` calls with its arguments. Throws what fail() was told.
+// The emulator knows the shared memory address of dynamic shared memory only.
+void require_dynamic(const void* address, const char* what, Place where);
+
+// Runs the kernel of that type, which `thread` calls with its arguments. Throws what fail() was told.
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread,
-              const char* signature);
+              const std::type_info& kernel);
 
 }  // namespace nncx::emulator

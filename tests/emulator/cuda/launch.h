@@ -25,7 +25,7 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
   }
   const std::tuple<Parameters...> copies(arguments...);
   const auto thread = [&] { std::apply(kernel, copies); };
-  emulator::run_grid(grid, block, shared_bytes, thread, __PRETTY_FUNCTION__);
+  emulator::run_grid(grid, block, shared_bytes, thread, typeid(kernel));
   return cudaSuccess;
 }
 
