@@ -29,9 +29,9 @@ constexpr size_t kAlignment = 1024;  // of dynamic shared memory
 constexpr size_t kPage = 4096;
 constexpr uint8_t kGuard = 0xE7;
 
-// Lanes of a warp that meet, kept by the lowest lane of their mask.
+// Lanes of a warp that meet: those of one mask.
 struct Meeting {
-  uint32_t mask = 0, arrived = 0;
+  uint32_t arrived = 0;
   uint64_t generation = 0;
   void* operands[kWarp] = {};
   Place where;
@@ -40,8 +40,8 @@ struct Meeting {
 struct Thread {
   Fiber fiber;
   uint3 index;
-  Meeting meeting;
-  void* condition = nullptr;  // what suspend() was told
+  std::map<uint32_t, Meeting> meetings;  // by mask; of the warp, kept by its first lane
+  void* condition = nullptr;             // what suspend() was told
   bool (*holds)(void*) = nullptr;
   const char* what = "";
   Place where;
@@ -360,13 +360,12 @@ void meet_lanes(uint32_t mask, void* mine, void (*combine)(void* const* lanes), 
   const int lanes = std::min(kWarp, block_threads() - (thread_index() - lane));
   require(mask >> lane & 1, "a lane must be in the mask that it gives", where);
   require(lanes == kWarp || mask >> lanes == 0, "the mask has lanes that are not there", where);
-  Meeting& meeting = (m.running - lane + std::countr_zero(mask))->meeting;
+  Meeting& meeting = (m.running - lane)->meetings[mask];
   if (meeting.arrived == 0) {
-    meeting.mask = mask;
     meeting.where = where;
     std::fill(std::begin(meeting.operands), std::end(meeting.operands), nullptr);
-  } else if (meeting.mask != mask || !same_place(meeting.where, where)) {
-    fail("lanes of a warp must come to one place with one mask, and others are at " +
+  } else if (!same_place(meeting.where, where)) {
+    fail("lanes of a warp must come to one place, and others with the same mask are at " +
              text(meeting.where),
          where);
   }
@@ -489,6 +488,11 @@ cudaError_t cudaSetDevice(int chosen) {
   if (chosen < 0 || chosen >= static_cast<int>(std::size(kGpus))) return cudaErrorInvalidDevice;
   device = chosen;
   return cudaSuccess;
+}
+
+// For tests: which GPU the ops run on.
+extern "C" __attribute__((visibility("default"))) int nncx_emulator_set_device(int chosen) {
+  return cudaSetDevice(chosen);
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int of) {
