@@ -34,13 +34,13 @@ struct BinaryEpilogue {
 };
 
 // Where a number lies in the output; `pixel` counts through the batch.
-static inline int64_t output_index(const BinaryEpilogue& e, int64_t pixel, int64_t o) {
+static constexpr int64_t output_index(const BinaryEpilogue& e, int64_t pixel, int64_t o) {
   if (e.channels_last) return pixel * e.channels + o;
   return (pixel / e.image * e.channels + o) * e.image + pixel % e.image;
 }
 
 // Which channel of its group of signs output channel `o` is; its bit is the rest by 8.
-static inline int64_t sign_channel(const BinaryEpilogue& e, int64_t o) {
+static constexpr int64_t sign_channel(const BinaryEpilogue& e, int64_t o) {
   return o % (e.channels / e.out_groups);
 }
 

@@ -20,7 +20,7 @@ struct FloatEpilogue {
   int64_t stride_n, stride_pixel, stride_o;
 };
 
-static inline float activate(Activation activation, float y) {
+static constexpr float activate(Activation activation, float y) {
   if (activation == Activation::none) return y;
   if (y < 0) return 0;
   return activation == Activation::relu6 && y > 6 ? 6 : y;

@@ -28,7 +28,7 @@ struct Int8Conv2dParams : Conv2dGeometry {
   Int8Epilogue epilogue;
 };
 
-static inline int32_t zero_point_of(const Int8Conv2dParams& p, int64_t n) {
+static constexpr int32_t zero_point_of(const Int8Conv2dParams& p, int64_t n) {
   return p.zero_point ? p.zero_point[p.zero_point_per_image ? n : 0] : 0;
 }
 

@@ -50,7 +50,7 @@ struct Int8Epilogue {
   Int8Scalars scalars;  // on the CPU
 };
 
-static inline Int8Scalars read_scalars(const Int8Epilogue& e) {
+static constexpr Int8Scalars read_scalars(const Int8Epilogue& e) {
   Int8Scalars s{};
   if (e.residual && e.residual_is_int8) {
     s.residual_scale = *e.residual_scale;
@@ -61,7 +61,7 @@ static inline Int8Scalars read_scalars(const Int8Epilogue& e) {
 }
 
 // Where a number lies in the output; `pixel` counts through the batch.
-static inline int64_t output_index(const Int8Epilogue& e, int64_t pixel, int64_t o) {
+static constexpr int64_t output_index(const Int8Epilogue& e, int64_t pixel, int64_t o) {
   if (e.channels_last) return pixel * e.channels + o;
   return (pixel / e.image * e.channels + o) * e.image + pixel % e.image;
 }

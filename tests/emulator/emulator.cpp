@@ -1,0 +1,526 @@
+// The machine behind emulator.h: fibers, their scheduler, shared memory, and the CUDA runtime.
+#include "emulator.h"
+
+#include <cxxabi.h>
+#include <link.h>
+#include <signal.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <bit>
+#include <cstdlib>
+#include <cstring>
+#include <exception>
+#include <map>
+#include <memory>
+#include <mutex>
+#include <numeric>
+#include <stdexcept>
+#include <vector>
+
+#include "cuda_runtime.h"
+#include "fiber.h"
+
+namespace nncx::emulator {
+namespace {
+
+constexpr Gpu kGpus[] = {{75, 64 * 1024}, {80, 163 * 1024}, {90, 227 * 1024}};
+constexpr size_t kAlignment = 1024;  // of dynamic shared memory
+constexpr size_t kPage = 4096;
+constexpr uint8_t kGuard = 0xE7;
+
+// Lanes of a warp that meet, kept by the lowest lane of their mask.
+struct Meeting {
+  uint32_t mask = 0, arrived = 0;
+  uint64_t generation = 0;
+  void* operands[kWarp] = {};
+  Place where;
+};
+
+struct Thread {
+  Fiber fiber;
+  uint3 index;
+  Meeting meeting;
+  void* condition = nullptr;  // what suspend() was told
+  bool (*holds)(void*) = nullptr;
+  const char* what = "";
+  Place where;
+  bool finished = false;
+
+  bool can_run() { return !finished && (holds == nullptr || holds(condition)); }
+};
+
+struct ThreadBarrier {
+  int threads = 0, arrived = 0;
+  uint64_t generation = 0;
+  Place where;
+};
+
+struct Work {
+  std::function<void()> run;
+  const char* what;
+  Place where;
+};
+
+struct Range {
+  uint8_t* begin = nullptr;
+  size_t bytes = 0;
+  bool holds(const void* address, size_t size) const {
+    const auto offset = static_cast<size_t>(static_cast<const uint8_t*>(address) - begin);
+    return offset <= bytes && size <= bytes - offset;
+  }
+};
+
+struct Machine {
+  Context scheduler;
+  Stacks stacks;
+  std::vector<Thread> threads;
+  std::vector<Thread*> order;
+  Thread* running = nullptr;
+  int unfinished = 0;
+  ThreadBarrier barriers[16];
+  std::vector<Work> background;
+  std::vector<std::function<void()>> end_checks;
+  uint64_t serial = 0;  // of the block, in this process
+  const std::function<void()>* kernel = nullptr;
+  std::string signature;
+  std::string error;
+  uint64_t chance = 1;
+  Range shared;   // dynamic shared memory
+  Range statics;  // static shared memory
+};
+
+Machine& machine() {
+  static auto* machine = new Machine;  // never destroyed: threads may outlive main
+  return *machine;
+}
+
+int device = 0;
+
+// xorshift: a number below `bound`.
+uint64_t random_below(uint64_t bound) {
+  uint64_t& x = machine().chance;
+  x ^= x << 13, x ^= x >> 7, x ^= x << 17;
+  return x % bound;
+}
+
+std::string triple(unsigned x, unsigned y, unsigned z) {
+  return "(" + std::to_string(x) + ", " + std::to_string(y) + ", " + std::to_string(z) + ")";
+}
+
+std::string demangled(const char* name) {
+  int status = 0;
+  const std::unique_ptr<char, void (*)(void*)> text(
+      abi::__cxa_demangle(name, nullptr, nullptr, &status), std::free);
+  return status == 0 ? text.get() : name;
+}
+
+std::string text(Place where) {
+  return std::string(where.file_name()) + ":" + std::to_string(where.line()) + " in " +
+         where.function_name();
+}
+
+bool same_place(Place a, Place b) {
+  return a.line() == b.line() && a.column() == b.column() &&
+         std::strcmp(a.file_name(), b.file_name()) == 0;
+}
+
+// ------------------------------------------------------------------------------------------------
+// Shared memory. Static variables are `thread_local` (see __shared__ in cuda_runtime.h), because
+// that is the one kind of static whose memory can be found and poisoned: this library's TLS block.
+
+thread_local char anchor;  // a variable of the block that is looked for
+
+Range static_shared_memory() {
+  Range range = {reinterpret_cast<uint8_t*>(&anchor), 1};
+  const auto visit = [](dl_phdr_info* info, size_t, void* found) {
+    auto& range = *static_cast<Range*>(found);
+    for (int i = 0; i < info->dlpi_phnum; ++i) {
+      const auto& header = info->dlpi_phdr[i];
+      if (header.p_type != PT_TLS || info->dlpi_tls_data == nullptr) continue;
+      const Range block = {static_cast<uint8_t*>(info->dlpi_tls_data), header.p_memsz};
+      if (block.holds(range.begin, 1)) range = block;
+    }
+    return 0;
+  };
+  dl_iterate_phdr(visit, &range);
+  return range;
+}
+
+// A window of memory between pages that cannot be touched. Blocks use its end, so that the first
+// byte beyond is not there, up to kAlignment.
+class SharedWindow {
+ public:
+  SharedWindow() {
+    const size_t all = kBytes + 2 * kUntouchable;
+    auto* pages = static_cast<uint8_t*>(
+        mmap(nullptr, all, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
+    begin_ = pages + kUntouchable;
+    if (pages == MAP_FAILED || mprotect(begin_, kBytes, PROT_READ | PROT_WRITE) != 0) std::abort();
+  }
+
+  uint8_t* open(size_t bytes) const {
+    const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
+    uint8_t* base = begin_ + kBytes - rounded;
+    std::memset(base - kPage, kGuard, kPage);
+    std::memset(base, kPoison, bytes);
+    std::memset(base + bytes, kGuard, rounded - bytes);
+    return base;
+  }
+
+  bool guards_hold(const uint8_t* base, size_t bytes) const {
+    const auto intact = [](uint8_t byte) { return byte == kGuard; };
+    return std::all_of(base - kPage, base, intact) &&
+           std::all_of(base + bytes, static_cast<const uint8_t*>(begin_ + kBytes), intact);
+  }
+
+ private:
+  static constexpr size_t kBytes = 256 * 1024, kUntouchable = 1024 * 1024;
+  uint8_t* begin_;
+};
+
+const SharedWindow& window() {
+  static const SharedWindow window;
+  return window;
+}
+
+// ------------------------------------------------------------------------------------------------
+// Fibers and their scheduler.
+
+void enter_thread() {
+  Machine& m = machine();
+  try {
+    (*m.kernel)();
+  } catch (const std::exception& error) {
+    m.error = error.what();
+  }
+  m.running->finished = true;
+  --m.unfinished;
+  switch_context(m.running->fiber.context, m.scheduler);
+}
+
+void run_thread(Thread& thread) {
+  Machine& m = machine();
+  m.running = &thread;
+  thread.holds = nullptr;
+  threadIdx = thread.index;
+  switch_context(m.scheduler, thread.fiber.context);
+  m.running = nullptr;
+  if (!m.error.empty()) throw std::runtime_error(m.error);
+}
+
+std::string block_text() {
+  return std::string("block ") + triple(blockIdx.x, blockIdx.y, blockIdx.z) + " of kernel " +
+         machine().signature;
+}
+
+[[noreturn]] void fail_block(const std::string& what) {
+  throw std::runtime_error("emulator: " + what + ", " + block_text());
+}
+
+// Where all threads wait, those at one place together.
+[[noreturn]] void fail_deadlock() {
+  std::map<std::string, std::vector<const Thread*>> places;
+  for (const Thread& t : machine().threads) {
+    if (!t.finished) places[std::string(t.what) + " at " + text(t.where)].push_back(&t);
+  }
+  std::string where;
+  for (const auto& [place, threads] : places) {
+    const uint3 first = threads.front()->index;
+    where += "\n  " + std::to_string(threads.size()) + " threads, the first " +
+             triple(first.x, first.y, first.z) + ", wait for " + place;
+  }
+  fail_block("deadlock" + where + "\n ");
+}
+
+void do_background_work(size_t at) {
+  auto& background = machine().background;
+  std::swap(background[at], background.back());
+  const Work work = std::move(background.back());
+  background.pop_back();
+  work.run();
+}
+
+void run_block(dim3 block) {
+  Machine& m = machine();
+  m.unfinished = static_cast<int>(m.threads.size());
+  m.background.clear();
+  std::fill(std::begin(m.barriers), std::end(m.barriers), ThreadBarrier{});
+  m.end_checks.clear();
+  ++m.serial;
+  std::memset(m.statics.begin, kPoison, m.statics.bytes);
+  m.shared.begin = window().open(m.shared.bytes);
+
+  for (size_t i = 0; i < m.threads.size(); ++i) {
+    Thread& thread = m.threads[i];
+    const auto x = static_cast<unsigned>(i);
+    thread = Thread{};
+    thread.index = {x % block.x, x / block.x % block.y, x / block.x / block.y};
+    thread.fiber.prepare(m.stacks.get(i), enter_thread);
+  }
+  while (m.unfinished > 0) {
+    bool ran = false;
+    for (size_t i = m.order.size(); i > 1; --i) std::swap(m.order[i - 1], m.order[random_below(i)]);
+    for (Thread* thread : m.order) {
+      if (!thread->can_run()) continue;
+      run_thread(*thread);
+      ran = true;
+    }
+    if (ran) continue;
+    if (m.background.empty()) fail_deadlock();
+    do_background_work(random_below(m.background.size()));
+  }
+  for (const Work& work : m.background) {
+    if (work.what != nullptr) fail(std::string(work.what) + " was never waited for", work.where);
+  }
+  for (const auto& check : m.end_checks) check();
+  if (!window().guards_hold(m.shared.begin, m.shared.bytes)) {
+    fail_block("memory outside the " + std::to_string(m.shared.bytes) +
+               " bytes of dynamic shared memory was written to");
+  }
+}
+
+// ------------------------------------------------------------------------------------------------
+// A fault in a kernel ends the launch, not the process.
+
+[[maybe_unused]] void on_fault(int, siginfo_t* info, void*) {
+  Machine& m = machine();
+  const auto* address = static_cast<const uint8_t*>(info->si_addr);
+  m.error = "emulator: memory that is not there was accessed, ";
+  const int64_t offset = address - m.shared.begin;
+  if (std::abs(offset) < 2 * 1024 * 1024) {
+    m.error += "byte " + std::to_string(offset) + " of " + std::to_string(m.shared.bytes) +
+               " in dynamic shared memory, ";
+  } else if (m.stacks.is_guard(address)) {
+    m.error += "the fiber's stack is too small for the kernel, ";
+  }
+  const Thread& t = *m.running;
+  m.error += "thread " + triple(t.index.x, t.index.y, t.index.z) + " after " +
+             (*t.what ? text(t.where) : "its start") + ", " + block_text();
+  switch_context(m.running->fiber.context, m.scheduler);
+}
+
+class FaultHandler {
+ public:
+  FaultHandler() {
+#ifndef __SANITIZE_ADDRESS__
+    const stack_t stack = {.ss_sp = stack_, .ss_flags = 0, .ss_size = sizeof stack_};
+    sigaltstack(&stack, &old_stack_);
+    struct sigaction action = {};
+    action.sa_sigaction = on_fault;
+    action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
+    sigaction(SIGSEGV, &action, &old_action_);
+#endif
+  }
+  ~FaultHandler() {
+#ifndef __SANITIZE_ADDRESS__
+    sigaction(SIGSEGV, &old_action_, nullptr);
+    sigaltstack(&old_stack_, nullptr);
+#endif
+  }
+
+ private:
+  stack_t old_stack_ = {};
+  struct sigaction old_action_ = {};
+  alignas(16) char stack_[64 * 1024];
+};
+
+}  // namespace
+
+const Gpu& current_gpu() { return kGpus[device]; }
+
+void fail(const std::string& what, Place where) {
+  const Machine& m = machine();
+  std::string who;
+  if (m.running != nullptr) {
+    const uint3 t = m.running->index;
+    who = ", thread " + triple(t.x, t.y, t.z);
+  }
+  throw std::runtime_error("emulator: " + what + ", at " + text(where) + who + ", " + block_text());
+}
+
+int thread_index() { return static_cast<int>(machine().running - machine().threads.data()); }
+
+int block_threads() { return static_cast<int>(machine().threads.size()); }
+
+void suspend(void* condition, bool (*holds)(void*), const char* what, Place where) {
+  Machine& m = machine();
+  Thread& thread = *m.running;
+  thread.condition = condition;
+  thread.holds = holds;
+  thread.what = what;
+  thread.where = where;
+  switch_context(thread.fiber.context, m.scheduler);
+}
+
+void meet_lanes(uint32_t mask, void* mine, void (*combine)(void* const* lanes), const char* what,
+                Place where) {
+  Machine& m = machine();
+  const int lane = thread_index() % kWarp;
+  const int lanes = std::min(kWarp, block_threads() - (thread_index() - lane));
+  require(mask >> lane & 1, "a lane must be in the mask that it gives", where);
+  require(lanes == kWarp || mask >> lanes == 0, "the mask has lanes that are not there", where);
+  Meeting& meeting = (m.running - lane + std::countr_zero(mask))->meeting;
+  if (meeting.arrived == 0) {
+    meeting.mask = mask;
+    meeting.where = where;
+    std::fill(std::begin(meeting.operands), std::end(meeting.operands), nullptr);
+  } else if (meeting.mask != mask || !same_place(meeting.where, where)) {
+    fail("lanes of a warp must come to one place with one mask, and others are at " +
+             text(meeting.where),
+         where);
+  }
+  meeting.arrived |= 1u << lane;
+  meeting.operands[lane] = mine;
+  if (meeting.arrived == mask) {
+    if (combine != nullptr) combine(meeting.operands);
+    meeting.arrived = 0;
+    ++meeting.generation;
+    return;
+  }
+  const uint64_t generation = meeting.generation;
+  wait_until([&] { return meeting.generation != generation; }, what, where);
+}
+
+void meet_threads(int id, int threads, Place where) {
+  Machine& m = machine();
+  require(0 <= id && id < 16, "the number of a barrier must be in 0..15", where);
+  require(threads % kWarp == 0 && threads <= block_threads(),
+          "a barrier's threads must be whole warps of the block", where);
+  ThreadBarrier& barrier = m.barriers[id];
+  if (barrier.arrived == 0) {
+    barrier.threads = threads;
+    barrier.where = where;
+  }
+  require(barrier.threads == threads, "threads at one barrier must agree on how many they are",
+          where);
+  if (threads == 0 && !same_place(barrier.where, where)) {
+    fail("__syncthreads must be one place for all threads, and one waits at " + text(barrier.where),
+         where);
+  }
+  ++barrier.arrived;
+  const uint64_t generation = barrier.generation;
+  const auto complete = [&] {
+    if (barrier.generation != generation) return true;
+    if (barrier.arrived != (threads == 0 ? m.unfinished : threads)) return false;
+    barrier.arrived = 0;
+    ++barrier.generation;
+    return true;
+  };
+  wait_until(complete, "a barrier of threads", where);
+}
+
+bool early() { return random_below(2) == 0; }
+
+void later(std::function<void()> work, const char* what, Place where) {
+  machine().background.push_back({std::move(work), what, where});
+}
+
+void at_block_end(std::function<void()> check) { machine().end_checks.push_back(std::move(check)); }
+
+uint64_t block_serial() { return machine().serial; }
+
+uint8_t* dynamic_shared_memory() { return machine().shared.begin; }
+size_t dynamic_shared_bytes() { return machine().shared.bytes; }
+
+void require_shared(const void* address, size_t bytes, size_t alignment, Place where) {
+  const Machine& m = machine();
+  require(m.shared.holds(address, bytes) || m.statics.holds(address, bytes),
+          "the address must be in the block's shared memory", where);
+  require(reinterpret_cast<uintptr_t>(address) % alignment == 0,
+          "the shared memory address must be aligned", where);
+}
+
+void require_dynamic(const void* address, const char* what, Place where) {
+  if (machine().shared.holds(address, 1)) return;
+  fail(std::string(what) + " must use dynamic shared memory in the emulator", where);
+}
+
+void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread,
+              const std::type_info& kernel) {
+  static std::mutex one_launch_at_a_time;
+  const std::lock_guard lock(one_launch_at_a_time);
+  const FaultHandler handler;
+  Machine& m = machine();
+  const char* seed = std::getenv("NNCX_EMULATOR_SEED");
+  m.chance = 0x9E3779B97F4A7C15 * (seed ? std::strtoull(seed, nullptr, 10) : 1) | 1;
+  m.kernel = &thread;
+  m.signature = demangled(kernel.name());
+  m.shared = {nullptr, shared_bytes};
+  m.statics = static_shared_memory();
+  m.error.clear();
+  m.threads = std::vector<Thread>(size_t{block.x} * block.y * block.z);
+  m.order.clear();
+  for (Thread& t : m.threads) m.order.push_back(&t);
+  gridDim = grid;
+  blockDim = block;
+
+  // Blocks in a shuffled order: all residues of a stride that has no factor in common with their number.
+  const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
+  uint64_t stride = random_below(blocks) + 1;
+  while (std::gcd(stride, blocks) != 1) ++stride;
+  uint64_t at = random_below(blocks);
+  for (uint64_t i = 0; i < blocks; ++i) {
+    blockIdx = {static_cast<unsigned>(at % grid.x), static_cast<unsigned>(at / grid.x % grid.y),
+                static_cast<unsigned>(at / grid.x / grid.y)};
+    run_block(block);
+    at = (at + stride) % blocks;
+  }
+}
+
+}  // namespace nncx::emulator
+
+// ------------------------------------------------------------------------------------------------
+// The CUDA runtime: device memory is ordinary memory, and everything has happened when it returns.
+
+using namespace nncx::emulator;
+
+cudaError_t cudaGetDeviceCount(int* count) {
+  *count = std::size(kGpus);
+  return cudaSuccess;
+}
+
+cudaError_t cudaGetDevice(int* current) {
+  *current = device;
+  return cudaSuccess;
+}
+
+cudaError_t cudaSetDevice(int chosen) {
+  if (chosen < 0 || chosen >= static_cast<int>(std::size(kGpus))) return cudaErrorInvalidDevice;
+  device = chosen;
+  return cudaSuccess;
+}
+
+cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int of) {
+  if (of < 0 || of >= static_cast<int>(std::size(kGpus))) return cudaErrorInvalidDevice;
+  const Gpu& gpu = kGpus[of];
+  switch (attribute) {
+    case cudaDevAttrMultiProcessorCount:
+      *value = 4;  // few, so that persistent kernels have something to loop over
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlock:
+      *value = 48 * 1024;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
+      *value = gpu.shared_bytes;
+      return cudaSuccess;
+    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
+      *value = gpu.shared_bytes + 1024;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMajor:
+      *value = gpu.architecture / 10;
+      return cudaSuccess;
+    case cudaDevAttrComputeCapabilityMinor:
+      *value = gpu.architecture % 10;
+      return cudaSuccess;
+  }
+  return cudaErrorInvalidValue;
+}
+
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  *attributes = {};
+  attributes->ptxVersion = attributes->binaryVersion = current_gpu().architecture;
+  attributes->maxThreadsPerBlock = 1024;
+  attributes->maxDynamicSharedSizeBytes = current_gpu().shared_bytes;
+  return cudaSuccess;
+}
