@@ -80,8 +80,9 @@ inline void execute(const char* op, BinaryConv2dParams p, const Tensor& input, c
                     const Tensor& output) {
   check_device(op, input, weight);
   const Backend backend(input);
-  p.weight = open_prepacked(op, backend, weight, binary_header(backend, p.shape));
+  const Tensor prepacked = open_prepacked(op, backend, weight, binary_header(backend, p.shape));
   if (output.numel() == 0) return;
+  p.weight = behind_header(prepacked);
   if (p.epilogue.threshold) backend.zero(output);  // of the signs, which are OR-ed in
   const Tensor packed = dense(input);
   p.input = static_cast<const uint8_t*>(packed.const_data_ptr());

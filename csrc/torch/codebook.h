@@ -117,8 +117,10 @@ inline void execute(const char* op, CodebookConv2dParams p, const Tensor& pixels
                     const Tensor& weight, const CodebookTensors& tensors, const Tensor& output) {
   check_device(op, pixels, weight);
   const Backend backend(pixels);
-  p.weight = open_prepacked(op, backend, weight, codebook_header(backend, p.shape, p.bits));
+  const Tensor prepacked =
+      open_prepacked(op, backend, weight, codebook_header(backend, p.shape, p.bits));
   if (output.numel() == 0) return;
+  p.weight = behind_header(prepacked);
   p.input = static_cast<const float*>(pixels.const_data_ptr());
   p.codebook = tensors.codebook.data();
   p.epilogue.bias = tensors.bias.data();

@@ -61,16 +61,20 @@ inline void check_device(const char* op, const Tensor& input, const Tensor& weig
              device_text(weight), " and ", device_text(input));
 }
 
-// The bytes behind the header, if `weight` was prepacked as `expected` says.
-inline const uint8_t* open_prepacked(const char* op, const Backend& backend, const Tensor& weight,
-                                     const PrepackedHeader& expected) {
+// The weight, if it was prepacked as `expected` says: where the backend's kernels can read it.
+inline Tensor open_prepacked(const char* op, const Backend& backend, const Tensor& weight,
+                             const PrepackedHeader& expected) {
   const bool is_prepacked = weight.scalar_type() == ScalarType::Byte && weight.dim() == 1 &&
                             weight.is_contiguous() &&
                             weight.numel() >= static_cast<int64_t>(sizeof expected);
   NNCX_CHECK(is_prepacked, op, ": weight must come from ", prepack_name(op),
              ", got a tensor of shape ", shape_text(weight));
   backend.check_weight(op, expected, weight);
-  return static_cast<const uint8_t*>(weight.const_data_ptr()) + sizeof expected;
+  return backend.aligned(weight);
+}
+
+inline const uint8_t* behind_header(const Tensor& prepacked) {
+  return static_cast<const uint8_t*>(prepacked.const_data_ptr()) + sizeof(PrepackedHeader);
 }
 
 // A tensor of the epilogue: checked, and dense while the kernel reads it.

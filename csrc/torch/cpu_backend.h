@@ -28,6 +28,8 @@ struct Backend {
     std::memcpy(prepacked.mutable_data_ptr(), &header, sizeof header);
   }
 
+  const Tensor& aligned(const Tensor& weight) const { return weight; }
+
   // Refuses a weight, of at least a header's size, that was not prepacked as `expected` says.
   void check_weight(const char* op, const PrepackedHeader& expected, const Tensor& weight) const {
     PrepackedHeader header{};

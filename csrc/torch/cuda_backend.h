@@ -47,11 +47,17 @@ class Backend {
     check("nncx", cuda::write_header(header, bytes, stream_));
   }
 
+  // A part of another tensor can begin anywhere, where kernels read 16 bytes at a time.
+  Tensor aligned(const Tensor& weight) const {
+    const auto address = reinterpret_cast<uintptr_t>(weight.const_data_ptr());
+    return address % 16 == 0 ? weight : torch::stable::clone(weight);
+  }
+
   // Refuses a weight that was not prepacked as `expected` says, as far as its size tells.
   void check_weight(const char* op, const PrepackedHeader& expected, const Tensor& weight) const {
     const int64_t bytes = static_cast<int64_t>(sizeof expected) + expected.bytes;
-    NNCX_CHECK(weight.numel() == bytes, op, ": weight must be prepacked on the GPU for ",
-               geometry_text(expected), ", in ", bytes, " bytes, got ", weight.numel(),
+    NNCX_CHECK(weight.numel() == bytes, op, ": weight must be prepacked for ",
+               geometry_text(expected), ", on the GPU in ", bytes, " bytes, got ", weight.numel(),
                "; prepack it again (nncx.repack(model))");
   }
 

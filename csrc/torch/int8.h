@@ -200,8 +200,9 @@ inline void execute(const char* op, Int8Conv2dParams p, const Tensor& pixels, co
                     const Int8Tensors& tensors, const Tensor& output, bool channels_last) {
   check_device(op, pixels, weight);
   const Backend backend(pixels);
-  p.weight = open_prepacked(op, backend, weight, int8_header(backend, p.shape));
+  const Tensor prepacked = open_prepacked(op, backend, weight, int8_header(backend, p.shape));
   if (output.numel() == 0) return;
+  p.weight = behind_header(prepacked);
   tensors.fill(p);
   p.input = static_cast<const int8_t*>(pixels.const_data_ptr());
   const ScalarType type = output.scalar_type();

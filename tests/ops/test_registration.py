@@ -5,6 +5,7 @@ from typing import NamedTuple
 
 import pytest
 import torch
+from places import CPU_PATHS
 from torch.utils.flop_counter import FlopCounterMode
 
 from nncx import ops
@@ -191,6 +192,7 @@ def samples() -> list[Sample]:
     ]
 
 
+@pytest.mark.parametrize("isa", CPU_PATHS, indirect=True)
 @pytest.mark.parametrize("index", range(len(samples())))
 def test_opcheck(isa: str, index: int) -> None:
     sample = samples()[index]
