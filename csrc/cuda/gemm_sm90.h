@@ -54,7 +54,7 @@ struct InputTile {
   // Where byte k of row 0 lies, but for the swizzle.
   constexpr uint32_t part(uint32_t k) const {
     const uint32_t span = 1u << span_shift;
-    return (k >> span_shift) * (kSm90Rows * span) + (k & (span - 1));
+    return (k >> span_shift) * (kSm90TileRows * span) + (k & (span - 1));
   }
 
   // Where it lies. A swizzle xors the number of a chunk of 16 bytes in its span with that of its
@@ -91,7 +91,9 @@ class SharedMemory {
   static constexpr int kStages = sm90_stages(kOutputs);
 
   __device__ uint8_t* input(int stage) const { return bytes_ + stage * kStageBytes; }
-  __device__ uint8_t* weight(int stage) const { return input(stage) + kSm90Rows * kSm90Bytes; }
+  __device__ uint8_t* weight(int stage) const {
+    return input(stage) + kSm90TileRows * kSm90TileBytes;
+  }
   // Of one multiplying warp.
   __device__ int32_t* sums(int warp) const {
     return reinterpret_cast<int32_t*>(bytes_ + kStages * kStageBytes) +
@@ -153,7 +155,7 @@ class Loader {
 
  private:
   using Tile = GemmTiles::Tile;
-  static constexpr int kWeightBytes = kOutputs * kSm90Bytes;
+  static constexpr int kWeightBytes = kOutputs * kSm90TileBytes;
 
   const Params& p_;
   const Sm90Problem& problem_;
@@ -168,7 +170,7 @@ class Loader {
     for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x) {
       const Tile tile = problem_.tiles.at(index);
       begin(tile);
-      for (int k = 0; k < problem_.k_bytes; k += kSm90Bytes) {
+      for (int k = 0; k < problem_.k_bytes; k += kSm90TileBytes) {
         ptx::barrier_wait(memory_.empty(at_.stage), at_.parity ^ 1);
         load(tile, k);
         at_.advance();
@@ -180,17 +182,17 @@ class Loader {
   __device__ void load_weight(const Tile& tile, int k, int input_bytes) {
     ptx::Barrier* full = memory_.full(at_.stage);
     ptx::barrier_arrive_expect(full, input_bytes + kWeightBytes);
-    const auto row = static_cast<int>(tile.group) * problem_.outputs +
-                     static_cast<int>(tile.output) * kOutputs;
+    const auto row =
+        static_cast<int>(tile.group) * problem_.outputs + static_cast<int>(tile.output) * kOutputs;
     ptx::tma_load_2d(memory_.weight(at_.stage), &maps_.weight, full, k, row);
   }
 
   __device__ void load_matrix() {
     for_each_block([](const Tile&) {},
                    [&](const Tile& tile, int k) {
-                     load_weight(tile, k, kSm90Rows * kSm90Bytes);
+                     load_weight(tile, k, kSm90TileRows * kSm90TileBytes);
                      const auto x = static_cast<int>(tile.group) * problem_.channel_bytes + k;
-                     const auto y = static_cast<int>(tile.row) * kSm90Rows;
+                     const auto y = static_cast<int>(tile.row) * kSm90TileRows;
                      ptx::tma_load_2d(memory_.input(at_.stage), &maps_.input,
                                       memory_.full(at_.stage), x, y);
                    });
@@ -203,18 +205,18 @@ class Loader {
     TapCursor cursor(p_, problem_.channel_bytes, 0);
     for_each_block(
         [&](const Tile& tile) {
-          const OutputPixel first = output_pixel(p_, tile.row * kSm90Rows);
+          const OutputPixel first = output_pixel(p_, tile.row * kSm90TileRows);
           w = static_cast<int>(first.x * p_.stride_w - p_.padding_w);
           h = static_cast<int>(first.y * p_.stride_h - p_.padding_h);
           n = static_cast<int>(first.n);
           cursor = TapCursor(p_, problem_.channel_bytes, 0);
         },
         [&](const Tile& tile, int k) {
-          const int bytes = min(problem_.k_bytes - k, kSm90Bytes);
-          load_weight(tile, k, kSm90Rows * bytes);
+          const int bytes = min(problem_.k_bytes - k, kSm90TileBytes);
+          load_weight(tile, k, kSm90TileRows * bytes);
           const auto c = static_cast<int>(tile.group) * problem_.channel_bytes;
           uint8_t* to = memory_.input(at_.stage);
-          for (int done = 0; done < bytes; done += span, to += kSm90Rows * span) {
+          for (int done = 0; done < bytes; done += span, to += kSm90TileRows * span) {
             ptx::tma_load_im2col(to, &maps_.input, memory_.full(at_.stage),
                                  c + static_cast<int>(cursor.byte), w, h, n,
                                  static_cast<uint16_t>(cursor.x * p_.dilation_w),
@@ -228,38 +230,38 @@ class Loader {
   // the next; the origins of the rows lie one to a lane.
   template <int kPiece>
   __device__ void gather() {
-    constexpr int kRowLanes = kSm90Bytes / kPiece, kRowsAtOnce = 32 / kRowLanes;
+    constexpr int kRowLanes = kSm90TileBytes / kPiece, kRowsAtOnce = 32 / kRowLanes;
     const int lane = threadIdx.x % 32, first_row = threadIdx.x / 32 * 32;
     const int lane_k = lane % kRowLanes * kPiece;
     const InputTile layout{problem_.span_shift};
+    const int64_t pixel_bytes = p_.shape.groups * problem_.channel_bytes;
     RowOrigin own;
     const uint8_t* input;
     TapCursor cursor(p_, problem_.channel_bytes, lane_k);
     for_each_block(
         [&](const Tile& tile) {
-          const int64_t row = tile.row * kSm90Rows + first_row + lane;
-          own = row < problem_.rows ? row_origin(p_, row) : kNoRow;
+          const int64_t row = tile.row * kSm90TileRows + first_row + lane;
+          own = row < problem_.rows ? row_origin(p_, pixel_bytes, row) : kNoRow;
           input = input_of<Op>(p_) + tile.group * problem_.channel_bytes;
           cursor = TapCursor(p_, problem_.channel_bytes, lane_k);
         },
         [&](const Tile& tile, int k) {
           if (threadIdx.x == 0) load_weight(tile, k, 0);
           uint8_t* to = memory_.input(at_.stage);
-          const int64_t pixel_bytes = p_.shape.groups * problem_.channel_bytes;
-          const uint8_t* from = input + cursor.pixels(p_) * pixel_bytes + cursor.byte;
+          const uint8_t* from = input + cursor.offset(p_, pixel_bytes);
           for (int r = lane / kRowLanes; r < 32; r += kRowsAtOnce) {
             const RowOrigin row = shuffle(own, r);
             ptx::cp_async<kPiece>(to + layout.chunk(first_row + r, lane_k & ~15) + lane_k % 16,
-                                  from + row.pixel * pixel_bytes, cursor.is_inside(p_, row));
+                                  from + row.offset, cursor.is_inside(p_, row));
           }
           ptx::cp_async_arrive(memory_.full(at_.stage));
-          cursor.advance(p_, problem_.channel_bytes, kSm90Bytes);
+          cursor.advance(p_, problem_.channel_bytes, kSm90TileBytes);
         });
     ptx::cp_async_wait<0>();
   }
 
   __device__ static RowOrigin shuffle(const RowOrigin& own, int lane) {
-    return {__shfl_sync(kAllLanes, own.pixel, lane), __shfl_sync(kAllLanes, own.y, lane),
+    return {__shfl_sync(kAllLanes, own.offset, lane), __shfl_sync(kAllLanes, own.y, lane),
             __shfl_sync(kAllLanes, own.x, lane)};
   }
 };
@@ -365,9 +367,9 @@ class Multiplier {
   // for each of them.
   __device__ void multiply_tile(int32_t (&sums)[kOutputs / 2]) {
     int k = 0;
-    for (; k + kSm90Bytes <= problem_.k_bytes; k += kSm90Bytes) {
+    for (; k + kSm90TileBytes <= problem_.k_bytes; k += kSm90TileBytes) {
       start_block<4>(sums, k > 0);
-      finish_block(kSm90Bytes, k > 0);
+      finish_block(kSm90TileBytes, k > 0);
     }
     const int left = problem_.k_bytes - k;
     if (left > 0) {
@@ -418,7 +420,7 @@ class Multiplier {
     int32_t* chunk = memory_.sums(warp_);
     int32_t* row_bits = memory_.row_bits(warp_);
     if constexpr (Op::kCountsBits) bits_.finish(row_bits);
-    const int64_t first_row = tile.row * kSm90Rows + warp_ * kChunkRows;
+    const int64_t first_row = tile.row * kSm90TileRows + warp_ * kChunkRows;
     const auto rows = static_cast<int>(min(problem_.rows - first_row, int64_t{kChunkRows}));
     if (rows <= 0) return;
     int64_t output = tile.output * kOutputs;
@@ -498,12 +500,11 @@ int encode_maps(const typename Op::Params& p, const GemmProblem& problem, const 
   return cudaErrorInvalidValue;
 }
 
-// Enqueues it and returns the launch's cudaError_t.
 template <class Op>
 int run_sm90(const typename Op::Params& p, const GemmProblem& problem, const GemmPlan& plan,
              const Device& device, cudaStream_t stream) {
   const InputLoader loader = sm90_loader(problem);
-  const int span = loader == InputLoader::im2col ? im2col_span(problem) : kSm90Bytes;
+  const int span = loader == InputLoader::im2col ? im2col_span(problem) : kSm90TileBytes;
   const Sm90Problem all{sm90_tiles(problem, plan.tile_outputs),
                         loader,
                         plan.piece,

@@ -17,27 +17,29 @@
 
 namespace nncx::cuda {
 
-constexpr int kSm90Rows = 128;
-constexpr int kSm90Bytes = 128;      // of k, in a stage
+constexpr int kSm90TileRows = 128;
+constexpr int kSm90TileBytes = 128;  // of k, in a stage
 constexpr int kSm90Warps = 8;        // that multiply, each for 16 rows of the tile
-constexpr int kSm90ChunkPitch = 68;  // of 16 x 64 sums on their way out
+constexpr int kSm90ChunkPitch = 68;  // a wider one would cost a stage
 
 enum class InputLoader { tma, im2col, gather };
 
-constexpr int sm90_stage_bytes(int tile_outputs) { return (kSm90Rows + tile_outputs) * kSm90Bytes; }
+constexpr int sm90_stage_bytes(int tile_outputs) {
+  return (kSm90TileRows + tile_outputs) * kSm90TileBytes;
+}
 
 // 192 KB for all tiles.
 constexpr int sm90_stages(int tile_outputs) { return 192 * 1024 / sm90_stage_bytes(tile_outputs); }
 
 constexpr int sm90_shared_bytes(int tile_outputs) {
-  constexpr int kWarpBytes = 16 * (kSm90ChunkPitch + 1) * sizeof(int32_t);  // and bits of the rows
+  constexpr int kWarpBytes = kChunkRows * (kSm90ChunkPitch + 1) * sizeof(int32_t);  // and row bits
   const int stages = sm90_stages(tile_outputs);
   return stages * sm90_stage_bytes(tile_outputs) + kSm90Warps * kWarpBytes +
          2 * stages * static_cast<int>(sizeof(uint64_t));
 }
 
 constexpr GemmTiles sm90_tiles(const GemmProblem& p, int tile_outputs) {
-  return {(p.rows() + kSm90Rows - 1) / kSm90Rows,
+  return {(p.rows() + kSm90TileRows - 1) / kSm90TileRows,
           (p.shape.out_channels + tile_outputs - 1) / tile_outputs, p.shape.groups};
 }
 
@@ -48,7 +50,7 @@ constexpr int sm90_tile_outputs(const GemmProblem& p, int multiprocessors) {
   for (const int outputs : {64, 128, 256}) {
     const int64_t tiles = sm90_tiles(p, outputs).count();
     const int64_t rounds = (tiles + multiprocessors - 1) / multiprocessors;
-    const int64_t loaded = rounds * (kSm90Rows + outputs);
+    const int64_t loaded = rounds * (kSm90TileRows + outputs);
     if (best == 0 || loaded < least) {
       best = outputs;
       least = loaded;
@@ -84,8 +86,13 @@ constexpr bool is_matrix(const GemmProblem& p) {
 
 inline TiledMap input_matrix(const GemmProblem& p) {
   const auto pixel = static_cast<uint64_t>(input_pixel_bytes(p));
-  return {reinterpret_cast<const void*>(p.input), pixel, static_cast<uint64_t>(p.rows()), pixel,
-          kSm90Bytes, kSm90Rows, kSm90Bytes};
+  return {reinterpret_cast<const void*>(p.input),
+          pixel,
+          static_cast<uint64_t>(p.rows()),
+          pixel,
+          kSm90TileBytes,
+          kSm90TileRows,
+          kSm90TileBytes};
 }
 
 // In the upper corner the output's size counts, which the map must make of its box and its steps.
@@ -125,7 +132,7 @@ inline Im2colMap input_images(const GemmProblem& p) {
           static_cast<int>(upper_corner(p.out_width, p.stride_w, p.padding_w, p.width)),
           static_cast<int>(upper_corner(p.out_height, p.stride_h, p.padding_h, p.height)),
           span,
-          kSm90Rows,
+          kSm90TileRows,
           static_cast<uint32_t>(p.stride_w),
           static_cast<uint32_t>(p.stride_h),
           span};
@@ -133,8 +140,9 @@ inline Im2colMap input_images(const GemmProblem& p) {
 
 inline TiledMap weight_matrix(const GemmWeight& weight, const uint8_t* rows, int tile_outputs) {
   const auto bytes = static_cast<uint64_t>(weight.row_bytes());
-  return {rows, bytes, static_cast<uint64_t>(weight.rows), bytes, kSm90Bytes,
-          static_cast<uint32_t>(tile_outputs), kSm90Bytes};
+  return {rows,          bytes,          static_cast<uint64_t>(weight.rows),
+          bytes,         kSm90TileBytes, static_cast<uint32_t>(tile_outputs),
+          kSm90TileBytes};
 }
 
 constexpr InputLoader sm90_loader(const GemmProblem& p) {

@@ -4,6 +4,6 @@
 namespace nncx::cuda {
 
 template int run_sm90<Int8Gemm>(const Int8Conv2dParams&, const GemmProblem&, const GemmPlan&,
-                                  const Device&, cudaStream_t);
+                                const Device&, cudaStream_t);
 
 }  // namespace nncx::cuda

@@ -33,10 +33,10 @@ __device__ inline void barrier_arrive(Barrier* barrier) {
 }
 
 __device__ inline void barrier_arrive_expect(Barrier* barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(
-                   shared_address(barrier)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(shared_address(barrier)),
+      "r"(bytes)
+      : "memory");
 }
 
 // Arrives when this thread's cp_async until now have landed.
@@ -113,12 +113,12 @@ __device__ inline void wgmma_wait() {
 }
 
 // The registers of an instruction, as text and as operands; what follows them is numbered after.
-#define NNCX_NAMES_32                                                                    \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, "     \
+#define NNCX_NAMES_32                                                                \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, " \
   "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define NNCX_NAMES_64                                                                    \
-  NNCX_NAMES_32                                                                          \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "   \
+#define NNCX_NAMES_64                                                                  \
+  NNCX_NAMES_32                                                                        \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 #define NNCX_NAMES_128                                                                   \
   NNCX_NAMES_64                                                                          \
@@ -127,23 +127,25 @@ __device__ inline void wgmma_wait() {
   "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, "     \
   "%110, %111, %112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, " \
   "%124, %125, %126, %127"
-#define NNCX_REGISTERS_8(i)                                                              \
-  "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]),            \
-      "+r"(d[i + 5]), "+r"(d[i + 6]), "+r"(d[i + 7])
+#define NNCX_REGISTERS_8(i)                                                                   \
+  "+r"(d[i]), "+r"(d[i + 1]), "+r"(d[i + 2]), "+r"(d[i + 3]), "+r"(d[i + 4]), "+r"(d[i + 5]), \
+      "+r"(d[i + 6]), "+r"(d[i + 7])
 #define NNCX_REGISTERS_32(i) \
   NNCX_REGISTERS_8(i), NNCX_REGISTERS_8(i + 8), NNCX_REGISTERS_8(i + 16), NNCX_REGISTERS_8(i + 24)
 #define NNCX_REGISTERS_64(i) NNCX_REGISTERS_32(i), NNCX_REGISTERS_32(i + 32)
 #define NNCX_REGISTERS_128(i) NNCX_REGISTERS_64(i), NNCX_REGISTERS_64(i + 64)
 
-#define NNCX_WGMMA(instruction, registers, operand_a, operand_b, operand_accumulate) \
-  asm volatile(                                                                      \
-      "{\n\t"                                                                        \
-      ".reg .pred accumulate;\n\t"                                                   \
-      "setp.ne.b32 accumulate, " operand_accumulate ", 0;\n\t"                       \
-      "wgmma.mma_async.sync.aligned." instruction " {" NNCX_NAMES_##registers "}, "  \
-      operand_a ", " operand_b ", accumulate;\n\t"                                   \
-      "}"                                                                            \
-      : NNCX_REGISTERS_##registers(0)                                                \
+#define NNCX_WGMMA(instruction, registers, operand_a, operand_b, operand_accumulate)              \
+  asm volatile(                                                                                   \
+      "{\n\t"                                                                                     \
+      ".reg .pred accumulate;\n\t"                                                                \
+      "setp.ne.b32 accumulate, " operand_accumulate                                               \
+      ", 0;\n\t"                                                                                  \
+      "wgmma.mma_async.sync.aligned." instruction " {" NNCX_NAMES_##registers "}, " operand_a     \
+                                                                              ", " operand_b      \
+                                                                              ", accumulate;\n\t" \
+                                                                              "}"                 \
+      : NNCX_REGISTERS_##registers(0)                                                             \
       : "l"(a), "l"(b), "r"(int{accumulate}))
 
 template <int N>
