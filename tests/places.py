@@ -50,8 +50,7 @@ def at(place: str) -> Iterator[str]:
 
 @cache
 def emulator() -> ctypes.CDLL:
-    """The CUDA ops for tensors of the CPU. Compiled where sources have changed, which takes up to
-    a minute; the test is skipped where they or a compiler are missing."""
+    """The CUDA ops for tensors of the CPU; skips the test where they cannot be compiled."""
     library = str(build.build_or_skip())
     torch.ops.load_library(library)
     return ctypes.CDLL(library)
