@@ -16,9 +16,8 @@ from torch.utils._pytree import tree_map_only
 from nncx import _C
 
 CPU_PATHS: list[str] = _C.supported_isas()
-PLACES = [*CPU_PATHS]
-if torch.cuda.is_available():
-    PLACES.append(pytest.param("cuda", marks=pytest.mark.cuda))
+GPU = [pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else []
+PLACES = [*CPU_PATHS, *GPU]
 
 covered: set[str] = set()
 
