@@ -55,7 +55,7 @@ struct QuantizeInt8Params {
   int64_t stride_n, stride_c, stride_h, stride_w;  // of the input, in elements
 };
 
-static inline Int8Quantizer quantizer_of(const QuantizeInt8Params& p, int64_t pixel) {
+static constexpr Int8Quantizer quantizer_of(const QuantizeInt8Params& p, int64_t pixel) {
   const int64_t at = p.per_pixel ? pixel : 0;
   return int8_quantizer(p.scale[at], p.zero_point[at]);
 }

@@ -1,23 +1,29 @@
-"""Where the tests of the ops run them: under every path of this CPU and, if there is one, on a GPU.
+"""Where the tests of the ops run them: under every path of this CPU, on the GPUs that
+tests/emulator emulates, and, if there is one, on a GPU.
 
 A test makes its tensors on the CPU and calls `nncx.ops`. At the place "cuda" each call moves them
 to the GPU, at the same offset and strides, and moves back what it gives: one test for all places.
 """
 
+import ctypes
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import pytest
 import torch
+from emulator import build
 from torch import Tensor
 from torch.utils._pytree import tree_map_only
 
 from nncx import _C
 
 CPU_PATHS: list[str] = _C.supported_isas()
+# What the emulated GPU's code was compiled for: csrc/cuda/device.h.
+EMULATED = ["emulated cuda_cores", "emulated sm80", "emulated sm90"]
 GPU = [pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else []
-PLACES = [*CPU_PATHS, *GPU]
+PLACES = [*CPU_PATHS, *EMULATED, *GPU]
 
 covered: set[str] = set()
 
@@ -29,6 +35,9 @@ def at(place: str) -> Iterator[str]:
     before, ops = _C.isa(), torch.ops.nncx
     if place in CPU_PATHS:
         _C.set_isa(place)
+    elif place in EMULATED:
+        emulator().nncx_emulator_set_device(EMULATED.index(place))
+        torch.ops.nncx = torch.ops.nncx_emulated
     else:
         torch.ops.nncx = OpsElsewhere(ops, place)
     try:
@@ -36,6 +45,15 @@ def at(place: str) -> Iterator[str]:
     finally:
         _C.set_isa(before)
         torch.ops.nncx = ops
+
+
+@cache
+def emulator() -> ctypes.CDLL:
+    """The CUDA ops for tensors of the CPU. Compiled where sources have changed, which takes up to
+    a minute; the test is skipped where they or a compiler are missing."""
+    library = str(build.build_or_skip())
+    torch.ops.load_library(library)
+    return ctypes.CDLL(library)
 
 
 def broken_weights(prepacked: Tensor, place: str) -> list[Tensor]:

@@ -1,81 +1,251 @@
-// pack_signs on CUDA: bound by memory, one read of the input and 1/32 of it written (float32).
+// pack_signs on CUDA: bound by memory, where the input is 16 or 32 times the output.
 //
-//   rows      channels innermost: a warp reads 32 neighbouring channels and ballots them into a word
-//   strided   anything else, NCHW above all: a thread gathers the 32 channels of one pixel, and
-//             neighbouring threads read neighbouring pixels
+//   rows      channels innermost: a thread reads 8 neighbouring channels and writes their byte, so that
+//             a warp reads 512 bytes or more in a row and writes 32
+//   columns   anything else, NCHW above all: a thread reads 64 channels of one pixel or two, a warp
+//             neighbouring pixels; the words meet in shared memory, to leave as the pixels' bytes
+//
+// What lies beyond the last channel is taken for NaN, whose bit is 0.
 #include <algorithm>
 
 #include "cuda/launch.h"
+#include "cuda/rows.h"
 #include "pack_signs.h"
 
 namespace nncx::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kMaxBlocks = 1 << 20;  // kernels loop over what is left
 
-__device__ const char* pixel_address(const PackSignsParams& p, int64_t pixel,
-                                     int64_t element_size) {
-  const int64_t n = pixel / (p.height * p.width);
-  const int64_t h = pixel / p.width % p.height;
-  const int64_t w = pixel % p.width;
-  return static_cast<const char*>(p.input) +
-         (n * p.stride_n + h * p.stride_h + w * p.stride_w) * element_size;
-}
+// Signs of the numbers in a register, which collect from above: `push` moves those before down.
 
-// One word is 32 bits of one group of one pixel; words are numbered in output order.
-struct Word {
-  int64_t pixel, group, channel;  // channel: the first of 32
+template <class T>
+struct Signs {
+  using Register = T;
+  static constexpr int kShift = 1;  // of `push` for neighbours
+
+  __device__ static uint32_t push(uint32_t signs, T x, int shift = kShift) {
+    return signs >> shift | (is_positive(x) ? 0x8000 : 0);
+  }
+  // The byte of 8 neighbours.
+  __device__ static uint32_t byte(uint32_t signs) { return signs >> 8; }
 };
 
-__device__ Word locate(const PackSignsParams& p, int64_t word) {
-  const int64_t per_group = packed_bytes(p.channels) / 4;
-  return {word / (per_group * p.groups), word / per_group % p.groups, word % per_group * 32};
-}
+// Two numbers of 16 bits: their signs are bits 15 and 31. A number is negative if its sign is set and
+// it is not 0, and NaN if its magnitude is above infinity's.
+template <uint32_t Infinity>
+struct SignsOfTwo {
+  using Register = uint32_t;
+  static constexpr int kShift = 2;
 
-template <class T>
-__global__ void pack_rows(const PackSignsParams p, int64_t words) {
-  const int lane = threadIdx.x % 32;
-  const int64_t warps = int64_t{gridDim.x} * (kThreads / 32);
-  for (int64_t i = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / 32; i < words; i += warps) {
-    const Word word = locate(p, i);
-    const int64_t c = word.channel + lane;
-    const T* x = reinterpret_cast<const T*>(pixel_address(p, word.pixel, sizeof(T)));
-    const bool bit = c < p.channels && is_positive(x[word.group * p.channels + c]);
-    const uint32_t bits = __ballot_sync(0xFFFFFFFF, bit);
-    if (lane == 0) reinterpret_cast<uint32_t*>(p.output)[i] = bits;
+  __device__ static uint32_t push(uint32_t signs, uint32_t two, int shift = kShift) {
+    const uint32_t magnitudes = two & 0x7FFF7FFF;
+    const uint32_t nonzero = magnitudes + 0x7FFF7FFF;
+    const uint32_t nan = magnitudes + (0x7FFF - Infinity) * 0x10001;
+    return signs >> shift | (~(two & nonzero | nan) & 0x80008000);
   }
+  __device__ static uint32_t byte(uint32_t signs) {
+    return (signs >> 9 & 0x55) | (signs >> 24 & 0xAA);
+  }
+};
+
+template <>
+struct Signs<Half> : SignsOfTwo<0x7C00> {};
+template <>
+struct Signs<BFloat16> : SignsOfTwo<0x7F80> {};
+
+template <class Target>
+__device__ void fill_with_nan(Target& target) {
+  memset(&target, 0xFF, sizeof target);
 }
 
-template <class T>
-__global__ void pack_strided(const PackSignsParams p, int64_t words) {
-  const int64_t per_pixel = packed_bytes(p.channels) / 4 * p.groups;
-  const int64_t pixels = words / per_pixel;
-  const int64_t threads = int64_t{gridDim.x} * kThreads;
-  for (int64_t i = int64_t{blockIdx.x} * kThreads + threadIdx.x; i < words; i += threads) {
-    // pixels vary fastest over threads, so that the reads of a warp are neighbours
-    const int64_t index = i % pixels * per_pixel + i / pixels;
-    const Word word = locate(p, index);
-    const T* x = reinterpret_cast<const T*>(pixel_address(p, word.pixel, sizeof(T))) +
-                 (word.group * p.channels + word.channel) * p.stride_c;
-    const int64_t left = p.channels - word.channel;
-    const int channels = left < 32 ? static_cast<int>(left > 0 ? left : 0) : 32;
-    uint32_t bits = 0;
-    for (int c = 0; c < channels; ++c) {
-      bits |= static_cast<uint32_t>(is_positive(x[c * p.stride_c])) << c;
+// ------------------------------------------------------------------------------------------------
+// Rows
+
+struct Rows {
+  const void* input;
+  uint8_t* output;
+  int64_t bytes;     // of the output
+  int64_t channels;  // of a row
+  Divider row_bytes;
+  RowOffsets offsets;
+};
+
+// No piece crosses the end of a row.
+template <class T, int Bytes>
+__global__ void __launch_bounds__(kThreads) pack_rows(const __grid_constant__ Rows p) {
+  using Register = typename Signs<T>::Register;
+  constexpr int kInFlight = 64 / (8 * int{sizeof(T)});  // output bytes of a thread
+  constexpr int kNumbers = Bytes / int{sizeof(T)};
+  constexpr int kRegisters = 8 * int{sizeof(T)} / int{sizeof(Register)};
+  const int64_t first = int64_t{blockIdx.x} * (kThreads * kInFlight) + threadIdx.x;
+  union {
+    Piece<Bytes> pieces[8 / kNumbers];
+    Register registers[kRegisters];
+  } x[kInFlight];
+  int64_t channel = p.channels;
+  const T* from = nullptr;
+#pragma unroll
+  for (int i = 0; i < kInFlight; ++i) {
+    const int64_t at = first + i * kThreads;
+    if (channel >= p.channels) {  // not in the row of the byte before: of long rows, few are
+      const int64_t row = p.row_bytes.quotient(at);
+      channel = (at - row * p.row_bytes.divisor()) * 8;
+      from = static_cast<const T*>(p.input) + p.offsets(row) + channel;
     }
-    reinterpret_cast<uint32_t*>(p.output)[index] = bits;
+#pragma unroll
+    for (int j = 0; j < 8 / kNumbers; ++j) {
+      fill_with_nan(x[i].pieces[j]);
+      if (at < p.bytes && channel + j * kNumbers < p.channels) {
+        x[i].pieces[j] = reinterpret_cast<const Piece<Bytes>*>(from)[j];
+      }
+    }
+    channel += kThreads * 8;
+    from += kThreads * 8;
   }
+#pragma unroll
+  for (int i = 0; i < kInFlight; ++i) {
+    uint32_t signs = 0;
+#pragma unroll
+    for (int j = 0; j < kRegisters; ++j) signs = Signs<T>::push(signs, x[i].registers[j]);
+    const int64_t at = first + i * kThreads;
+    if (at < p.bytes) p.output[at] = static_cast<uint8_t>(Signs<T>::byte(signs));
+  }
+}
+
+template <class T>
+cudaError_t run_rows(const PackSignsParams& p, cudaStream_t stream) {
+  const int64_t rows = p.batch * p.height * p.width * p.groups;
+  Rows r = {p.input,    p.output,
+            rows * packed_bytes(p.channels),
+            p.channels, Divider(packed_bytes(p.channels)),
+            RowOffsets(p, p.groups, p.channels)};
+  int piece = widest_piece(address_of(p.input), p.channels * sizeof(T),
+                           r.offsets.widest_piece_between(sizeof(T)));
+  if (p.channels % 64 == 0 && r.offsets.is_uniform(p.channels)) {  // one row
+    r.channels = rows * p.channels;
+    r.row_bytes = Divider(r.bytes);
+  }
+  const auto launch_rows = [&](auto* kernel) {
+    constexpr int64_t kBytes = kThreads * (8 / sizeof(T));
+    const auto blocks = static_cast<unsigned>((r.bytes + kBytes - 1) / kBytes);
+    return launch(kernel, blocks, kThreads, 0, stream, r);
+  };
+  if (piece == 16) return launch_rows(pack_rows<T, 16>);
+  if (piece == 8) return launch_rows(pack_rows<T, 8>);
+  if constexpr (sizeof(T) <= 4) {
+    if (piece == 4) return launch_rows(pack_rows<T, 4>);
+  }
+  return launch_rows(pack_rows<T, sizeof(T)>);
+}
+
+// ------------------------------------------------------------------------------------------------
+// Columns
+
+constexpr int kWarps = kThreads / 32;
+constexpr int kStep = 16;  // channels that a thread reads at a time
+
+// A block packs `tiles` times 32 neighbouring vectors of pixels, `words` of each pixel: one a warp.
+struct Columns {
+  PackSignsParams pack;
+  RowOffsets pixel_offsets;
+  int64_t pixels, pixel_words;
+  Divider group_words, word_blocks;
+  int words, tiles;
+};
+
+// The signs of 16 channels of the pixels that a piece holds.
+template <class T, int Bytes>
+__device__ uint32_t pack_step(const T* x, int64_t stride, int64_t channels) {
+  union {
+    Piece<Bytes> piece;
+    typename Signs<T>::Register bits;
+  } numbers[kStep];
+#pragma unroll
+  for (int i = 0; i < kStep; ++i) {
+    fill_with_nan(numbers[i]);
+    if (i < channels) {
+      numbers[i].piece = *reinterpret_cast<const Piece<Bytes>*>(x + i * stride);
+    }
+  }
+  uint32_t signs = 0;
+#pragma unroll
+  for (int i = 0; i < kStep; ++i) signs = Signs<T>::push(signs, numbers[i].bits, 1);
+  return signs;
+}
+
+template <class T, int Bytes>
+__global__ void __launch_bounds__(kThreads) pack_columns(const __grid_constant__ Columns p) {
+  constexpr int kPixels = Bytes / int{sizeof(T)};  // of a thread: 1 or 2
+  __shared__ uint64_t staged[kWarps * 32 * kPixels];
+  const int64_t tile = p.word_blocks.quotient(blockIdx.x);
+  const int64_t first_word = (blockIdx.x - tile * p.word_blocks.divisor()) * p.words;
+  const int64_t first_pixel = tile * p.tiles * (32 * kPixels);
+  const int local_pixel = static_cast<int>(threadIdx.z * 32 + threadIdx.x) * kPixels;
+  const int64_t pixel = first_pixel + local_pixel, word = first_word + threadIdx.y;
+  if (pixel < p.pixels && word < p.pixel_words) {
+    const PackSignsParams& q = p.pack;
+    const int64_t group = p.group_words.quotient(word);
+    const int64_t channel = (word - group * p.group_words.divisor()) * 64;
+    const T* x = static_cast<const T*>(q.input) + p.pixel_offsets(pixel) +
+                 (group * q.channels + channel) * q.stride_c;
+    uint64_t bits[kPixels] = {};
+    for (int c = 0; c < 64 && channel + c < q.channels; c += kStep) {
+      const uint32_t signs =
+          pack_step<T, Bytes>(x + c * q.stride_c, q.stride_c, q.channels - channel - c);
+#pragma unroll
+      for (int i = 0; i < kPixels; ++i) bits[i] |= uint64_t{signs >> 16 * i & 0xFFFF} << c;
+    }
+#pragma unroll
+    for (int i = 0; i < kPixels; ++i) {
+      staged[(local_pixel + i) * p.words + threadIdx.y] = bits[i];
+    }
+  }
+  __syncthreads();
+  const int thread = static_cast<int>((threadIdx.z * p.words + threadIdx.y) * 32 + threadIdx.x);
+  const int threads = p.tiles * p.words * 32;
+  for (int i = thread; i < threads * kPixels; i += threads) {
+    const int64_t to_pixel = first_pixel + i / p.words, to_word = first_word + i % p.words;
+    if (to_pixel < p.pixels && to_word < p.pixel_words) {
+      reinterpret_cast<uint64_t*>(p.pack.output)[to_pixel * p.pixel_words + to_word] = staged[i];
+    }
+  }
+}
+
+template <class T>
+cudaError_t run_columns(const PackSignsParams& p, cudaStream_t stream) {
+  const int64_t group_words = packed_bytes(p.channels) / 8;
+  const int64_t pixel_words = p.groups * group_words;
+  const int64_t word_blocks = (pixel_words + kWarps - 1) / kWarps;
+  const auto words = static_cast<int>((pixel_words + word_blocks - 1) / word_blocks);
+  const Columns c = {p,
+                     RowOffsets(p, 1, 0),
+                     p.batch * p.height * p.width,
+                     pixel_words,
+                     Divider(group_words),
+                     Divider(word_blocks),
+                     words,
+                     kWarps / words};
+  const auto launch_columns = [&](auto* kernel, int64_t vector) {
+    const int64_t tile = c.tiles * 32 * vector;
+    const int64_t blocks = (c.pixels + tile - 1) / tile * word_blocks;
+    return launch(kernel, static_cast<unsigned>(blocks), dim3(32, words, c.tiles), 0, stream, c);
+  };
+  if constexpr (sizeof(T) == 2) {
+    const auto even = [&](int64_t size, int64_t stride) { return size == 1 || stride % 2 == 0; };
+    if (p.stride_w == 1 && p.width % 2 == 0 && address_of(p.input) % 4 == 0 &&
+        p.stride_c % 2 == 0 && even(p.height, p.stride_h) && even(p.batch, p.stride_n)) {
+      return launch_columns(pack_columns<T, 4>, 2);
+    }
+  }
+  return launch_columns(pack_columns<T, sizeof(T)>, 1);
 }
 
 template <class T>
 int run(const PackSignsParams& p, cudaStream_t stream) {
-  const int64_t words = p.batch * p.height * p.width * p.groups * packed_bytes(p.channels) / 4;
-  const bool rows = p.stride_c == 1;
-  const int64_t threads = rows ? words * 32 : words;
-  const auto blocks =
-      static_cast<unsigned>(std::min<int64_t>((threads + kThreads - 1) / kThreads, kMaxBlocks));
-  return launch(rows ? pack_rows<T> : pack_strided<T>, blocks, kThreads, 0, stream, p, words);
+  constexpr int64_t kFewChannels = 8;  // a thread of `rows` would find no more
+  const bool rows = p.stride_c == 1 && p.channels > kFewChannels;
+  return rows ? run_rows<T>(p, stream) : run_columns<T>(p, stream);
 }
 
 }  // namespace

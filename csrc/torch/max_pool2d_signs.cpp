@@ -44,10 +44,31 @@ MaxPool2dSignsParams read_geometry(const Tensor& input, Pair kernel_size, Pair s
   return p;
 }
 
+#ifdef NNCX_DEVICE_CUDA
+
+void run(const MaxPool2dSignsParams& p, int64_t lines, const Tensor& input) {
+  const Backend backend(input);
+  backend.check(kOp, cuda::max_pool2d_signs(p, lines, backend.stream()));
+}
+
+#else
+
+void run(const MaxPool2dSignsParams& p, int64_t lines, const Tensor& input) {
+  constexpr int64_t kWords = 1 << 14;  // OR-ed per task at least: about 10 us
+  const Isa isa = Backend(input).isa;
+  const double words = static_cast<double>(p.out_width * p.pixel_bytes / 8) *
+                       static_cast<double>(p.kernel_h * p.kernel_w);  // too many for an int64
+  const auto grain = static_cast<int64_t>(std::max(1.0, kWords / words));
+  parallel_for(0, lines, grain, [&](int64_t begin, int64_t end) {
+    NNCX_ON_PATH(isa, max_pool2d_signs(p, begin, end));
+  });
+}
+
+#endif
+
 Tensor max_pool2d_signs(const Tensor& input, std::vector<int64_t> kernel_size,
                         std::vector<int64_t> stride, std::vector<int64_t> padding,
                         std::vector<int64_t> dilation, bool ceil_mode) {
-  constexpr int64_t kWords = 1 << 14;  // OR-ed per task at least: about 10 us
   MaxPool2dSignsParams p = read_geometry(input, kernel_size, stride, padding, dilation, ceil_mode);
   const Tensor output =
       new_tensor(input, {input.size(0), p.out_height, p.out_width, input.size(3), input.size(4)},
@@ -56,13 +77,7 @@ Tensor max_pool2d_signs(const Tensor& input, std::vector<int64_t> kernel_size,
   const Tensor packed = dense(input);
   p.input = static_cast<const uint8_t*>(packed.const_data_ptr());
   p.output = static_cast<uint8_t*>(output.mutable_data_ptr());
-  const Isa isa = active_isa();
-  const double words = static_cast<double>(p.out_width * p.pixel_bytes / 8) *
-                       static_cast<double>(p.kernel_h * p.kernel_w);  // too many for an int64
-  const auto grain = static_cast<int64_t>(std::max(1.0, kWords / words));
-  parallel_for(0, input.size(0) * p.out_height, grain, [&](int64_t begin, int64_t end) {
-    NNCX_ON_PATH(isa, max_pool2d_signs(p, begin, end));
-  });
+  run(p, input.size(0) * p.out_height, input);
   return output;
 }
 

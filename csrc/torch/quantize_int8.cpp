@@ -52,10 +52,19 @@ void check_quantizer(const Tensor& input, const Tensor& scale, const Tensor& zer
              " of shape ", shape_text(zero_point));
 }
 
-void run(const QuantizeInt8Params& p) {
+#ifdef NNCX_DEVICE_CUDA
+
+void run(const QuantizeInt8Params& p, const Tensor& input) {
+  const Backend backend(input);
+  backend.check(kOp, cuda::quantize_int8(p, backend.stream()));
+}
+
+#else
+
+void run(const QuantizeInt8Params& p, const Tensor& input) {
   constexpr int64_t kNumbers = 1 << 15;  // per task at least: about 10 us
   constexpr int64_t kPixels = 32;        // a task starts at a multiple of the vector loops' step
-  const Isa isa = active_isa();
+  const Isa isa = Backend(input).isa;
   const int64_t pixels = p.batch * p.height * p.width;
   const int64_t numbers = kPixels * std::max<int64_t>(1, p.channels);
   const int64_t grain = std::max<int64_t>(1, kNumbers / numbers);
@@ -63,6 +72,8 @@ void run(const QuantizeInt8Params& p) {
     NNCX_ON_PATH(isa, quantize_int8(p, begin * kPixels, std::min(pixels, end * kPixels)));
   });
 }
+
+#endif
 
 Tensor quantize_int8(const Tensor& input, const Tensor& scale, const Tensor& zero_point) {
   const ScalarType type = input.scalar_type();
@@ -83,7 +94,7 @@ Tensor quantize_int8(const Tensor& input, const Tensor& scale, const Tensor& zer
   p.scale = static_cast<const float*>(scales.const_data_ptr());
   p.zero_point = static_cast<const int8_t*>(zero_points.const_data_ptr());
   p.per_pixel = scale.dim() == 1;
-  run(p);
+  run(p, input);
   return output;
 }
 

@@ -29,9 +29,9 @@ constexpr size_t kAlignment = 1024;  // of dynamic shared memory
 constexpr size_t kPage = 4096;
 constexpr uint8_t kGuard = 0xE7;
 
-// Lanes of a warp that meet, kept by the lowest lane of their mask.
+// Lanes of a warp that meet: those of one mask.
 struct Meeting {
-  uint32_t mask = 0, arrived = 0;
+  uint32_t arrived = 0;
   uint64_t generation = 0;
   void* operands[kWarp] = {};
   Place where;
@@ -40,8 +40,8 @@ struct Meeting {
 struct Thread {
   Fiber fiber;
   uint3 index;
-  Meeting meeting;
-  void* condition = nullptr;  // what suspend() was told
+  std::map<uint32_t, Meeting> meetings;  // by mask; of the warp, kept by its first lane
+  void* condition = nullptr;             // what suspend() was told
   bool (*holds)(void*) = nullptr;
   const char* what = "";
   Place where;
@@ -128,6 +128,7 @@ bool same_place(Place a, Place b) {
 // ------------------------------------------------------------------------------------------------
 // Shared memory. Static variables are `thread_local` (see __shared__ in cuda_runtime.h), because
 // that is the one kind of static whose memory can be found and poisoned: this library's TLS block.
+// Host code may have some in there too, so it gets its own back when a launch ends.
 
 thread_local char anchor;  // a variable of the block that is looked for
 
@@ -146,6 +147,19 @@ Range static_shared_memory() {
   dl_iterate_phdr(visit, &range);
   return range;
 }
+
+class StaticSharedMemory {
+ public:
+  StaticSharedMemory() : range_(static_shared_memory()) {
+    hosts_.assign(range_.begin, range_.begin + range_.bytes);
+  }
+  ~StaticSharedMemory() { std::copy(hosts_.begin(), hosts_.end(), range_.begin); }
+  Range range() const { return range_; }
+
+ private:
+  Range range_;
+  std::vector<uint8_t> hosts_;
+};
 
 // A window of memory between pages that cannot be touched. Blocks use its end, so that the first
 // byte beyond is not there, up to kAlignment.
@@ -360,13 +374,12 @@ void meet_lanes(uint32_t mask, void* mine, void (*combine)(void* const* lanes), 
   const int lanes = std::min(kWarp, block_threads() - (thread_index() - lane));
   require(mask >> lane & 1, "a lane must be in the mask that it gives", where);
   require(lanes == kWarp || mask >> lanes == 0, "the mask has lanes that are not there", where);
-  Meeting& meeting = (m.running - lane + std::countr_zero(mask))->meeting;
+  Meeting& meeting = (m.running - lane)->meetings[mask];
   if (meeting.arrived == 0) {
-    meeting.mask = mask;
     meeting.where = where;
     std::fill(std::begin(meeting.operands), std::end(meeting.operands), nullptr);
-  } else if (meeting.mask != mask || !same_place(meeting.where, where)) {
-    fail("lanes of a warp must come to one place with one mask, and others are at " +
+  } else if (!same_place(meeting.where, where)) {
+    fail("lanes of a warp must come to one place, and others with the same mask are at " +
              text(meeting.where),
          where);
   }
@@ -441,13 +454,14 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<vo
   static std::mutex one_launch_at_a_time;
   const std::lock_guard lock(one_launch_at_a_time);
   const FaultHandler handler;
+  const StaticSharedMemory statics;
   Machine& m = machine();
   const char* seed = std::getenv("NNCX_EMULATOR_SEED");
   m.chance = 0x9E3779B97F4A7C15 * (seed ? std::strtoull(seed, nullptr, 10) : 1) | 1;
   m.kernel = &thread;
   m.signature = demangled(kernel.name());
   m.shared = {nullptr, shared_bytes};
-  m.statics = static_shared_memory();
+  m.statics = statics.range();
   m.error.clear();
   m.threads = std::vector<Thread>(size_t{block.x} * block.y * block.z);
   m.order.clear();
@@ -489,6 +503,11 @@ cudaError_t cudaSetDevice(int chosen) {
   if (chosen < 0 || chosen >= static_cast<int>(std::size(kGpus))) return cudaErrorInvalidDevice;
   device = chosen;
   return cudaSuccess;
+}
+
+// For tests: which GPU the ops run on.
+extern "C" __attribute__((visibility("default"))) int nncx_emulator_set_device(int chosen) {
+  return cudaSetDevice(chosen);
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int of) {

@@ -1,4 +1,4 @@
-"""The tests of the ops run on the GPU too, if there is one."""
+"""The tests of the ops run on emulated GPUs too, and on a real one if there is one."""
 
 from collections.abc import Iterator
 
@@ -8,6 +8,13 @@ import pytest
 
 @pytest.fixture(params=places.PLACES)
 def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Runs the test once under every path of the CPU, and once on the GPU."""
+    """Runs the test once at every place: paths of the CPU, emulated GPUs, the GPU."""
+    with places.at(request.param) as place:
+        yield place
+
+
+@pytest.fixture(params=places.EMULATED)
+def emulated(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Runs the test once on every emulated GPU: for what only the CUDA kernels distinguish."""
     with places.at(request.param) as place:
         yield place

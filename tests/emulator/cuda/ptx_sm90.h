@@ -439,8 +439,9 @@ inline void wgmma_commit() {
 inline void issue(int32_t* d, Operation operation) {
   const Place where = operation.where;
   emulator::require(compiled_for(90), "wgmma needs code compiled for 9.0a", where);
-  emulator::require(emulator::block_threads() % emulator::kWarpgroup == 0,
-                    "wgmma needs a block of whole warpgroups", where);
+  emulator::require(emulator::thread_index() / emulator::kWarpgroup <
+                        emulator::block_threads() / emulator::kWarpgroup,
+                    "wgmma needs a whole warpgroup", where);
   auto& thread = emulator::thread_state<WgmmaThread>();
   Warpgroup& group = warpgroup();
   InFlight* known = nullptr;
