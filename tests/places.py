@@ -22,9 +22,8 @@ from nncx import _C
 CPU_PATHS: list[str] = _C.supported_isas()
 # What the emulated GPU's code was compiled for: csrc/cuda/device.h.
 EMULATED = ["emulated cuda_cores", "emulated sm80", "emulated sm90"]
-PLACES = [*CPU_PATHS, *EMULATED]
-if torch.cuda.is_available():
-    PLACES.append(pytest.param("cuda", marks=pytest.mark.cuda))
+GPU = [pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else []
+PLACES = [*CPU_PATHS, *EMULATED, *GPU]
 
 covered: set[str] = set()
 

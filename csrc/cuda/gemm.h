@@ -4,9 +4,8 @@
 #include <cuda_runtime.h>
 
 #include "cuda/device.h"
-#include "cuda/gemm_epilogue.h"
 #include "cuda/gemm_plan.h"
-#include "cuda/launch.h"
+#include "cuda/gemm_sm80.h"
 
 namespace nncx::cuda {
 
@@ -25,11 +24,11 @@ int run_gemm(const typename Op::Params& p, void* stream) {
   switch (plan.kernel) {
     case GemmKernel::skinny:
     case GemmKernel::sm90:
+      break;
     case GemmKernel::sm80:
     case GemmKernel::cuda_cores:
-      break;
+      return run_sm80<Op>(p, problem, plan, static_cast<cudaStream_t>(stream));
   }
-  static_cast<void>(stream);
   return cudaErrorNotSupported;
 }
 

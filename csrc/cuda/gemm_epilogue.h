@@ -12,11 +12,10 @@
 #pragma once
 
 #include "cuda/gemm_ops.h"
+#include "cuda/gemm_plan.h"
 
 namespace nncx::cuda {
 
-constexpr int kChunkRows = 16;
-constexpr int kChunkOutputs = 64;
 constexpr unsigned kAllLanes = 0xFFFFFFFF;
 
 // ------------------------------------------------------------------------------------------------

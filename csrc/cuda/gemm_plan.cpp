@@ -1,7 +1,5 @@
 #include "cuda/gemm_plan.h"
 
-#include <algorithm>
-
 namespace nncx::cuda {
 namespace {
 
@@ -12,12 +10,46 @@ int piece_of(const GemmProblem& p) {
   return 1;
 }
 
+int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+int64_t tiles_of(const GemmProblem& p, int tile_rows, int tile_outputs) {
+  return divided_up(p.rows(), tile_rows) * divided_up(p.shape.out_channels, tile_outputs) *
+         p.shape.groups;
+}
+
+// The wide tile reads A half as often. It is not worth columns without outputs, multiprocessors
+// without tiles, or its code for rare channel counts; and CUDA cores are slower than any memory.
+int sm80_tile_outputs(const GemmProblem& p, const Device& device, int piece) {
+  const bool wastes = (p.shape.out_channels - 1) % 128 < 64;
+  const bool fills = tiles_of(p, kSm80TileRows, 128) >= device.multiprocessors;
+  return device.path == Path::cuda_cores || wastes || !fills || piece < 8 ? 64 : 128;
+}
+
+// Three stages for each of two blocks, which hide each other's beginnings and ends; where memory is
+// short as many as one block can have; and never more than there are K tiles.
+int sm80_stages(const GemmProblem& p, const Device& device, int tile_outputs) {
+  constexpr int kMostStages = 4;
+  const auto fit = [&](int shared_bytes) {
+    int stages = kMostStages;
+    while (stages > 1 && sm80_shared_bytes(tile_outputs, stages) > shared_bytes) --stages;
+    return stages;
+  };
+  const int shared = fit(device.shared_bytes / 2);
+  const int stages = shared >= 3 ? shared : fit(device.shared_bytes);
+  const int64_t k_tiles = std::max<int64_t>(divided_up(p.k_bytes(), kSm80TileBytes), 1);
+  return static_cast<int>(std::min<int64_t>(stages, k_tiles));
+}
+
 }  // namespace
 
 GemmPlan gemm_plan(const GemmProblem& p, const Device& device) {
   GemmPlan plan{};
   plan.kernel = device.path == Path::cuda_cores ? GemmKernel::cuda_cores : GemmKernel::sm80;
   plan.piece = piece_of(p);
+  plan.tile_rows = kSm80TileRows;
+  plan.tile_outputs = sm80_tile_outputs(p, device, plan.piece);
+  plan.stages = sm80_stages(p, device, plan.tile_outputs);
+  plan.shared_bytes = sm80_shared_bytes(plan.tile_outputs, plan.stages);
   return plan;
 }
 

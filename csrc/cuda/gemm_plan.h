@@ -10,10 +10,38 @@
 // of.
 #pragma once
 
+#include <algorithm>
+
 #include "conv2d.h"
 #include "cuda/device.h"
 
 namespace nncx::cuda {
+
+// What a warp stores at a time (gemm_epilogue.h), from shared memory; so many sums between rows there
+// keep mma's registers and the epilogue's reads off each other's banks.
+constexpr int kChunkRows = 16, kChunkOutputs = 64, kChunkPitch = 72;
+
+// sm80: K passes in tiles of so many bytes; a warp has 32 rows x 64 outputs.
+constexpr int kSm80TileRows = 128, kSm80TileBytes = 128;
+
+constexpr int sm80_threads(int tile_outputs) {
+  return kSm80TileRows / 32 * tile_outputs / kChunkOutputs * 32;
+}
+
+constexpr int sm80_stage_bytes(int tile_outputs) {
+  return (kSm80TileRows + tile_outputs) * kSm80TileBytes;
+}
+
+// Of the stages; when all is multiplied, each warp stages its sums there.
+constexpr int sm80_ring_bytes(int tile_outputs, int stages) {
+  const int sums = sm80_threads(tile_outputs) / 32 * kChunkRows * kChunkPitch * 4;
+  return std::max(stages * sm80_stage_bytes(tile_outputs), sums);
+}
+
+// And what is known of a tile's rows: 16 bytes where they lie, and their bits.
+constexpr int sm80_shared_bytes(int tile_outputs, int stages) {
+  return sm80_ring_bytes(tile_outputs, stages) + kSm80TileRows * 20;
+}
 
 enum class GemmKernel { skinny, sm90, sm80, cuda_cores };
 

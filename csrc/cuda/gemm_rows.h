@@ -52,18 +52,21 @@ struct ValidTaps {
 
 // Where tap (0, 0) of a row lies. Unsigned, so that positions before the image are beyond it too,
 // and one comparison tells: a padded image has at most 2^31 pixels.
-struct RowOrigin {
-  int64_t pixel;  // of the input, from its first; not a real one where y, x are outside
+struct alignas(16) RowOrigin {
+  int64_t
+      offset;  // in bytes, from the first input pixel; nothing lies there where y, x are outside
   uint32_t y, x;
 };
 
 constexpr RowOrigin kNoRow = {0, 1u << 31, 1u << 31};  // its taps are all outside
 
-constexpr RowOrigin row_origin(const Conv2dGeometry& g, int64_t pixel) {
+// Of output pixel `pixel`; `pixel_bytes` are an input pixel's, of all groups.
+constexpr RowOrigin row_origin(const Conv2dGeometry& g, int64_t pixel_bytes, int64_t pixel) {
   const OutputPixel at = output_pixel(g, pixel);
   const int64_t y = tap_position(at.y, g.stride_h, g.padding_h, 0, g.dilation_h);
   const int64_t x = tap_position(at.x, g.stride_w, g.padding_w, 0, g.dilation_w);
-  return {(at.n * g.height + y) * g.width + x, static_cast<uint32_t>(y), static_cast<uint32_t>(x)};
+  return {((at.n * g.height + y) * g.width + x) * pixel_bytes, static_cast<uint32_t>(y),
+          static_cast<uint32_t>(x)};
 }
 
 // A byte of every row: a channel byte of a tap.
@@ -88,16 +91,26 @@ class TapCursor {
     y += lines;
   }
 
-  // From the row's origin, in input pixels.
-  constexpr int64_t pixels(const Conv2dGeometry& g) const {
-    return y * g.dilation_h * g.width + x * g.dilation_w;
+  // To the next byte, which advance(..., 1) would reach by divisions.
+  constexpr void next(const Conv2dGeometry& g, int64_t channel_bytes) {
+    if (++byte != channel_bytes) return;
+    byte = 0;
+    if (++x != g.kernel_w) return;
+    x = 0;
+    ++y;
+  }
+
+  // In bytes, from the row's origin.
+  constexpr int64_t offset(const Conv2dGeometry& g, int64_t pixel_bytes) const {
+    return (y * g.dilation_h * g.width + x * g.dilation_w) * pixel_bytes + byte;
   }
 
   // Whether the row has a pixel there; not beyond the last tap either.
   constexpr bool is_inside(const Conv2dGeometry& g, const RowOrigin& row) const {
     const uint32_t row_y = row.y + y * static_cast<uint32_t>(g.dilation_h);
     const uint32_t row_x = row.x + x * static_cast<uint32_t>(g.dilation_w);
-    return y < g.kernel_h && row_y < g.height && row_x < g.width;
+    return y < static_cast<uint32_t>(g.kernel_h) && row_y < static_cast<uint32_t>(g.height) &&
+           row_x < static_cast<uint32_t>(g.width);
   }
 };
 
