@@ -37,8 +37,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         case = dict(item.callspec.params) if hasattr(item, "callspec") else {}
         place = case.pop("isa", None)
-        if place in places.EMULATED and case:
-            case_name = item.nodeid.replace(place, "")
-            chosen = zlib.crc32(case_name.encode()) % len(places.EMULATED)
-            if place != places.EMULATED[chosen] or "threads" in item.name:
-                item.add_marker(pytest.mark.slow)
+        if place not in places.EMULATED:
+            continue
+        name = item.nodeid.replace(place, "").encode()
+        chosen = places.EMULATED[zlib.crc32(name) % len(places.EMULATED)]
+        if (case and place != chosen) or "threads" in item.name:
+            item.add_marker(pytest.mark.slow)
