@@ -22,9 +22,8 @@ from nncx import _C
 CPU_PATHS: list[str] = _C.supported_isas()
 # What the emulated GPU's code was compiled for: csrc/cuda/device.h.
 EMULATED = ["emulated cuda_cores", "emulated sm80", "emulated sm90"]
-PLACES = [*CPU_PATHS, *EMULATED]
-if torch.cuda.is_available():
-    PLACES.append(pytest.param("cuda", marks=pytest.mark.cuda))
+GPU = [pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else []
+PLACES = [*CPU_PATHS, *EMULATED, *GPU]
 
 covered: set[str] = set()
 
@@ -50,8 +49,7 @@ def at(place: str) -> Iterator[str]:
 
 @cache
 def emulator() -> ctypes.CDLL:
-    """The CUDA ops for tensors of the CPU. Compiled where sources have changed, which takes up to
-    a minute; the test is skipped where they or a compiler are missing."""
+    """The CUDA ops for tensors of the CPU; skips the test where they cannot be compiled."""
     library = str(build.build_or_skip())
     torch.ops.load_library(library)
     return ctypes.CDLL(library)
