@@ -5,6 +5,7 @@
 
 #include "cuda/device.h"
 #include "cuda/gemm_plan.h"
+#include "cuda/gemm_skinny.h"
 #include "cuda/gemm_sm80.h"
 
 namespace nncx::cuda {
@@ -23,6 +24,7 @@ int run_gemm(const typename Op::Params& p, void* stream) {
   const GemmPlan plan = gemm_plan(problem, device);
   switch (plan.kernel) {
     case GemmKernel::skinny:
+      return run_skinny<Op>(p, problem, plan, static_cast<cudaStream_t>(stream));
     case GemmKernel::sm90:
       break;
     case GemmKernel::sm80:

@@ -24,7 +24,8 @@
 namespace nncx::emulator {
 namespace {
 
-constexpr Gpu kGpus[] = {{75, 64 * 1024}, {80, 163 * 1024}, {90, 227 * 1024}};
+// The last one is older than any code.
+constexpr Gpu kGpus[] = {{75, 64 * 1024}, {80, 163 * 1024}, {90, 227 * 1024}, {70, 96 * 1024}};
 constexpr size_t kAlignment = 1024;  // of dynamic shared memory
 constexpr size_t kPage = 4096;
 constexpr uint8_t kGuard = 0xE7;
@@ -537,6 +538,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int of)
 }
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  if (!current_gpu().has_code()) return cudaErrorNoKernelImageForDevice;
   *attributes = {};
   attributes->ptxVersion = attributes->binaryVersion = current_gpu().architecture;
   attributes->maxThreadsPerBlock = 1024;

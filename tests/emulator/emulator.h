@@ -62,6 +62,8 @@ constexpr uint8_t kPoison = 0xD1;  // of every byte of shared memory when a bloc
 struct Gpu {
   int architecture;  // 75, 80, 90: what the code was compiled for
   int shared_bytes;  // most that a block may ask for
+
+  constexpr bool has_code() const { return architecture >= 75; }
 };
 const Gpu& current_gpu();
 
