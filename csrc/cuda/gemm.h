@@ -5,6 +5,7 @@
 
 #include "cuda/device.h"
 #include "cuda/gemm_plan.h"
+#include "cuda/gemm_skinny.h"
 #include "cuda/gemm_sm80.h"
 
 namespace nncx::cuda {
@@ -28,7 +29,7 @@ int run_gemm(const typename Op::Params& p, void* stream) {
   const GemmPlan plan = gemm_plan(problem, device);
   switch (plan.kernel) {
     case GemmKernel::skinny:
-      break;
+      return run_skinny<Op>(p, problem, plan, static_cast<cudaStream_t>(stream));
     case GemmKernel::sm90:
       return run_sm90<Op>(p, problem, plan, device, static_cast<cudaStream_t>(stream));
     case GemmKernel::sm80:
