@@ -19,12 +19,13 @@ from torch.utils._pytree import tree_map_only
 
 from nncx import _C
 
+NATIVE = torch.ops.nncx
 CPU_PATHS: list[str] = _C.supported_isas()
 # What the emulated GPU's code was compiled for: csrc/cuda/device.h.
 EMULATED = ["emulated cuda_cores", "emulated sm80", "emulated sm90"]
-PLACES = [*CPU_PATHS, *EMULATED]
-if torch.cuda.is_available():
-    PLACES.append(pytest.param("cuda", marks=pytest.mark.cuda))
+NO_CODE = "emulated, no code"  # an older one
+GPU = [pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else []
+PLACES = [*CPU_PATHS, *EMULATED, *GPU]
 
 covered: set[str] = set()
 
@@ -36,11 +37,12 @@ def at(place: str) -> Iterator[str]:
     before, ops = _C.isa(), torch.ops.nncx
     if place in CPU_PATHS:
         _C.set_isa(place)
-    elif place in EMULATED:
-        emulator().nncx_emulator_set_device(EMULATED.index(place))
+        torch.ops.nncx = NATIVE
+    elif place in (*EMULATED, NO_CODE):
+        emulator().nncx_emulator_set_device([*EMULATED, NO_CODE].index(place))
         torch.ops.nncx = torch.ops.nncx_emulated
     else:
-        torch.ops.nncx = OpsElsewhere(ops, place)
+        torch.ops.nncx = OpsElsewhere(NATIVE, place)
     try:
         yield place
     finally:
@@ -50,8 +52,7 @@ def at(place: str) -> Iterator[str]:
 
 @cache
 def emulator() -> ctypes.CDLL:
-    """The CUDA ops for tensors of the CPU. Compiled where sources have changed, which takes up to
-    a minute; the test is skipped where they or a compiler are missing."""
+    """The CUDA ops for tensors of the CPU; skips the test where they cannot be compiled."""
     library = str(build.build_or_skip())
     torch.ops.load_library(library)
     return ctypes.CDLL(library)

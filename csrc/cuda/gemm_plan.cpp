@@ -1,5 +1,7 @@
 #include "cuda/gemm_plan.h"
 
+#include "cuda/gemm_sm90_plan.h"
+
 namespace nncx::cuda {
 namespace {
 
@@ -40,9 +42,52 @@ int sm80_stages(const GemmProblem& p, const Device& device, int tile_outputs) {
   return static_cast<int>(std::min<int64_t>(stages, k_tiles));
 }
 
+bool is_skinny(const GemmProblem& p) {
+  return p.rows() <= kMostSkinnyRows && p.shape.taps == 1 && p.stride_h == 1 && p.stride_w == 1 &&
+         p.padding_h == 0 && p.padding_w == 0;
+}
+
+// As few outputs one after another as possible, on a multiprocessor that runs several tiles at a time.
+// Else wide tiles: each reads all of A.
+int skinny_tile_outputs(const GemmProblem& p, const Device& device) {
+  const int row_tiles = skinny_row_tiles(p.rows());
+  const int64_t slots = int64_t{device.multiprocessors} * skinny_resident_blocks(row_tiles);
+  const auto in_sequence = [&](int tile_outputs) {
+    return divided_up(tiles_of(p, kMostSkinnyRows, tile_outputs), slots) * tile_outputs;
+  };
+  const int widest = skinny_warps(row_tiles) * 4;
+  int best = widest;
+  for (int width = widest; width >= kSkinnyWarpOutputs; width /= 2) {
+    if (in_sequence(width) < in_sequence(best)) best = width;
+  }
+  return best;
+}
+
 }  // namespace
 
+int skinny_k_warps(const GemmProblem& p, int tile_outputs) {
+  const int most = skinny_warps(skinny_row_tiles(p.rows())) * kSkinnyWarpOutputs / tile_outputs;
+  return static_cast<int>(std::clamp<int64_t>(divided_up(p.k_bytes(), kSkinnyStepBytes), 1, most));
+}
+
 GemmPlan gemm_plan(const GemmProblem& p, const Device& device) {
+  if (is_skinny(p)) {
+    return {.kernel = GemmKernel::skinny,
+            .piece = piece_of(p),
+            .tile_rows = kMostSkinnyRows,
+            .tile_outputs = skinny_tile_outputs(p, device),
+            .stages = 0,
+            .shared_bytes = 0};
+  }
+  if (device.path == Path::sm90 && sm90_supports(p)) {
+    const int tile_outputs = sm90_tile_outputs(p, device.multiprocessors);
+    return {.kernel = GemmKernel::sm90,
+            .piece = piece_of(p),
+            .tile_rows = kSm90TileRows,
+            .tile_outputs = tile_outputs,
+            .stages = sm90_stages(tile_outputs),
+            .shared_bytes = sm90_shared_bytes(tile_outputs)};
+  }
   GemmPlan plan{};
   plan.kernel = device.path == Path::cuda_cores ? GemmKernel::cuda_cores : GemmKernel::sm80;
   plan.piece = piece_of(p);

@@ -1,7 +1,8 @@
 // The shape rule: which kernel runs a GEMM, with which tile. Plain functions of the shape and the
 // GPU, without CUDA, so that tests on any machine ask them (nncx._C.gemm_plan).
 //
-//   skinny       rows <= 16: reading the weight is all the work
+//   skinny       at most 16 rows, each in one piece (1 x 1 kernel, no stride or padding): reading the
+//                weight is all the work
 //   sm90, sm80   tensor cores, if the library has such code for this GPU
 //   cuda_cores   else
 //
@@ -42,6 +43,15 @@ constexpr int sm80_ring_bytes(int tile_outputs, int stages) {
 constexpr int sm80_shared_bytes(int tile_outputs, int stages) {
   return sm80_ring_bytes(tile_outputs, stages) + kSm80TileRows * 20;
 }
+
+// skinny: a warp has 16 outputs and, of K, steps of 64 bytes. Up to 8 rows take few registers, so that
+// three blocks of 8 warps share a multiprocessor; for more rows it is one of 16 warps.
+constexpr int kMostSkinnyRows = 16;
+constexpr int kSkinnyWarpOutputs = 16, kSkinnyStepBytes = 64;
+
+constexpr int skinny_row_tiles(int64_t rows) { return rows > 8 ? 2 : 1; }
+constexpr int skinny_warps(int row_tiles) { return 8 * row_tiles; }
+constexpr int skinny_resident_blocks(int row_tiles) { return row_tiles > 1 ? 1 : 3; }
 
 enum class GemmKernel { skinny, sm90, sm80, cuda_cores };
 
@@ -95,7 +105,8 @@ constexpr GemmTiles gemm_tiles(const GemmProblem& problem, const GemmPlan& plan)
           problem.shape.groups};
 }
 
-constexpr int64_t kMostSkinnyRows = 16;
+// How many warps share out K: no more than it has steps.
+int skinny_k_warps(const GemmProblem& problem, int tile_outputs);
 
 GemmPlan gemm_plan(const GemmProblem& problem, const Device& device);
 

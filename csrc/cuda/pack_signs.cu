@@ -116,9 +116,11 @@ __global__ void __launch_bounds__(kThreads) pack_rows(const __grid_constant__ Ro
 template <class T>
 cudaError_t run_rows(const PackSignsParams& p, cudaStream_t stream) {
   const int64_t rows = p.batch * p.height * p.width * p.groups;
-  Rows r = {p.input,    p.output,
+  Rows r = {p.input,
+            p.output,
             rows * packed_bytes(p.channels),
-            p.channels, Divider(packed_bytes(p.channels)),
+            p.channels,
+            Divider(packed_bytes(p.channels)),
             RowOffsets(p, p.groups, p.channels)};
   int piece = widest_piece(address_of(p.input), p.channels * sizeof(T),
                            r.offsets.widest_piece_between(sizeof(T)));
@@ -218,14 +220,9 @@ cudaError_t run_columns(const PackSignsParams& p, cudaStream_t stream) {
   const int64_t pixel_words = p.groups * group_words;
   const int64_t word_blocks = (pixel_words + kWarps - 1) / kWarps;
   const auto words = static_cast<int>((pixel_words + word_blocks - 1) / word_blocks);
-  const Columns c = {p,
-                     RowOffsets(p, 1, 0),
-                     p.batch * p.height * p.width,
-                     pixel_words,
-                     Divider(group_words),
-                     Divider(word_blocks),
-                     words,
-                     kWarps / words};
+  const Columns c = {p,           RowOffsets(p, 1, 0),  p.batch * p.height * p.width,
+                     pixel_words, Divider(group_words), Divider(word_blocks),
+                     words,       kWarps / words};
   const auto launch_columns = [&](auto* kernel, int64_t vector) {
     const int64_t tile = c.tiles * 32 * vector;
     const int64_t blocks = (c.pixels + tile - 1) / tile * word_blocks;

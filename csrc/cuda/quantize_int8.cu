@@ -132,8 +132,8 @@ struct Columns {
 // Wide: a thread's pixels are neighbours in one line and 16 bytes; else they are a lane apart.
 template <class T, bool Wide>
 __global__ void __launch_bounds__(kThreads) quantize_columns(const __grid_constant__ Columns p) {
-  constexpr int kPixels = 16 / int{sizeof(T)};                   // of a thread
-  __shared__ uint32_t tile[kThreads * kPixels * 3 / 2];          // an odd pitch, of at most 3/2
+  constexpr int kPixels = 16 / int{sizeof(T)};           // of a thread
+  __shared__ uint32_t tile[kThreads * kPixels * 3 / 2];  // an odd pitch, of at most 3/2
   const QuantizeInt8Params& q = p.quantize;
   const int fours = 1 << p.fours_log2, lanes = kThreads >> p.fours_log2, pitch = fours | 1;
   const int lane = static_cast<int>(threadIdx.x) & (lanes - 1);
@@ -219,10 +219,10 @@ cudaError_t run_columns(const QuantizeInt8Params& p, cudaStream_t stream) {
                      p.channels % 4 == 0 && address_of(p.output) % 4 == 0};
   const auto blocks =
       static_cast<unsigned>((c.pixels + tile_pixels - 1) / tile_pixels * channel_blocks);
-  const bool wide = p.stride_w == 1 && p.width % kPixels == 0 &&
-                    widest_piece(address_of(p.input), p.stride_c * kSize,
-                                 p.height > 1 ? p.stride_h * kSize : 0,
-                                 p.batch > 1 ? p.stride_n * kSize : 0) == 16;
+  const bool wide =
+      p.stride_w == 1 && p.width % kPixels == 0 &&
+      widest_piece(address_of(p.input), p.stride_c * kSize, p.height > 1 ? p.stride_h * kSize : 0,
+                   p.batch > 1 ? p.stride_n * kSize : 0) == 16;
   return launch(wide ? quantize_columns<T, true> : quantize_columns<T, false>, blocks, kThreads, 0,
                 stream, c);
 }

@@ -15,10 +15,9 @@ namespace nncx::cuda {
 template <int Bytes>
 using Piece = std::conditional_t<
     Bytes == 16, uint4,
-    std::conditional_t<
-        Bytes == 8, uint2,
-        std::conditional_t<Bytes == 4, uint32_t,
-                           std::conditional_t<Bytes == 2, uint16_t, uint8_t>>>>;
+    std::conditional_t<Bytes == 8, uint2,
+                       std::conditional_t<Bytes == 4, uint32_t,
+                                          std::conditional_t<Bytes == 2, uint16_t, uint8_t>>>>;
 
 constexpr int kWidestPiece = 16;
 

@@ -110,10 +110,9 @@ def test_many_threads_call_one_model(isa: str, name: str, torch_threads: int, fr
         lambda net: pickle.loads(pickle.dumps(net)),
         lambda net: net.to("cpu"),
         lambda net: net.double().float(),
-        lambda net: nn.DataParallel(net),
         lambda net: torch.optim.swa_utils.AveragedModel(net),
     ],
-    ids=["deepcopy", "copy", "pickle", "to", "dtypes", "DataParallel", "AveragedModel"],
+    ids=["deepcopy", "copy", "pickle", "to", "dtypes", "AveragedModel"],
 )
 def test_wrapped_models_give_the_same_bits(name: str, around: Callable, frozen: bool) -> None:
     net, x = _net(name).eval(), _images(3)

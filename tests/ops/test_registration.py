@@ -1,285 +1,43 @@
 """What torch needs of every op: fakes, refusals, FLOPs, gradients. One sample list for all."""
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable
 
 import pytest
 import torch
-from places import CPU_PATHS
+from places import CPU_PATHS, GPU, at
+from samples import (
+    NNCX,
+    byte,
+    codebook_conv,
+    codebook_linear,
+    conv,
+    conv_sign,
+    every_sample,
+    int8,
+    int8_conv,
+    int8_linear,
+    int8_residual,
+    linear,
+    linear_sign,
+    pool,
+    quantize,
+    samples,
+    to_int8,
+)
+from torch.utils._pytree import tree_flatten, tree_unflatten
 from torch.utils.flop_counter import FlopCounterMode
 
-from nncx import ops
-
-NNCX = torch.ops.nncx
+from nncx import _C, ops
 
 
-class Sample(NamedTuple):
-    op: Callable
-    args: tuple
-    kwargs: dict
-
-
-def byte(*shape: int) -> torch.Tensor:
-    return torch.zeros(shape, dtype=torch.uint8)
-
-
-def int8(*shape: int) -> torch.Tensor:
-    return torch.zeros(shape, dtype=torch.int8)
-
-
-def codebook_conv(changes: dict) -> tuple:
-    arguments = {
-        "input": torch.ones(2, 6, 5, 4),
-        "weight": ops.codebook_conv2d_prepack(byte(27), 2, 6, 4, 3, 2),
-        "codebook": torch.rand(4),
-        "bits": 2,
-        "in_channels": 6,
-        "out_channels": 4,
-        "kernel_size": [3, 3],
-        "stride": [1, 1],
-        "padding": [0, 0],
-        "dilation": [1, 1],
-        "groups": 2,
-        "bias": None,
-        "activation": "none",
-        "out_dtype": None,
-    }
-    assert changes.keys() <= arguments.keys()
-    return NNCX.codebook_conv2d, tuple({**arguments, **changes}.values())
-
-
-def codebook_linear(changes: dict) -> tuple:
-    arguments = {
-        "input": torch.ones(3, 70),
-        "weight": ops.codebook_linear_prepack(byte(132), 3, 70, 5),
-        "codebook": torch.rand(5, 8),
-        "bits": 3,
-        "in_features": 70,
-        "out_features": 5,
-        "bias": None,
-        "activation": "none",
-        "out_dtype": None,
-    }
-    assert changes.keys() <= arguments.keys()
-    return NNCX.codebook_linear, tuple({**arguments, **changes}.values())
-
-
-INT8_EPILOGUE = {
-    "input_zero_point": int8(),
-    "scale": torch.rand(4),
-    "bias": torch.rand(4),
-    "activation": "relu6",
-}
-TO_INT8 = {"out_scale": torch.tensor(0.1), "out_zero_point": int8()}
-
-
-def int8_residual(*shape: int) -> dict:
-    zero_point = {"residual_zero_point": int8()}
-    return {"residual": int8(*shape), "residual_scale": torch.tensor(0.1), **zero_point}
-
-
-def int8_conv(changes: dict) -> tuple:
-    arguments = {
-        "input": int8(2, 6, 5, 4),
-        "weight": ops.int8_conv2d_prepack(int8(4, 3, 3, 3), 2),
-        "in_channels": 6,
-        "out_channels": 4,
-        "kernel_size": [3, 3],
-        "stride": [1, 1],
-        "padding": [0, 0],
-        "dilation": [1, 1],
-        "groups": 2,
-        "input_zero_point": None,
-        "scale": None,
-        "bias": None,
-        "residual": None,
-        "residual_scale": None,
-        "residual_zero_point": None,
-        "activation": "none",
-        "out_scale": None,
-        "out_zero_point": None,
-        "out_dtype": None,
-        "channels_last": True,
-    }
-    assert changes.keys() <= arguments.keys()
-    return NNCX.int8_conv2d, tuple({**arguments, **changes}.values())
-
-
-def int8_linear(changes: dict) -> tuple:
-    arguments = {
-        "input": int8(3, 70),
-        "weight": ops.int8_linear_prepack(int8(5, 70)),
-        "in_features": 70,
-        "out_features": 5,
-        "input_zero_point": None,
-        "scale": None,
-        "bias": None,
-        "input_scale": None,
-        "residual": None,
-        "residual_scale": None,
-        "residual_zero_point": None,
-        "activation": "none",
-        "out_scale": None,
-        "out_zero_point": None,
-        "out_dtype": None,
-    }
-    assert changes.keys() <= arguments.keys()
-    return NNCX.int8_linear, tuple({**arguments, **changes}.values())
-
-
-def quantize(changes: dict) -> tuple:
-    arguments = {"input": torch.randn(3, 5), "scale": torch.tensor(0.1), "zero_point": int8()}
-    assert changes.keys() <= arguments.keys()
-    return NNCX.quantize_int8, tuple({**arguments, **changes}.values())
-
-
-def samples() -> list[Sample]:
-    x, w = torch.randn(2, 6, 5, 4), torch.randn(4, 3, 3, 3)
-    rows, matrix = torch.randn(3, 70), torch.randn(5, 70)
-    conv = ops.binary_conv2d_prepack(ops.pack_signs(w), 6, 2)
-    linear = ops.binary_linear_prepack(ops.pack_signs(matrix), 70)
-    conv_args = (ops.pack_signs(x, 2), conv, 6, 4, [3, 3], [2, 1], [1, 1], [1, 1], 2, 1)
-    linear_args = (ops.pack_signs(rows), linear, 70, 5)
-    epilogue = (torch.rand(4), torch.rand(4), torch.rand(2, 2, 3, 4), torch.bfloat16)
-    threshold, flip = torch.tensor([-3, 0, 1, 5], dtype=torch.int32), torch.rand(4) > 0.5
-    five = torch.zeros(5, dtype=torch.int32), torch.rand(5) > 0.5
-    codebook_conv_op, codebook_conv_args = codebook_conv({})
-    codebook_linear_op, codebook_linear_args = codebook_linear({})
-    return [
-        Sample(NNCX.pack_signs, (x, 3), {}),
-        Sample(NNCX.pack_signs, (rows,), {}),
-        Sample(NNCX.binary_conv2d_prepack, (ops.pack_signs(w), 6, 2), {}),
-        Sample(NNCX.binary_conv2d, conv_args, {}),
-        Sample(NNCX.binary_conv2d, (*conv_args, *epilogue), {}),
-        Sample(NNCX.binary_conv2d, (*conv_args, *epilogue, False), {}),
-        Sample(NNCX.binary_conv2d_sign, (*conv_args[:2], threshold, flip, *conv_args[2:]), {}),
-        Sample(NNCX.binary_conv2d_sign, (*conv_args[:2], threshold, flip, *conv_args[2:], 2), {}),
-        Sample(NNCX.max_pool2d_signs, (ops.pack_signs(x, 2), [3, 2], [2, 1], [1, 0]), {}),
-        Sample(NNCX.max_pool2d_signs, (ops.pack_signs(x), [2, 2], [2, 2]), {"ceil_mode": True}),
-        Sample(NNCX.binary_linear_prepack, (ops.pack_signs(matrix), 70), {}),
-        Sample(NNCX.binary_linear, linear_args, {}),
-        Sample(NNCX.binary_linear, linear_args, {"scale": torch.rand(5), "bias": torch.rand(5)}),
-        Sample(NNCX.binary_linear_sign, (*linear_args[:2], *five, *linear_args[2:]), {}),
-        Sample(NNCX.codebook_conv2d_prepack, (byte(27), 2, 6, 4, [3, 3], 2), {}),
-        Sample(codebook_conv_op, codebook_conv_args, {}),
-        Sample(*codebook_conv({"input": x.half(), "codebook": torch.rand(4, 4)}), {}),
-        Sample(
-            *codebook_conv(
-                {
-                    "input": x.to(memory_format=torch.channels_last),
-                    "bias": torch.rand(4),
-                    "activation": "relu6",
-                    "out_dtype": torch.bfloat16,
-                }
-            ),
-            {},
-        ),
-        Sample(NNCX.codebook_linear_prepack, (byte(132), 3, 70, 5), {}),
-        Sample(codebook_linear_op, codebook_linear_args, {}),
-        Sample(codebook_linear_op, codebook_linear_args[:6], {"bias": torch.rand(5)}),
-        Sample(*quantize({}), {}),
-        Sample(*quantize({"input": x.half()}), {}),
-        Sample(*quantize({"scale": torch.rand(3), "zero_point": int8(3)}), {}),
-        Sample(NNCX.int8_conv2d_prepack, (int8(4, 3, 3, 3), 2), {}),
-        Sample(*int8_conv({}), {}),
-        Sample(*int8_conv(INT8_EPILOGUE | {"residual": torch.rand(2, 4, 3, 2)}), {}),
-        Sample(*int8_conv(TO_INT8 | int8_residual(2, 4, 3, 2)), {}),
-        Sample(*int8_conv({"channels_last": False, "out_dtype": torch.bfloat16}), {}),
-        Sample(NNCX.int8_linear_prepack, (int8(5, 70),), {}),
-        Sample(*int8_linear({}), {}),
-        Sample(*int8_linear({"input_zero_point": int8(3), "input_scale": torch.rand(3)}), {}),
-        Sample(*int8_linear(TO_INT8 | int8_residual(3, 5)), {}),
-    ]
-
-
-@pytest.mark.parametrize("isa", CPU_PATHS, indirect=True)
-@pytest.mark.parametrize("index", range(len(samples())))
-def test_opcheck(isa: str, index: int) -> None:
-    sample = samples()[index]
-    torch.library.opcheck(sample.op.default, sample.args, sample.kwargs)
-
-
-def conv(changes: dict) -> tuple:
-    arguments = {
-        "input": byte(1, 4, 4, 2, 8),
-        "weight": ops.binary_conv2d_prepack(byte(4, 3, 3, 1, 8), 6, 2),
-        "in_channels": 6,
-        "out_channels": 4,
-        "kernel_size": [3, 3],
-        "stride": [1, 1],
-        "padding": [0, 0],
-        "dilation": [1, 1],
-        "groups": 2,
-        "pad_value": 0,
-        "scale": None,
-        "bias": None,
-        "input_scale": None,
-        "out_dtype": None,
-        "channels_last": True,
-    }
-    assert changes.keys() <= arguments.keys()
-    return NNCX.binary_conv2d, tuple({**arguments, **changes}.values())
-
-
-def conv_sign(changes: dict) -> tuple:
-    arguments = {
-        "input": byte(1, 4, 4, 2, 8),
-        "weight": ops.binary_conv2d_prepack(byte(4, 3, 3, 1, 8), 6, 2),
-        "threshold": torch.zeros(4, dtype=torch.int32),
-        "flip": torch.zeros(4, dtype=torch.bool),
-        "in_channels": 6,
-        "out_channels": 4,
-        "kernel_size": [3, 3],
-        "stride": [1, 1],
-        "padding": [0, 0],
-        "dilation": [1, 1],
-        "groups": 2,
-        "pad_value": 0,
-        "out_groups": 2,
-    }
-    assert changes.keys() <= arguments.keys()
-    return NNCX.binary_conv2d_sign, tuple({**arguments, **changes}.values())
-
-
-def linear_sign(changes: dict) -> tuple:
-    arguments = {
-        "input": byte(3, 16),
-        "weight": ops.binary_linear_prepack(byte(5, 16), 70),
-        "threshold": torch.zeros(5, dtype=torch.int32),
-        "flip": torch.zeros(5, dtype=torch.bool),
-        "in_features": 70,
-        "out_features": 5,
-    }
-    assert changes.keys() <= arguments.keys()
-    return NNCX.binary_linear_sign, tuple({**arguments, **changes}.values())
-
-
-def pool(changes: dict) -> tuple:
-    arguments = {
-        "input": byte(1, 4, 4, 2, 8),
-        "kernel_size": [3, 3],
-        "stride": [2, 2],
-        "padding": [1, 1],
-        "dilation": [1, 1],
-        "ceil_mode": False,
-    }
-    assert changes.keys() <= arguments.keys()
-    return NNCX.max_pool2d_signs, tuple({**arguments, **changes}.values())
-
-
-def linear(changes: dict) -> tuple:
-    arguments = {
-        "input": byte(3, 16),
-        "weight": ops.binary_linear_prepack(byte(5, 16), 70),
-        "in_features": 70,
-        "out_features": 5,
-        "scale": None,
-        "bias": None,
-        "input_scale": None,
-        "out_dtype": None,
-    }
-    assert changes.keys() <= arguments.keys()
-    return NNCX.binary_linear, tuple({**arguments, **changes}.values())
+@every_sample
+@pytest.mark.parametrize("place", [*CPU_PATHS, *GPU])
+def test_opcheck(place: str, index: int) -> None:
+    on_cpu = place in CPU_PATHS
+    with at(place if on_cpu else _C.isa()):
+        with torch.device("cpu" if on_cpu else place):
+            sample = samples()[index]
+        torch.library.opcheck(sample.op.default, sample.args, sample.kwargs)
 
 
 REFUSED = {
@@ -459,9 +217,9 @@ REFUSED = {
     "int8 conv activation": int8_conv({"activation": "gelu"}),
     "int8 conv out_scale alone": int8_conv({"out_scale": torch.tensor(1.0)}),
     "int8 conv out_zero_point alone": int8_conv({"out_zero_point": int8()}),
-    "int8 conv out_scale shape": int8_conv(TO_INT8 | {"out_scale": torch.ones(4)}),
+    "int8 conv out_scale shape": int8_conv(to_int8() | {"out_scale": torch.ones(4)}),
     "int8 conv out_dtype int8 without scale": int8_conv({"out_dtype": torch.int8}),
-    "int8 conv out_dtype float with scale": int8_conv(TO_INT8 | {"out_dtype": torch.float32}),
+    "int8 conv out_dtype float with scale": int8_conv(to_int8() | {"out_dtype": torch.float32}),
     "int8 conv weight not prepacked": int8_conv({"weight": int8(4, 3, 3, 3)}),
     "int8 linear input 1-D": int8_linear({"input": int8(70)}),
     "int8 linear input features": int8_linear({"input": int8(3, 71)}),
@@ -476,28 +234,37 @@ REFUSED = {
 }
 
 
+def moved(arguments: Iterable, device: str) -> list:
+    return [a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments]
+
+
+@pytest.mark.parametrize("device", ["meta", *GPU])
 @pytest.mark.parametrize("case", REFUSED)
-def test_cpu_and_meta_refuse_alike(case: str) -> None:
-    """Both raise, and both say in the same words what must hold and which op says so."""
+def test_all_devices_refuse_alike(case: str, device: str) -> None:
+    """All raise, and say in the same words what must hold and which op says so."""
     op, arguments = REFUSED[case]
-    on_meta = [a.to("meta") if isinstance(a, torch.Tensor) else a for a in arguments]
     with pytest.raises(RuntimeError) as cpu:
         op(*arguments)
-    with pytest.raises(RuntimeError) as meta:
-        op(*on_meta)
+    with pytest.raises(RuntimeError) as other:
+        op(*moved(arguments, device))
     must_hold = str(cpu.value).split(", got")[0]
     assert must_hold.startswith(op.__name__ + ": ")
     assert "\n" not in str(cpu.value)
-    assert must_hold == str(meta.value).split(", got")[0]
+    assert must_hold == str(other.value).split(", got")[0]
 
 
-@pytest.mark.parametrize("moved", ["weight", "scale"])
-def test_operands_on_two_devices_are_refused(moved: str) -> None:
+@pytest.mark.parametrize("device", ["meta", *GPU])
+@every_sample
+def test_operands_on_two_devices_are_refused(index: int, device: str) -> None:
     """The fake runs where any operand is on meta: it must not hand out memory it never wrote."""
-    operands = {"weight": ops.binary_linear_prepack(byte(5, 16), 70), "scale": torch.ones(5)}
-    operands[moved] = operands[moved].to("meta")
-    with pytest.raises(RuntimeError, match=f"{moved} must be .*on the input's device"):
-        NNCX.binary_linear(byte(3, 16), operands["weight"], 70, 5, operands["scale"])
+    op, *given = samples()[index]
+    leaves, structure = tree_flatten(given)
+    operands = [i for i, leaf in enumerate(leaves) if isinstance(leaf, torch.Tensor)]
+    for i in operands if len(operands) > 1 else ():
+        one_elsewhere = [*leaves[:i], leaves[i].to(device), *leaves[i + 1 :]]
+        args, kwargs = tree_unflatten(one_elsewhere, structure)
+        with pytest.raises(RuntimeError, match=f"{op.__name__}: .* on the input's device"):
+            op(*args, **kwargs)
 
 
 def test_weights_that_only_the_cpu_can_read_are_refused_there() -> None:
@@ -608,14 +375,18 @@ class Int8Net(torch.nn.Module):
         return ops.int8_linear(x, self.linear, 8, 10)
 
 
+@pytest.mark.parametrize("device", ["cpu", *GPU])
 @pytest.mark.parametrize("network", [BinaryNet, CodebookNet, Int8Net])
-def test_compile_and_export_with_a_dynamic_batch(network: type[torch.nn.Module]) -> None:
-    net, x = network(), torch.randn(3, 6, 7, 5)
+def test_compile_and_export_with_a_dynamic_batch(
+    network: type[torch.nn.Module], device: str
+) -> None:
+    with torch.device(device):
+        net, x = network(), torch.randn(3, 6, 7, 5)
     compiled = torch.compile(net, fullgraph=True, dynamic=True, backend="aot_eager")
     program = torch.export.export(
         net, (x,), dynamic_shapes={"x": {0: torch.export.Dim("batch", max=64)}}
     )
     for batch in (3, 5):
-        x = torch.randn(batch, 6, 7, 5)
+        x = torch.randn(batch, 6, 7, 5, device=device)
         assert torch.equal(compiled(x), net(x))
         assert torch.equal(program.module()(x), net(x))
