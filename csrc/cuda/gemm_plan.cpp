@@ -1,5 +1,7 @@
 #include "cuda/gemm_plan.h"
 
+#include "cuda/gemm_sm90_plan.h"
+
 namespace nncx::cuda {
 namespace {
 
@@ -80,6 +82,14 @@ GemmPlan gemm_plan(const GemmProblem& p, const Device& device) {
   GemmPlan plan{};
   plan.kernel = device.path == Path::cuda_cores ? GemmKernel::cuda_cores : GemmKernel::sm80;
   plan.piece = piece_of(p);
+  if (device.path == Path::sm90 && sm90_supports(p)) {
+    plan.kernel = GemmKernel::sm90;
+    plan.tile_rows = kSm90TileRows;
+    plan.tile_outputs = sm90_tile_outputs(p, device.multiprocessors);
+    plan.stages = sm90_stages(plan.tile_outputs);
+    plan.shared_bytes = sm90_shared_bytes(plan.tile_outputs);
+    return plan;
+  }
   plan.tile_rows = kSm80TileRows;
   plan.tile_outputs = sm80_tile_outputs(p, device, plan.piece);
   plan.stages = sm80_stages(p, device, plan.tile_outputs);
