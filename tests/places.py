@@ -19,9 +19,11 @@ from torch.utils._pytree import tree_map_only
 
 from nncx import _C
 
+NATIVE = torch.ops.nncx
 CPU_PATHS: list[str] = _C.supported_isas()
 # What the emulated GPU's code was compiled for: csrc/cuda/device.h.
 EMULATED = ["emulated cuda_cores", "emulated sm80", "emulated sm90"]
+NO_CODE = "emulated, no code"  # an older one
 GPU = [pytest.param("cuda", marks=pytest.mark.cuda)] if torch.cuda.is_available() else []
 PLACES = [*CPU_PATHS, *EMULATED, *GPU]
 
@@ -35,11 +37,12 @@ def at(place: str) -> Iterator[str]:
     before, ops = _C.isa(), torch.ops.nncx
     if place in CPU_PATHS:
         _C.set_isa(place)
-    elif place in EMULATED:
-        emulator().nncx_emulator_set_device(EMULATED.index(place))
+        torch.ops.nncx = NATIVE
+    elif place in (*EMULATED, NO_CODE):
+        emulator().nncx_emulator_set_device([*EMULATED, NO_CODE].index(place))
         torch.ops.nncx = torch.ops.nncx_emulated
     else:
-        torch.ops.nncx = OpsElsewhere(ops, place)
+        torch.ops.nncx = OpsElsewhere(NATIVE, place)
     try:
         yield place
     finally:

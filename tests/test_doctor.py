@@ -164,6 +164,65 @@ def test_a_forced_path_is_named_with_what_is_faster(monkeypatch: pytest.MonkeyPa
     assert diagnosis.problems == ()
 
 
+ALL = ("sm_75", "sm_80", "sm_90a", "compute_75")
+
+
+@pytest.mark.parametrize(
+    ("capability", "architectures", "code"),
+    [
+        ((7, 0), ALL, None),
+        ((7, 5), ALL, "sm_75"),
+        ((8, 0), ALL, "sm_80"),
+        ((8, 9), ALL, "sm_80"),
+        ((9, 0), ALL, "sm_90a"),
+        ((10, 0), ALL, "compute_75"),
+        ((8, 0), ("sm_86", "sm_90a"), None),
+        ((8, 6), ("sm_80", "sm_86"), "sm_86"),
+        ((9, 0), ("compute_90a", "compute_80"), "compute_90a"),
+        ((10, 0), ("sm_90a", "compute_90a"), None),
+        ((10, 3), ("sm_100a", "sm_100f"), "sm_100f"),
+        ((12, 0), ("sm_100f", "compute_80", "compute_90"), "compute_90"),
+    ],
+)
+def test_which_code_a_gpu_runs(
+    capability: tuple[int, int], architectures: tuple[str, ...], code: str | None
+) -> None:
+    assert _doctor.gpu_code(capability, architectures) == code
+
+
+class _Built:
+    """nncx._C of a build with CUDA."""
+
+    cuda_architectures = ("sm_75", "sm_90a", "compute_75")
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(_C, name)
+
+
+@pytest.mark.parametrize("capability", [(7, 0), (8, 0), (9, 0)])
+def test_a_gpu_is_told_what_was_built_for_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int]
+) -> None:
+    monkeypatch.setattr(_doctor, "_C", _Built())
+    monkeypatch.setattr(_doctor, "_library_folder", lambda: _doctor.PACKAGE)
+    monkeypatch.setattr(torch.version, "cuda", "13.0")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a GPU")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    advice = f"with TORCH_CUDA_ARCH_LIST={capability[0]}.{capability[1]}"
+    fact, problems, notes = _doctor._gpu(), _doctor._build_problems(), _doctor._notes()
+    fault = _doctor.Op("op", cpu="avx2", cuda=None, self_test={"cuda": "it fails"})
+    if capability == (7, 0):
+        assert fact == "a GPU, compute capability 7.0, runs none of what was built"
+        assert len(problems) == 1 and problems[0].endswith(advice)
+        assert _doctor._op_problems(fault) == [], "told once, not by each op"
+    elif capability == (8, 0):
+        assert fact.endswith("runs compute_75") and notes[0].endswith(advice)
+    else:
+        assert fact.endswith("runs sm_90a") and not problems and not notes
+        assert _doctor._op_problems(replace(fault, cuda="sm_90a"))[0].endswith(advice)
+
+
 def test_a_gpu_that_the_build_left_out_is_a_note(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     if not _C.cuda_architectures:

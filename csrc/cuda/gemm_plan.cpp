@@ -1,5 +1,7 @@
 #include "cuda/gemm_plan.h"
 
+#include "cuda/gemm_sm90_plan.h"
+
 namespace nncx::cuda {
 namespace {
 
@@ -76,6 +78,15 @@ GemmPlan gemm_plan(const GemmProblem& p, const Device& device) {
             .tile_outputs = skinny_tile_outputs(p, device),
             .stages = 0,
             .shared_bytes = 0};
+  }
+  if (device.path == Path::sm90 && sm90_supports(p)) {
+    const int tile_outputs = sm90_tile_outputs(p, device.multiprocessors);
+    return {.kernel = GemmKernel::sm90,
+            .piece = piece_of(p),
+            .tile_rows = kSm90TileRows,
+            .tile_outputs = tile_outputs,
+            .stages = sm90_stages(tile_outputs),
+            .shared_bytes = sm90_shared_bytes(tile_outputs)};
   }
   GemmPlan plan{};
   plan.kernel = device.path == Path::cuda_cores ? GemmKernel::cuda_cores : GemmKernel::sm80;

@@ -23,7 +23,7 @@ from nncx.ops._conv2d import check_filters, check_groups, check_window, output_s
 
 
 def binary_conv2d_prepack(weight: Tensor, in_channels: int, groups: int = 1) -> Tensor:
-    """Reorders packed weights for the CPU path of this process.
+    """Reorders packed weights for the CPU path of this process, or for a GPU.
 
     Args:
         weight: uint8 ``[out_channels, kh, kw, 1, B]`` from ``pack_signs``.
@@ -32,7 +32,8 @@ def binary_conv2d_prepack(weight: Tensor, in_channels: int, groups: int = 1) -> 
 
     Returns:
         uint8, one dimension, opaque; it names its path and shape, and `binary_conv2d` refuses it
-        under another path (``NNCX_ISA``) or for another geometry. Never stored in files.
+        under another path (``NNCX_ISA``), on another device or for another geometry. Never stored
+        in files.
     """
     return torch.ops.nncx.binary_conv2d_prepack(weight, in_channels, groups)
 

@@ -20,7 +20,7 @@ from nncx.ops._common import (
 
 
 def binary_linear_prepack(weight: Tensor, in_features: int) -> Tensor:
-    """Reorders packed weights for the CPU path of this process.
+    """Reorders packed weights for the CPU path of this process, or for a GPU.
 
     Args:
         weight: uint8 ``[out_features, B]``: ``pack_signs`` of ``[out_features, in_features]``.

@@ -28,7 +28,7 @@ def codebook_conv2d_prepack(
     kernel_size: int | Sequence[int],
     groups: int = 1,
 ) -> Tensor:
-    """Reorders dense codes for the CPU path of this process.
+    """Reorders dense codes for the CPU path of this process, or for a GPU.
 
     Args:
         codes: uint8 ``[ceil(n * bits / 8)]``: `nncx.nn.codes.pack_codes` of the ``n`` codes

@@ -25,7 +25,7 @@ from nncx.ops._common import check, check_features, refuse_gradient, shape_text
 def codebook_linear_prepack(
     codes: Tensor, bits: int, in_features: int, out_features: int
 ) -> Tensor:
-    """Reorders dense codes for the CPU path of this process.
+    """Reorders dense codes for the CPU path of this process, or for a GPU.
 
     Args:
         codes: uint8 ``[ceil(out_features * in_features * bits / 8)]``: `nncx.nn.codes.pack_codes`

@@ -19,7 +19,7 @@ from nncx.ops._int8 import Epilogue, check_epilogue, check_int8, check_terms, fi
 
 
 def int8_conv2d_prepack(weight: Tensor, groups: int = 1) -> Tensor:
-    """Reorders the weights of `int8_conv2d` for the CPU path of this process.
+    """Reorders the weights of `int8_conv2d` for the CPU path of this process, or for a GPU.
 
     Args:
         weight: int8 ``[out_channels, in_channels / groups, kernel_h, kernel_w]``; a filter has at

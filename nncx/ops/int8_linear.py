@@ -17,7 +17,7 @@ from nncx.ops._int8 import Epilogue, check_epilogue, check_int8, check_terms, fi
 
 
 def int8_linear_prepack(weight: Tensor) -> Tensor:
-    """Reorders the weights of `int8_linear` for the CPU path of this process.
+    """Reorders the weights of `int8_linear` for the CPU path of this process, or for a GPU.
 
     Args:
         weight: int8 ``[out_features, in_features]``, of at most 65,793 in_features.

@@ -21,7 +21,7 @@ BUILD = ROOT / "build" / "emulator"
 TORCH = Path(torch.__file__).parent
 
 FLAGS = [
-    *("-std=c++20", "-O1", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"),
+    *("-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"),
     *("-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"),
     *("-I", str(EMULATOR), "-I", str(ROOT / "csrc"), "-isystem", str(TORCH / "include")),
     *("-DNNCX_EMULATED", "-DNNCX_DEVICE_CUDA", "-DNNCX_NAMESPACE=nncx_emulated"),

@@ -24,7 +24,8 @@
 namespace nncx::emulator {
 namespace {
 
-constexpr Gpu kGpus[] = {{75, 64 * 1024}, {80, 163 * 1024}, {90, 227 * 1024}};
+// The last one is older than any code.
+constexpr Gpu kGpus[] = {{75, 64 * 1024}, {80, 163 * 1024}, {90, 227 * 1024}, {70, 96 * 1024}};
 constexpr size_t kAlignment = 1024;  // of dynamic shared memory
 constexpr size_t kPage = 4096;
 constexpr uint8_t kGuard = 0xE7;
@@ -32,7 +33,6 @@ constexpr uint8_t kGuard = 0xE7;
 // Lanes of a warp that meet: those of one mask.
 struct Meeting {
   uint32_t arrived = 0;
-  uint64_t generation = 0;
   void* operands[kWarp] = {};
   Place where;
 };
@@ -40,6 +40,7 @@ struct Meeting {
 struct Thread {
   Fiber fiber;
   uint3 index;
+  int number = 0;  // in the block
   std::map<uint32_t, Meeting> meetings;  // by mask; of the warp, kept by its first lane
   void* condition = nullptr;             // what suspend() was told
   bool (*holds)(void*) = nullptr;
@@ -90,16 +91,13 @@ struct Machine {
   Range statics;  // static shared memory
 };
 
-Machine& machine() {
-  static auto* machine = new Machine;  // never destroyed: threads may outlive main
-  return *machine;
-}
+Machine& the_machine = *new Machine;  // never destroyed: threads may outlive main
 
 int device = 0;
 
 // xorshift: a number below `bound`.
 uint64_t random_below(uint64_t bound) {
-  uint64_t& x = machine().chance;
+  uint64_t& x = the_machine.chance;
   x ^= x << 13, x ^= x >> 7, x ^= x << 17;
   return x % bound;
 }
@@ -122,7 +120,7 @@ std::string text(Place where) {
 
 bool same_place(Place a, Place b) {
   return a.line() == b.line() && a.column() == b.column() &&
-         std::strcmp(a.file_name(), b.file_name()) == 0;
+         (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -202,7 +200,7 @@ const SharedWindow& window() {
 // Fibers and their scheduler.
 
 void enter_thread() {
-  Machine& m = machine();
+  Machine& m = the_machine;
   try {
     (*m.kernel)();
   } catch (const std::exception& error) {
@@ -214,7 +212,7 @@ void enter_thread() {
 }
 
 void run_thread(Thread& thread) {
-  Machine& m = machine();
+  Machine& m = the_machine;
   m.running = &thread;
   thread.holds = nullptr;
   threadIdx = thread.index;
@@ -225,7 +223,7 @@ void run_thread(Thread& thread) {
 
 std::string block_text() {
   return std::string("block ") + triple(blockIdx.x, blockIdx.y, blockIdx.z) + " of kernel " +
-         machine().signature;
+         the_machine.signature;
 }
 
 [[noreturn]] void fail_block(const std::string& what) {
@@ -235,7 +233,7 @@ std::string block_text() {
 // Where all threads wait, those at one place together.
 [[noreturn]] void fail_deadlock() {
   std::map<std::string, std::vector<const Thread*>> places;
-  for (const Thread& t : machine().threads) {
+  for (const Thread& t : the_machine.threads) {
     if (!t.finished) places[std::string(t.what) + " at " + text(t.where)].push_back(&t);
   }
   std::string where;
@@ -248,7 +246,7 @@ std::string block_text() {
 }
 
 void do_background_work(size_t at) {
-  auto& background = machine().background;
+  auto& background = the_machine.background;
   std::swap(background[at], background.back());
   const Work work = std::move(background.back());
   background.pop_back();
@@ -256,7 +254,7 @@ void do_background_work(size_t at) {
 }
 
 void run_block(dim3 block) {
-  Machine& m = machine();
+  Machine& m = the_machine;
   m.unfinished = static_cast<int>(m.threads.size());
   m.background.clear();
   std::fill(std::begin(m.barriers), std::end(m.barriers), ThreadBarrier{});
@@ -269,6 +267,7 @@ void run_block(dim3 block) {
     Thread& thread = m.threads[i];
     const auto x = static_cast<unsigned>(i);
     thread = Thread{};
+    thread.number = static_cast<int>(i);
     thread.index = {x % block.x, x / block.x % block.y, x / block.x / block.y};
     thread.fiber.prepare(m.stacks.get(i), enter_thread);
   }
@@ -298,7 +297,7 @@ void run_block(dim3 block) {
 // A fault in a kernel ends the launch, not the process.
 
 [[maybe_unused]] void on_fault(int, siginfo_t* info, void*) {
-  Machine& m = machine();
+  Machine& m = the_machine;
   const auto* address = static_cast<const uint8_t*>(info->si_addr);
   m.error = "emulator: memory that is not there was accessed, ";
   const int64_t offset = address - m.shared.begin;
@@ -344,7 +343,7 @@ class FaultHandler {
 const Gpu& current_gpu() { return kGpus[device]; }
 
 void fail(const std::string& what, Place where) {
-  const Machine& m = machine();
+  const Machine& m = the_machine;
   std::string who;
   if (m.running != nullptr) {
     const uint3 t = m.running->index;
@@ -353,12 +352,12 @@ void fail(const std::string& what, Place where) {
   throw std::runtime_error("emulator: " + what + ", at " + text(where) + who + ", " + block_text());
 }
 
-int thread_index() { return static_cast<int>(machine().running - machine().threads.data()); }
+int thread_index() { return the_machine.running->number; }
 
-int block_threads() { return static_cast<int>(machine().threads.size()); }
+int block_threads() { return static_cast<int>(the_machine.threads.size()); }
 
 void suspend(void* condition, bool (*holds)(void*), const char* what, Place where) {
-  Machine& m = machine();
+  Machine& m = the_machine;
   Thread& thread = *m.running;
   thread.condition = condition;
   thread.holds = holds;
@@ -369,12 +368,13 @@ void suspend(void* condition, bool (*holds)(void*), const char* what, Place wher
 
 void meet_lanes(uint32_t mask, void* mine, void (*combine)(void* const* lanes), const char* what,
                 Place where) {
-  Machine& m = machine();
+  Machine& m = the_machine;
   const int lane = thread_index() % kWarp;
   const int lanes = std::min(kWarp, block_threads() - (thread_index() - lane));
   require(mask >> lane & 1, "a lane must be in the mask that it gives", where);
   require(lanes == kWarp || mask >> lanes == 0, "the mask has lanes that are not there", where);
-  Meeting& meeting = (m.running - lane)->meetings[mask];
+  Thread* warp = m.running - lane;
+  Meeting& meeting = warp->meetings[mask];
   if (meeting.arrived == 0) {
     meeting.where = where;
     std::fill(std::begin(meeting.operands), std::end(meeting.operands), nullptr);
@@ -388,15 +388,16 @@ void meet_lanes(uint32_t mask, void* mine, void (*combine)(void* const* lanes), 
   if (meeting.arrived == mask) {
     if (combine != nullptr) combine(meeting.operands);
     meeting.arrived = 0;
-    ++meeting.generation;
+    for (int i = 0; i < lanes; ++i) {
+      if (mask >> i & 1) warp[i].holds = nullptr;
+    }
     return;
   }
-  const uint64_t generation = meeting.generation;
-  wait_until([&] { return meeting.generation != generation; }, what, where);
+  suspend(nullptr, [](void*) { return false; }, what, where);  // the last lane wakes the others
 }
 
 void meet_threads(int id, int threads, Place where) {
-  Machine& m = machine();
+  Machine& m = the_machine;
   require(0 <= id && id < 16, "the number of a barrier must be in 0..15", where);
   require(threads % kWarp == 0 && threads <= block_threads(),
           "a barrier's threads must be whole warps of the block", where);
@@ -426,18 +427,18 @@ void meet_threads(int id, int threads, Place where) {
 bool early() { return random_below(2) == 0; }
 
 void later(std::function<void()> work, const char* what, Place where) {
-  machine().background.push_back({std::move(work), what, where});
+  the_machine.background.push_back({std::move(work), what, where});
 }
 
-void at_block_end(std::function<void()> check) { machine().end_checks.push_back(std::move(check)); }
+void at_block_end(std::function<void()> check) { the_machine.end_checks.push_back(std::move(check)); }
 
-uint64_t block_serial() { return machine().serial; }
+uint64_t block_serial() { return the_machine.serial; }
 
-uint8_t* dynamic_shared_memory() { return machine().shared.begin; }
-size_t dynamic_shared_bytes() { return machine().shared.bytes; }
+uint8_t* dynamic_shared_memory() { return the_machine.shared.begin; }
+size_t dynamic_shared_bytes() { return the_machine.shared.bytes; }
 
 void require_shared(const void* address, size_t bytes, size_t alignment, Place where) {
-  const Machine& m = machine();
+  const Machine& m = the_machine;
   require(m.shared.holds(address, bytes) || m.statics.holds(address, bytes),
           "the address must be in the block's shared memory", where);
   require(reinterpret_cast<uintptr_t>(address) % alignment == 0,
@@ -445,7 +446,7 @@ void require_shared(const void* address, size_t bytes, size_t alignment, Place w
 }
 
 void require_dynamic(const void* address, const char* what, Place where) {
-  if (machine().shared.holds(address, 1)) return;
+  if (the_machine.shared.holds(address, 1)) return;
   fail(std::string(what) + " must use dynamic shared memory in the emulator", where);
 }
 
@@ -455,7 +456,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<vo
   const std::lock_guard lock(one_launch_at_a_time);
   const FaultHandler handler;
   const StaticSharedMemory statics;
-  Machine& m = machine();
+  Machine& m = the_machine;
   const char* seed = std::getenv("NNCX_EMULATOR_SEED");
   m.chance = 0x9E3779B97F4A7C15 * (seed ? std::strtoull(seed, nullptr, 10) : 1) | 1;
   m.kernel = &thread;
@@ -537,6 +538,7 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int of)
 }
 
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
+  if (!current_gpu().has_code()) return cudaErrorNoKernelImageForDevice;
   *attributes = {};
   attributes->ptxVersion = attributes->binaryVersion = current_gpu().architecture;
   attributes->maxThreadsPerBlock = 1024;

@@ -2,7 +2,7 @@
 //
 // How a kernel is tried, from the root of the checkout, with a main() that calls its entry point:
 //
-//   FLAGS='-std=c++20 -O1 -g -DNNCX_EMULATED -msse4.2 -Wno-psabi -I tests/emulator -I csrc'
+//   FLAGS='-std=c++20 -O2 -g -DNNCX_EMULATED -msse4.2 -Wno-psabi -I tests/emulator -I csrc'
 //   g++ $FLAGS -x c++ csrc/cuda/pack_signs.cu main.cpp tests/emulator/emulator.cpp -o try && ./try
 //
 //   #include "cuda_runtime.h"   // main.cpp; pointers of device memory are ordinary ones
@@ -62,6 +62,8 @@ constexpr uint8_t kPoison = 0xD1;  // of every byte of shared memory when a bloc
 struct Gpu {
   int architecture;  // 75, 80, 90: what the code was compiled for
   int shared_bytes;  // most that a block may ask for
+
+  constexpr bool has_code() const { return architecture >= 75; }
 };
 const Gpu& current_gpu();
 

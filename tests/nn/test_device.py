@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 from layer_families import FAMILIES, Family, evaluate, images
-from places import GPU
+from places import EMULATED, GPU, at
 from torch import Tensor, nn
 
 import nncx
@@ -72,6 +72,15 @@ def test_integers_are_exact(device: str) -> None:
         model, x = network(NATIVE[name], frozen=True), images()
         expected = evaluate(model, x)
         assert torch.equal(evaluate(model.to(device), x.to(device)).cpu(), expected)
+
+
+@pytest.mark.parametrize("place", EMULATED)
+def test_a_network_of_emulated_kernels(place: str, family: Family) -> None:
+    model, x = network(family, frozen=True), images()
+    expected = evaluate(model, x)
+    with at(place):
+        repack(model)
+        family.assert_equal(evaluate(model, x), expected)
 
 
 def _loaded_state(model: nn.Module, device: str, folder: Path) -> nn.Module:

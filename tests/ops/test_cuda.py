@@ -3,6 +3,7 @@
 That the ops are exact there, say the other tests of this folder, which run at the place "cuda" too.
 """
 
+import os
 from collections.abc import Callable
 
 import pytest
@@ -51,6 +52,9 @@ def test_runs_on_the_current_stream(index: int) -> None:
     assert torch.equal(out, expected)
 
 
+@pytest.mark.skipif(
+    "PYTORCH_NO_CUDA_MEMORY_CACHING" in os.environ, reason="each allocation waits for the GPU then"
+)
 @every_sample
 def test_the_host_does_not_wait(index: int) -> None:
     op, (args, kwargs) = call_on("cuda", index)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterable
 
 import pytest
 import torch
-from places import CPU_PATHS, GPU, at
+from places import CPU_PATHS, EMULATED, GPU, at
 from samples import (
     NNCX,
     byte,
@@ -238,7 +238,7 @@ def moved(arguments: Iterable, device: str) -> list:
     return [a.to(device) if isinstance(a, torch.Tensor) else a for a in arguments]
 
 
-@pytest.mark.parametrize("device", ["meta", *GPU])
+@pytest.mark.parametrize("device", ["meta", *EMULATED[:1], *GPU])
 @pytest.mark.parametrize("case", REFUSED)
 def test_all_devices_refuse_alike(case: str, device: str) -> None:
     """All raise, and say in the same words what must hold and which op says so."""
@@ -246,7 +246,11 @@ def test_all_devices_refuse_alike(case: str, device: str) -> None:
     with pytest.raises(RuntimeError) as cpu:
         op(*arguments)
     with pytest.raises(RuntimeError) as other:
-        op(*moved(arguments, device))
+        if device in EMULATED:
+            with at(device):
+                getattr(torch.ops.nncx, op.__name__)(*arguments)
+        else:
+            op(*moved(arguments, device))
     must_hold = str(cpu.value).split(", got")[0]
     assert must_hold.startswith(op.__name__ + ": ")
     assert "\n" not in str(cpu.value)

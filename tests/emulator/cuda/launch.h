@@ -20,6 +20,7 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
                     grid.y < (1u << 16) && grid.z < (1u << 16) && block.x > 0 && block.y > 0 &&
                     block.z > 0 && block.z <= 64 && uint64_t{block.x} * block.y * block.z <= 1024;
   if (!fits) return cudaErrorInvalidConfiguration;
+  if (!emulator::current_gpu().has_code()) return cudaErrorNoKernelImageForDevice;
   if (shared_bytes > static_cast<size_t>(emulator::current_gpu().shared_bytes)) {
     return cudaErrorInvalidValue;
   }

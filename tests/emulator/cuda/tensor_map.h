@@ -7,27 +7,12 @@
 #include <cstdint>
 #include <cstring>
 
+#include "cuda/tensor_boxes.h"
+
 namespace nncx::cuda {
 
 struct alignas(64) TensorMap {
   uint8_t bytes[128];
-};
-
-struct TiledMap {
-  const void* address;
-  uint64_t width, height, row_stride;
-  uint32_t box_width, box_height;
-  uint32_t swizzle;  // 0, 32, 64 or 128 bytes
-};
-
-struct Im2colMap {
-  const void* address;
-  uint64_t channels, width, height, batch;
-  uint64_t stride_w, stride_h, stride_n;
-  int lower_w, lower_h, upper_w, upper_h;  // corners of the box that the filter's base stays in
-  uint32_t channels_per_pixel, pixels_per_column;
-  uint32_t step_w, step_h;
-  uint32_t swizzle;
 };
 
 // What the 128 bytes are in the emulator.
