@@ -5,6 +5,7 @@ import re
 import subprocess
 import sys
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -27,12 +28,28 @@ SMALLEST = {
     "quantize_int8": "c=16 hw=32 nhwc",
     "xnor_conv2d": "c=16 hw=32 k=3 nhwc",
 }
+# Of those for a GPU, small ones.
+SMALL_ON_GPU = {
+    "binary_conv2d": lambda m: m.ConvShape(2, 9, 9, 5, 3),
+    "binary_conv2d_sign": lambda m: m.ConvShape(2, 9, 9, 5, 3),
+    "binary_linear": lambda m: m.BinaryLinearShape(m.LinearShape(3, 70, 9), "float16"),
+    "codebook_conv2d": lambda m: m.CodebookConvShape(
+        m.ConvShape(2, 9, 9, 5, 3), 4, "nhwc", "float16"
+    ),
+    "codebook_linear": lambda m: m.CodebookLinearShape(m.LinearShape(3, 70, 9), 4, dtype="float16"),
+    "int8_conv2d": lambda m: m.Int8ConvShape(m.ConvShape(2, 9, 9, 5, 3), "affine", "float16"),
+    "int8_linear": lambda m: m.Int8LinearShape(m.LinearShape(3, 70, 9), "affine"),
+    "max_pool2d_signs": lambda m: m.PoolShape(2, 9, 8, 2, 2),
+    "pack_signs": lambda m: m.PackShape((2, 9, 5, 5), "nhwc", "float16"),
+    "quantize_int8": lambda m: replace(m.SHAPES["cuda"][0], size=(2, 9, 5, 5)),
+    "xnor_conv2d": lambda m: m.LayerShape(m.ConvShape(2, 9, 9, 5, 3), "nhwc"),
+}
 LINE = re.compile(
     r"(?P<name>\w+)  \w+=\d+( \w+=\d+)+( nchw| nhwc| per-channel)?"
-    r"( symmetric| affine)?( to int8)?  \w+ *"
-    r" \| [\d.]+ ms \| [\d.]+ (GMAC|GB)/s"
-    r" \| [\d.]+x [\w. ]+(, [\d.]+x [\w ]+)* \([\w.:]+ [\d.]+ ms(, [\w.:]+ [\d.]+ ms)*\)"
-    r"( \| \d+% of (1|2|2\.67|4|13|21)x torch\.mm)?"
+    r"( float16)?( symmetric| affine)?( to \w+)?  \w+ *"
+    r" \| [\d.]+ ms \| [\d.]+ (GMAC|GB|TOP)/s"
+    r" \| [\d.]+x [\w. ]+(, [\d.]+x [\w ]+)* \([\w.: ]+ [\d.]+ ms(, [\w.: ]+ [\d.]+ ms)*\)"
+    r"( \| \d+% of ((1|2|2\.67|4|13|21)x torch\.mm|the (memory|b1|int8|float16) roof))?"
 )
 
 
@@ -191,7 +208,7 @@ def test_bad_options(bench: ModuleType, arguments, message: str, capsys) -> None
 
 
 class TwoCopies:
-    """A device with the roof of a GPU, on which all calls of a contender take 4 ms."""
+    """A device with a roof, on which all calls of a contender take 4 ms."""
 
     name, path = "cuda", "cuda"
 
@@ -255,6 +272,23 @@ def test_a_gpu_has_sets_of_tensors_and_a_roof(
     assert [record.op for record in roofline.read(file)] == ["bytes", "products"]
     assert roofline.main([str(file)]) == 0
     assert "products" in file.with_suffix(".svg").read_text()
+
+
+@pytest.mark.parametrize("name", SMALL_ON_GPU)
+def test_cases_of_a_gpu(bench: ModuleType, name: str, capsys, monkeypatch) -> None:
+    """Its rivals, formats and names, on tensors of the CPU that say they are a GPU's."""
+    module = importlib.import_module(name)
+    shape = SMALL_ON_GPU[name](module)
+    assert type(shape) is type(module.SHAPES["cuda"][0])
+    monkeypatch.setitem(module.SHAPES, "cuda", [shape])
+    roof = importlib.import_module("roofline").Roof("NVIDIA H200", 4e12)
+    monkeypatch.setattr(bench, "_devices", lambda options: [TwoCopies(roof)])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    assert bench.main(module.BENCHMARK, ["--device", "cuda", "--rounds", "1"]) == 0
+    _, line = capsys.readouterr().out.splitlines()
+    assert LINE.fullmatch(line)["name"] == name
+    assert "float16" in line or name in ("pack_signs", "quantize_int8")
 
 
 def test_the_floor_is_the_longer_of_two_times(bench: ModuleType) -> None:

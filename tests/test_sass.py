@@ -33,7 +33,9 @@ def _folders() -> Iterator[str]:
 
 def _tools() -> str | None:
     """The first folder that has both: cuobjdump calls nvdisasm, which it finds beside itself."""
-    have = (f for f in _folders() if all(shutil.which(n, path=f) for n in ("cuobjdump", "nvdisasm")))
+    have = (
+        f for f in _folders() if all(shutil.which(n, path=f) for n in ("cuobjdump", "nvdisasm"))
+    )
     return next(have, None)
 
 
