@@ -11,10 +11,13 @@ import rivals
 import torch
 import torch.nn.functional as F
 from bench import Benchmark, Case, main
-from binary_conv2d import BINARY_LIMITS, SHAPES, ConvShape
+from binary_conv2d import BINARY_LIMITS, RESNET_1X1, RESNET_3X3, ConvShape
+from binary_conv2d import SHAPES as CONV_SHAPES
 
 from nncx import ops
 from nncx.ops.binary_conv2d_sign import binary_conv2d_sign_reference
+
+SHAPES = {"cpu": CONV_SHAPES["cpu"], "cuda": (*RESNET_3X3, *RESNET_1X1[::2])}
 
 
 def prepare(shape: ConvShape) -> Case:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import rivals
 import torch
 from bench import Benchmark, Case, main
-from binary_conv2d import BINARY_LIMITS, RESNET_3X3, ConvShape
+from binary_conv2d import BINARY_LIMITS, RESNET_1X1, RESNET_3X3, ConvShape
 from binary_conv2d import SHAPES as CONV_SHAPES
 
 import nncx
@@ -32,8 +32,8 @@ SHAPES = {
         LayerShape(conv, layout) for conv in CONV_SHAPES["cpu"] for layout in ("nchw", "nhwc")
     ),
     "cuda": (
-        *(LayerShape(conv, "nhwc") for conv in CONV_SHAPES["cuda"]),
-        *(LayerShape(conv, "nchw") for conv in RESNET_3X3[:4]),
+        *(LayerShape(conv, "nhwc") for conv in (*RESNET_3X3, *RESNET_1X1[:2])),
+        *(LayerShape(conv, "nchw") for conv in RESNET_3X3[:2]),
     ),
 }
 

@@ -158,7 +158,16 @@ def plan(machine: Mapping[str, Any], folder: Path, sanitizer: str | None) -> lis
         return [build, Step("tests", command, 420, {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"})]
 
     records = folder / f"{slug(machine['gpus'][0])}.jsonl"
-    options = ["--device", "cuda", "--markdown", folder / "tables.md", "--records", records]
+    options = [
+        "--device",
+        "cuda",
+        "--rounds",
+        "11",
+        "--markdown",
+        folder / "tables.md",
+        "--records",
+        records,
+    ]
     return [
         build,
         Step("doctor", [python, "-c", "from _nncx_command import main; main()", "doctor"]),
