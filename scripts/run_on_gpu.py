@@ -3,8 +3,9 @@
     python scripts/run_on_gpu.py [--out FOLDER] [--sanitizer TOOL] [--limit SECONDS]
 
 Nothing is installed or downloaded: the libraries are built in place, for this GPU alone, with nvcc,
-by a Python that has a torch with CUDA and what NEEDED lists. A step that fails, or is not done when
-its time is up, costs none of the others' results, but the exit code is 1.
+by a Python that has a torch with CUDA and what NEEDED lists; where it has pytest-xdist, the tests
+run in several processes. A step that fails, or is not done when its time is up, costs none of the
+others' results, but the exit code is 1.
 
 The results are benchmarks/results/<gpu>.md, .svg (the roofline plot) and .jsonl (what it shows);
 they are in FOLDER too, with log.txt. Under a TOOL of compute-sanitizer only the tests run, and
@@ -56,6 +57,7 @@ print(json.dumps({{
     "gpus": [gpu.name for gpu in gpus],
     "capabilities": sorted({{f"{{gpu.major}}.{{gpu.minor}}" for gpu in gpus}}),
     "missing": [name for name in {NEEDED} if importlib.util.find_spec(name) is None],
+    "xdist": importlib.util.find_spec("xdist") is not None,
 }}))
 """
 
@@ -123,7 +125,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 
 
 def probe() -> dict[str, Any]:
-    """GPUs and their compute capabilities; ends the run where something is missing."""
+    """What PROBE prints; ends the run where something is missing."""
     process = subprocess.run([sys.executable, "-c", PROBE], capture_output=True, text=True)
     if process.returncode:
         error = process.stderr.splitlines()[-1]
@@ -151,6 +153,7 @@ def plan(machine: Mapping[str, Any], folder: Path, sanitizer: str | None) -> lis
     build = Step("build", [python, "setup.py", "build_ext", "--inplace"], 240, capabilities)
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     tests = [*pytest, "--durations=5", "-m", "cuda", "tests"]
+    processes = ["-n", "4"] if machine["xdist"] else []
     if sanitizer:
         # Only nncx's kernels; each tensor in memory of its own, which excludes graph capture.
         tool = ["compute-sanitizer", "--tool", sanitizer, "--error-exitcode", "1"]
@@ -172,7 +175,7 @@ def plan(machine: Mapping[str, Any], folder: Path, sanitizer: str | None) -> lis
         build,
         Step("doctor", [python, "-c", "from _nncx_command import main; main()", "doctor"]),
         Step("library", [*pytest, "tests/test_build.py", "tests/test_sass.py"]),
-        Step("tests", tests, 180),
+        Step("tests", [*tests, *processes], 180),
         *(Step(op, [python, f"benchmarks/{op}.py", *options]) for op in BENCHMARKS),
         Step("plot", [python, "benchmarks/roofline.py", records]),
     ]

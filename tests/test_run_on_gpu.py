@@ -9,7 +9,7 @@ from types import ModuleType
 import pytest
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "run_on_gpu.py"
-H200 = {"gpus": ["NVIDIA H200"], "capabilities": ["9.0"], "missing": []}
+H200 = {"gpus": ["NVIDIA H200"], "capabilities": ["9.0"], "missing": [], "xdist": False}
 
 
 @pytest.fixture
@@ -44,6 +44,11 @@ def test_builds_for_the_gpus_that_are_here(script: ModuleType, tmp_path: Path) -
     machine = H200 | {"capabilities": ["8.0", "9.0"]}
     build, *_ = script.plan(machine, tmp_path, None)
     assert build.environment == {"NNCX_CUDA": "1", "TORCH_CUDA_ARCH_LIST": "8.0;9.0"}
+
+
+def test_the_tests_share_the_cpus_where_they_can(script: ModuleType, tmp_path: Path) -> None:
+    (tests,) = (s for s in script.plan(H200 | {"xdist": True}, tmp_path, None) if s.name == "tests")
+    assert tests.command[-2:] == ["-n", "4"]
 
 
 def test_only_the_tests_run_under_a_sanitizer(script: ModuleType, tmp_path: Path) -> None:
