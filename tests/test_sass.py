@@ -21,7 +21,6 @@ from nncx._native import CUDA_LIBRARY
 
 FUNCTION = re.compile(r"^\.text\.(\w+):$", re.MULTILINE)
 INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][\w.]+)", re.MULTILINE)
-LOCAL_MEMORY = re.compile(r"(LDL|STL)\b")  # where arrays go that no register can be, and spills
 
 
 def _folders() -> Iterator[str]:
@@ -42,11 +41,15 @@ def _tool(name: str) -> str:
     )
 
 
+def _skip_unless_built_for(arch: str) -> None:
+    if arch not in _C.cuda_architectures:
+        pytest.skip(f"nncx is not built for {arch}")
+
+
 @functools.cache
 def _cubins(arch: str) -> list[bytes]:
     """The machine code of `arch`, one for each source file that has some."""
-    if arch not in _C.cuda_architectures:
-        pytest.skip(f"nncx is not built for {arch}")
+    _skip_unless_built_for(arch)
     with tempfile.TemporaryDirectory() as folder:
         command = [_tool("cuobjdump"), "-xelf", f".{arch}.", CUDA_LIBRARY]
         subprocess.run(command, cwd=folder, capture_output=True, check=True)
@@ -101,12 +104,24 @@ def test_gemms_use_tensor_cores(arch: str, words: tuple[str], patterns: tuple[st
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
-def test_gemms_keep_their_sums_in_registers(arch: str) -> None:
-    for name, instructions in kernels(arch, "gemm").items():
-        assert not [i for i in instructions if LOCAL_MEMORY.match(i)], name
+def test_all_is_in_registers(arch: str) -> None:
+    """What has a stack frame spills registers, or indexes an array when it runs."""
+    _skip_unless_built_for(arch)
+    command = [_tool("cuobjdump"), "-res-usage", "-arch", arch, CUDA_LIBRARY]
+    text = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    frames = dict(re.findall(r"Function (\w+):\s+REG:\d+ STACK:(\d+)", text))
+    assert len(frames) > 10
+    assert {name: size for name, size in frames.items() if size != "0"} == {}
 
 
-WIDE = ("pack_rows", "Li16E"), ("quantize_rows", "Li16E"), ("quantize_columns", "Lb1E")
+WIDE = (
+    ("pack_rows", "Li16E"),
+    ("quantize_rows", "Li16E"),
+    ("quantize_columns", "Lb1E"),
+    ("pool", "Li16E"),
+    ("skinny_gemm", "BinaryGemm"),
+    ("skinny_gemm", "Int8Gemm"),
+)
 
 
 @pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
