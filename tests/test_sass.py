@@ -115,10 +115,10 @@ def test_all_is_in_registers(arch: str) -> None:
 
 
 WIDE = (
-    ("pack_rows", "Li16E"),
+    ("9pack_rows", "Li16E"),
     ("quantize_rows", "Li16E"),
     ("quantize_columns", "Lb1E"),
-    ("pool", "Li16E"),
+    ("4pool", "Li16E"),
     ("skinny_gemm", "BinaryGemm"),
     ("skinny_gemm", "Int8Gemm"),
 )
