@@ -274,8 +274,8 @@ class Sm80Block {
       if (count <= 0) return;
       stage_chunk(i, staged, staged_bits);
       __syncwarp();
-      store_sums<Op>(p, row, count, static_cast<int>(tile.group), output, outputs, staged,
-                     kChunkPitch, staged_bits);
+      store_sums<Op, 2>(p, row, count, static_cast<int>(tile.group), output, outputs, staged,
+                        kChunkPitch, staged_bits);
       __syncwarp();
     }
   }

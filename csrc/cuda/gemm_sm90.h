@@ -28,7 +28,7 @@ namespace nncx::cuda {
 
 constexpr int kWarpgroup = 128;
 constexpr int kSm90Threads = 3 * kWarpgroup;
-constexpr int kLoadRegisters = 56, kMultiplyRegisters = 224;  // 56 + 2 * 224 <= 65536 / 128
+constexpr int kLoadRegisters = 48, kMultiplyRegisters = 232;  // 48 + 2 * 232 <= 65536 / 128
 constexpr int kStepBytes = 32;                                // of k, in one wgmma
 
 // What is the same for all tiles.
@@ -431,7 +431,7 @@ class Multiplier {
       __syncwarp();
       put_chunk(i, sums, chunk);
       __syncwarp();
-      store_sums<Op>(p_, first_row, rows, static_cast<int>(tile.group), output, outputs, chunk,
+      store_sums<Op, 4>(p_, first_row, rows, static_cast<int>(tile.group), output, outputs, chunk,
                      kSm90ChunkPitch, row_bits);
       output += kChunkOutputs;
     }
