@@ -287,8 +287,8 @@ class Sm80Block {
       }
       stage_chunk(i, staged, staged_bits);
       __syncwarp();
-      store_sums<Op>(p, row, count, static_cast<int>(tile.group), output, outputs, staged,
-                     kChunkPitch, staged_bits);
+      store_sums<Op, 2>(p, row, count, static_cast<int>(tile.group), output, outputs, staged,
+                        kChunkPitch, staged_bits);
       __syncwarp();
     }
   }
@@ -308,12 +308,10 @@ class Sm80Block {
   }
 };
 
-// So many blocks share a multiprocessor's registers.
-constexpr int sm80_blocks(int tile_outputs) { return tile_outputs == 128 ? 2 : 3; }
-
 template <class Op, int kTileOutputs, int kPiece>
-__global__ void __launch_bounds__(sm80_threads(kTileOutputs), sm80_blocks(kTileOutputs))
+__global__ void __launch_bounds__(sm80_threads(kTileOutputs), sm80_resident_blocks(kTileOutputs))
     gemm_sm80(const __grid_constant__ typename Op::Params p, const GemmTiles tiles, int stages) {
+  if (kTileOutputs > 64 && !ptx::compiled_for(80)) return;  // which the shape rule never asks for
   Sm80Block<Op, kTileOutputs, kPiece>(p, tiles.at(blockIdx.x), stages).run();
 }
 
