@@ -3,6 +3,7 @@
 
 #include <cxxabi.h>
 #include <link.h>
+#include <setjmp.h>
 #include <signal.h>
 #include <sys/mman.h>
 
@@ -81,6 +82,7 @@ struct Machine {
   int unfinished = 0;
   ThreadBarrier barriers[16];
   std::vector<Work> background;
+  sigjmp_buf background_fault;
   std::vector<std::function<void()>> end_checks;
   uint64_t serial = 0;  // of the block, in this process
   const std::function<void()>* kernel = nullptr;
@@ -250,6 +252,7 @@ void do_background_work(size_t at) {
   std::swap(background[at], background.back());
   const Work work = std::move(background.back());
   background.pop_back();
+  if (sigsetjmp(the_machine.background_fault, 0) != 0) throw std::runtime_error(the_machine.error);
   work.run();
 }
 
@@ -307,6 +310,10 @@ void run_block(dim3 block) {
                " in dynamic shared memory, ";
   } else if (m.stacks.is_guard(address)) {
     m.error += "the fiber's stack is too small for the kernel, ";
+  }
+  if (m.running == nullptr) {
+    m.error += "in the background, " + block_text();
+    siglongjmp(m.background_fault, 1);
   }
   const Thread& t = *m.running;
   m.error += "thread " + triple(t.index.x, t.index.y, t.index.z) + " after " +

@@ -228,6 +228,16 @@ def test_tma_im2col_is_a_convolution(kernels, kernel, stride, dilation, padding,
             assert (out == swizzled(expected, span)).all()
 
 
+def test_tma_of_memory_that_is_not_there(kernels, monkeypatch):
+    x, errors = random_bytes(64, 128), set()
+    for seed in range(6):
+        monkeypatch.setenv("NNCX_EMULATOR_SEED", str(seed))
+        error = load_box(kernels, x, 8, 64, [128, 64, 1 << 38, 64, 8, 64], (0, 0))
+        assert "memory that is not there" in error
+        errors.add("in the background" in error)
+    assert errors == {False, True}
+
+
 def test_maps_that_the_driver_refuses(kernels):
     x = random_bytes(64, 128)
     good = [128, 64, 128, 64, 8, 64]
