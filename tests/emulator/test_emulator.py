@@ -25,7 +25,7 @@ LINES = {
 
 @pytest.fixture(scope="module")
 def kernels() -> ctypes.CDLL:
-    files = [build.EMULATOR / "emulator.cpp", build.EMULATOR / "kernels.cu"]
+    files = [*build.EMULATOR.glob("*.cpp"), build.EMULATOR / "kernels.cu"]
     library = ctypes.CDLL(str(build.build_or_skip(files, "kernels")))
     library.run_kernel.restype = ctypes.c_char_p
     return library
