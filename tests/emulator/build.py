@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -75,7 +76,9 @@ def _compile(source: Path) -> Path:
     if not _up_to_date(output):
         BUILD.mkdir(parents=True, exist_ok=True)
         output.unlink(missing_ok=True)
+        start = time.time()
         _run(*command, "-o", str(output))
+        os.utime(output, (start, start))  # a header may have changed meanwhile
     return output
 
 

@@ -288,7 +288,7 @@ def multiply(kernels, format, n, span, mistake=0):
     picture_a, descriptor_a = operand(a, span, FIRST)
     start_b = -(-picture_a.size // 1024) * 1024
     picture_b, descriptor_b = operand(b, span, FIRST + start_b)
-    shared = np.zeros(start_b + picture_b.size, np.uint8)
+    shared = random_bytes(start_b + picture_b.size)
     shared[: picture_a.size] = picture_a
     shared[start_b:] = picture_b
     out = np.zeros((64, n), np.int32)
@@ -313,6 +313,7 @@ def test_wgmma(kernels, format: str, n: int, span: int):
         (4, "never waited for"),
         (5, "must agree"),
         (6, ""),
+        (7, "without fence_async"),
     ],
 )
 def test_mistakes_with_wgmma(kernels, monkeypatch, mistake: int, message: str):
