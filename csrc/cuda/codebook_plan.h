@@ -30,6 +30,7 @@ struct CodebookPlan {
 
 constexpr int kMostRows = 16;
 constexpr int kMostWarps = 16;
+constexpr int kEntryBytes = 256;  // of a table of values: 64 copies of an entry
 constexpr int kSumsPitch = 20;   // of the 32 tables of 16 sums: lanes write theirs without conflict
 constexpr int kPieceTerms = 32;  // of the rows, staged for a warp
 
@@ -41,10 +42,9 @@ constexpr bool is_linear(const Conv2dGeometry& g) {
 constexpr int codebook_shared_bytes(const CodebookPlan& plan, int bits) {
   constexpr int kLanes = 32, kFloat = 4;
   const int sums = plan.warps * plan.rows * plan.outputs * kLanes * kFloat;
-  const int tables =
-      plan.kernel == CodebookKernel::sums
-          ? plan.warps * kLanes * kSumsPitch * kFloat
-          : ((kLanes * plan.outputs << bits) + plan.warps * plan.rows * kPieceTerms) * kFloat;
+  const int tables = plan.kernel == CodebookKernel::sums
+                         ? plan.warps * kLanes * kSumsPitch * kFloat
+                         : (kEntryBytes << bits) + plan.warps * plan.rows * kPieceTerms * kFloat;
   return std::max(sums, tables);
 }
 
@@ -60,10 +60,7 @@ constexpr CodebookPlan codebook_plan(const CodebookConv2dParams& p, const Device
   plan.outputs = weight.groups * weight.blocks() > device.multiprocessors ? 2 : 1;
   plan.warps = static_cast<int>(std::clamp<int64_t>(weight.steps(), 1, kMostWarps));
   plan.shared_bytes = codebook_shared_bytes(plan, p.bits);
-  if (plan.outputs == 2 && plan.shared_bytes > device.shared_bytes) {
-    plan.outputs = 1;
-    plan.shared_bytes = codebook_shared_bytes(plan, p.bits);
-  }
+  if (plan.shared_bytes > device.shared_bytes) plan.kernel = CodebookKernel::tiled;
   return plan;
 }
 

@@ -58,11 +58,11 @@ class SkinnyBlock {
     return __ldg(from + step * kLanes + lane());
   }
 
-  // Where a row of this block begins, in elements. Beyond the last row it is the last one.
-  __device__ int64_t row_offset(int row) const {
-    const int64_t pixel = min(first_row_ + row, s_.rows - 1);
-    return (pixel * p_.shape.groups + group_) * p_.shape.channels;
+  // Of the block's first row, in elements; rows are row_stride apart.
+  __device__ int64_t first_element() const {
+    return (first_row_ * p_.shape.groups + group_) * p_.shape.channels;
   }
+  __device__ int64_t row_stride() const { return p_.shape.groups * p_.shape.channels; }
 
   __device__ int64_t output_of(int at) const {  // in the group
     return first_block_ * kLanes + at;
@@ -81,6 +81,7 @@ class SkinnyBlock {
     }
     __syncthreads();
     const FloatEpilogue& e = p_.epilogue;
+    const int image = static_cast<int>(p_.out_height * p_.out_width);
     for (int at = warp() * kLanes + lane(); at < kSums; at += warps() * kLanes) {
       const int row = first_row_ + at / kTileOutputs;
       const int64_t output = output_of(at % kTileOutputs);
@@ -88,9 +89,9 @@ class SkinnyBlock {
       float sum = all[at];
       for (int w = 1; w < warps(); ++w) sum += all[w * kSums + at];
       const int64_t o = group_ * p_.shape.out_channels + output;
-      const OutputPixel pixel = output_pixel(p_, row);
+      const int n = row / image;
       store_number(finish(e, sum, o), e.dtype, e.output,
-                   pixel.n * e.stride_n + pixel.in_image * e.stride_pixel + o * e.stride_o);
+                   n * e.stride_n + (row - n * image) * e.stride_pixel + o * e.stride_o);
     }
   }
 };
@@ -105,7 +106,7 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
  public:
   __device__ explicit SkinnyValues(const CodebookRows& rows)
       : Block(rows),
-        mask_(((1u << p_.bits) - 1) * kEntryBytes),
+        mask_(((1u << p_.bits) - 1) * 0x01010101),
         rows_(reinterpret_cast<float*>(dynamic_shared_memory() + (kEntryBytes << p_.bits)) +
               warp() * kRows * kPieceTerms) {}
 
@@ -118,18 +119,15 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
 
  private:
   using Block::codes, Block::first_row_, Block::group_, Block::lane, Block::output_of, Block::p_,
-      Block::row_offset, Block::steps, Block::store, Block::sums_, Block::terms, Block::warp,
-      Block::warps;
+      Block::first_element, Block::row_stride, Block::s_, Block::steps, Block::store, Block::sums_,
+      Block::terms, Block::warp, Block::warps;
 
   static constexpr int kSlot = 1 << kSlotLog2;
   static constexpr int kWords = kSlot;  // of 32 terms
   static constexpr int kCodes = 32 / kSlot;
   static constexpr int kUnitSteps = kSlot == 8 ? 2 : 1;  // that a warp takes at a time
   static constexpr int kUnitTerms = kUnitSteps * 128 / kSlot;
-  static constexpr int kEntryLog2 = kOutputs == 2 ? 8 : 7;
-  static constexpr unsigned kEntryBytes = 1 << kEntryLog2;  // of the table [entry][output]
-
-  const unsigned mask_;  // a forged code looks up no other memory
+  const unsigned mask_;  // of 4 codes: a forged code looks up no other memory
   float* const rows_;    // [row][32]
   uint32_t codes_[kOutputs][4 * kUnitSteps];
   float fetched_[kRows];
@@ -142,7 +140,8 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
       const int64_t output = min(output_of(at), p_.shape.out_channels - 1);
       const float* codebook =
           p_.codebook + (group_ * p_.shape.out_channels + output) * p_.codebook_stride;
-      for (int e = warp(); e < entries; e += warps()) table[e * 32 * kOutputs + at] = codebook[e];
+      for (int e = warp(); e < entries; e += warps())
+        table[e * (kEntryBytes / 4) + at] = codebook[e];
     }
   }
 
@@ -156,12 +155,13 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
     }
   }
 
+  // Zeros beyond the last row and the last term.
   __device__ void fetch_rows(int k) {
+    const int rows = k + lane() < terms() ? s_.rows - first_row_ : 0;
+    int64_t at = first_element() + k + lane();
 #pragma unroll
-    for (int r = 0; r < kRows; ++r) {
-      fetched_[r] = k + lane() < terms()
-                        ? load_number(p_.input, p_.input_dtype, row_offset(r) + k + lane())
-                        : 0.0f;
+    for (int r = 0; r < kRows; ++r, at += row_stride()) {
+      fetched_[r] = r < rows ? load_number(p_.input, p_.input_dtype, at) : 0.0f;
     }
   }
 
@@ -200,12 +200,20 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
     }
   }
 
-  // The weight whose code stands at bit `shift` of a word.
-  __device__ float look_up(uint32_t word, int shift, int i) const {
-    const int by = shift - kEntryLog2;
-    const uint32_t entry = (by < 0 ? word << -by : word >> by) & mask_;
-    return *reinterpret_cast<const float*>(dynamic_shared_memory() + i * 128 +
-                                           (entry | static_cast<uint32_t>(lane()) * 4));
+  // The weights of 4 neighbouring codes of a word, from bit `shift` on. An entry of the table has 256
+  // bytes, so that an address is a byte of code above a byte of lane.
+  __device__ void look_up(uint32_t word, int shift, int i, float (&w)[4]) const {
+#pragma unroll
+    for (int j = 0; j < 4; ++j) {
+      const int bit = shift + j * kSlot;
+      const uint32_t bytes = word >> bit % 8 & mask_;  // one shift for all codes that stand so
+      w[j] = entry(bytes, bit / 8, i);
+    }
+  }
+
+  __device__ float entry(uint32_t bytes, int byte, int i) const {
+    const uint32_t at = __byte_perm(bytes, static_cast<uint32_t>(lane()) * 4, 0x5504 | byte << 4);
+    return *reinterpret_cast<const float*>(dynamic_shared_memory() + i * 128 + at);
   }
 
   // 32 terms; then the codes of the next 32 are the first ones.
@@ -215,10 +223,7 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
       float w[kOutputs][4];
 #pragma unroll
       for (int i = 0; i < kOutputs; ++i) {
-#pragma unroll
-        for (int j = 0; j < 4; ++j) {
-          w[i][j] = look_up(codes_[i][term / kCodes], (term % kCodes + j) * kSlot, i);
-        }
+        look_up(codes_[i][term / kCodes], term % kCodes * kSlot, i, w[i]);
       }
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
@@ -249,7 +254,7 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
       for (int j = 0; j < kCodes && word * kCodes + j < count; ++j) {
 #pragma unroll
         for (int i = 0; i < kOutputs; ++i) {
-          const float w = look_up(codes_[i][word], 0, i);
+          const float w = entry(codes_[i][word] & mask_, 0, i);
           codes_[i][word] = codes_[i][word] >> (kSlot % 32);
 #pragma unroll
           for (int r = 0; r < kRows; ++r) {
@@ -262,7 +267,7 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
 };
 
 template <int kSlotLog2, int kRows, int kOutputs>
-__global__ void __launch_bounds__(32 * kMostWarps)
+__global__ void __launch_bounds__(32 * kMostWarps, 1)
     codebook_values(const __grid_constant__ CodebookRows rows) {
   SkinnyValues<kSlotLog2, kRows, kOutputs>(rows).run();
 }
@@ -288,14 +293,14 @@ class SkinnySums : SkinnyBlock<1, kOutputs> {
   }
 
  private:
-  using Block::codes, Block::first_row_, Block::lane, Block::p_, Block::row_offset, Block::s_,
-      Block::steps, Block::store, Block::sums_, Block::terms, Block::warp, Block::warps;
+  using Block::codes, Block::lane, Block::p_, Block::first_element, Block::s_, Block::steps,
+      Block::store, Block::sums_, Block::terms, Block::warp, Block::warps;
 
   static constexpr int kEntries = 2 << kSlotLog2;
   static constexpr int kTerms = 4 >> kSlotLog2;  // of a table
   static constexpr int kStepTerms = 32 * kTerms;
   static constexpr uint32_t kTablesBytes = 32 * kSumsPitch * 4;
-  static_assert(kTablesBytes % 64 == 0, "look_up puts an offset below 64 into its zeros");
+  static_assert(kTablesBytes % 256 == 0, "look_up puts its byte there");
 
   const uint32_t tables_;  // where the warp's begin in shared memory
   float codebook_[kEntries];
@@ -304,7 +309,7 @@ class SkinnySums : SkinnyBlock<1, kOutputs> {
   // What is 0 beyond the last term is also left out of the table.
   __device__ void fetch_row(int step) {
     const int k = step * kStepTerms + lane() * kTerms;
-    const int64_t at = row_offset(0) + k;
+    const int64_t at = first_element() + k;
     if (s_.is_wide && k + kTerms <= terms()) {
       fetch_wide(at);
     } else {
@@ -342,38 +347,44 @@ class SkinnySums : SkinnyBlock<1, kOutputs> {
     }
   }
 
-  // The sum of the products of half of the table's terms with the weights that 2 bits stand for.
-  __device__ float half_sum(int half, int combination, int k) const {
-    if constexpr (kSlotLog2 == 1) {
-      return k + half < terms() ? codebook_[combination] * x_[half] : 0.0f;
+  // The sums of the products of one half of the table's terms, for what 2 bits stand for.
+  __device__ void half_sums(int half, int k, float (&sums)[4]) const {
+    if constexpr (kTerms == 2) {
+      const bool exists = k + half < terms();
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[i] = exists ? codebook_[i] * x_[half] : 0.0f;
     } else {
-      const float low = k + 2 * half < terms() ? codebook_[combination & 1] * x_[2 * half] : 0.0f;
-      const float high =
-          k + 2 * half + 1 < terms() ? codebook_[combination >> 1] * x_[2 * half + 1] : 0.0f;
-      return low + high;
+      float products[2][2];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int term = 2 * half + i / 2;
+        products[i / 2][i % 2] = k + term < terms() ? codebook_[i % 2] * x_[term] : 0.0f;
+      }
+#pragma unroll
+      for (int i = 0; i < 4; ++i) sums[i] = products[0][i % 2] + products[1][i / 2];
     }
   }
 
   __device__ void build_table(int step) const {
     const int k = step * kStepTerms + lane() * kTerms;
-    float low[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) low[i] = half_sum(0, i, k);
+    float low[4], high[4];
+    half_sums(0, k, low);
+    half_sums(1, k, high);
     auto* table =
         reinterpret_cast<float4*>(dynamic_shared_memory() + tables_) + lane() * (kSumsPitch / 4);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
-      const float high = half_sum(1, i, k);
-      table[i] = make_float4(low[0] + high, low[1] + high, low[2] + high, low[3] + high);
+      table[i] =
+          make_float4(low[0] + high[i], low[1] + high[i], low[2] + high[i], low[3] + high[i]);
     }
   }
 
-  // The entry of table `table` that 4 bits of the word stand for.
+  // The entry of table `table` that 4 bits of the word stand for: its address is a byte of them, times
+  // 4, below the bytes of tables_.
   __device__ float look_up(uint32_t word, int table) const {
-    const int by = table % 8 * 4 - 2;
-    const uint32_t entry = (by < 0 ? word << -by : word >> by) & 0x3C;
-    return *reinterpret_cast<const float*>(dynamic_shared_memory() + table * kSumsPitch * 4 +
-                                           (entry | tables_));
+    const uint32_t bytes = (table % 2 ? word >> 2 : word << 2) & 0x3C3C3C3C;
+    const uint32_t at = __byte_perm(bytes, tables_, 0x7650 | table % 8 / 2);
+    return *reinterpret_cast<const float*>(dynamic_shared_memory() + table * kSumsPitch * 4 + at);
   }
 
   __device__ void multiply() {
@@ -408,7 +419,7 @@ class SkinnySums : SkinnyBlock<1, kOutputs> {
 };
 
 template <int kSlotLog2, int kOutputs>
-__global__ void __launch_bounds__(32 * kMostWarps)
+__global__ void __launch_bounds__(32 * kMostWarps, 1)
     codebook_sums(const __grid_constant__ CodebookRows rows) {
   SkinnySums<kSlotLog2, kOutputs>(rows).run();
 }
