@@ -73,7 +73,8 @@ struct GemmPlan {
 };
 
 // Tiles are numbered through groups, and in a group through bands of kBand tiles of rows: blocks that
-// run at the same time read few different rows and outputs, which stay in the L2 cache.
+// run at the same time read few different rows and outputs, which stay in the L2 cache. A grid has
+// less than 2^31 tiles, so that 32 bits divide them.
 struct GemmTiles {
   int64_t row_tiles, output_tiles, groups;
 
@@ -83,16 +84,18 @@ struct GemmTiles {
 
   constexpr int64_t count() const { return row_tiles * output_tiles * groups; }
 
-  constexpr Tile at(int64_t index) const {
-    constexpr int64_t kBand = 16;
-    const int64_t group_tiles = row_tiles * output_tiles;
-    const int64_t group = index / group_tiles;
-    const int64_t in_group = index - group * group_tiles;
-    const int64_t band = in_group / (kBand * output_tiles);
-    const int64_t first = band * kBand;
-    const int64_t height = row_tiles - first < kBand ? row_tiles - first : kBand;
-    const int64_t in_band = in_group - first * output_tiles;
-    return {group, first + in_band % height, in_band / height};
+  constexpr Tile at(uint32_t index) const {
+    constexpr uint32_t kBand = 16;
+    const auto rows = static_cast<uint32_t>(row_tiles);
+    const auto outputs = static_cast<uint32_t>(output_tiles);
+    const uint32_t group = index / (rows * outputs);
+    const uint32_t in_group = index - group * (rows * outputs);
+    const uint32_t band = in_group / (kBand * outputs);
+    const uint32_t first = band * kBand;
+    const uint32_t height = rows - first < kBand ? rows - first : kBand;
+    const uint32_t in_band = in_group - first * outputs;
+    const uint32_t output = in_band / height;
+    return {group, first + in_band - output * height, output};
   }
 };
 

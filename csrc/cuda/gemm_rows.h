@@ -81,23 +81,12 @@ class TapCursor {
 
   constexpr void advance(const Conv2dGeometry& g, int64_t channel_bytes, uint32_t bytes) {
     const auto tap_bytes = static_cast<uint32_t>(channel_bytes);
-    const auto line_taps = static_cast<uint32_t>(g.kernel_w);
-    byte += bytes;
-    const uint32_t taps = byte / tap_bytes;
-    byte -= taps * tap_bytes;
-    x += taps;
-    const uint32_t lines = x / line_taps;
-    x -= lines * line_taps;
-    y += lines;
-  }
-
-  // To the next byte, which advance(..., 1) would reach by divisions.
-  constexpr void next(const Conv2dGeometry& g, int64_t channel_bytes) {
-    if (++byte != channel_bytes) return;
-    byte = 0;
-    if (++x != g.kernel_w) return;
-    x = 0;
-    ++y;
+    for (byte += bytes; byte >= tap_bytes; byte -= tap_bytes) {
+      if (++x == static_cast<uint32_t>(g.kernel_w)) {
+        x = 0;
+        ++y;
+      }
+    }
   }
 
   // In bytes, from the row's origin.

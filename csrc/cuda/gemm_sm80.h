@@ -29,9 +29,7 @@ class Sm80Block {
 
   __device__ Sm80Block(const Params& params, const GemmTiles::Tile& tile, int stages)
       : p(params),
-        group(static_cast<int>(tile.group)),
-        first_row(tile.row * kSm80TileRows),
-        first_output(tile.output * kTileOutputs),
+        tile(tile),
         channel_bytes(Op::weight(params.shape).channel_bytes),
         k_bytes(Op::weight(params.shape).k_bytes()),
         stages(stages),
@@ -49,12 +47,12 @@ class Sm80Block {
   static constexpr int kStepBytes = 32;
   static constexpr int kAPiece = kPiece == 1 ? 16 : kPiece;  // of a K tile, that a thread loads
   static constexpr int kARowPieces = kSm80TileBytes / kAPiece, kBRowPieces = kSm80TileBytes / 16;
+  static constexpr int kAStride = kThreads / kARowPieces, kBStride = kThreads / kBRowPieces;
   static constexpr int kChunks = kWarpRows / kChunkRows;
   static constexpr int kColumns = kWarpOutputs / 8;  // of 8 outputs, as mma has them
 
   const Params& p;
-  const int group;
-  const int64_t first_row, first_output;
+  const GemmTiles::Tile tile;
   const int64_t channel_bytes, k_bytes;
   const int stages;
   uint8_t* const ring;
@@ -85,6 +83,8 @@ class Sm80Block {
   }
 
   __device__ int64_t pixel_bytes() const { return p.shape.groups * channel_bytes; }
+  __device__ int64_t first_row() const { return tile.row * kSm80TileRows; }
+  __device__ int64_t first_output() const { return tile.output * kTileOutputs; }
   __device__ int64_t rows() const { return p.batch * p.out_height * p.out_width; }
   __device__ static int lane() { return threadIdx.x % 32; }
   __device__ static int warp() { return threadIdx.x / 32; }
@@ -95,7 +95,7 @@ class Sm80Block {
 
   __device__ void locate_rows() const {
     if (threadIdx.x < kSm80TileRows) {
-      const int64_t row = first_row + threadIdx.x;
+      const int64_t row = first_row() + threadIdx.x;
       origins()[threadIdx.x] = row < rows() ? row_origin(p, pixel_bytes(), row) : kNoRow;
     }
     __syncthreads();
@@ -105,10 +105,11 @@ class Sm80Block {
   __device__ void load_a(uint8_t* stage, const TapCursor& cursor, int bytes) const {
     const int byte = threadIdx.x % kARowPieces * kAPiece;
     if (byte >= bytes) return;
-    const uint8_t* from = input_of<Op>(p) + group * channel_bytes;
+    const uint8_t* from = input_of<Op>(p) + tile.group * channel_bytes;
     if constexpr (kPiece > 1) from += cursor.offset(p, pixel_bytes());
 #pragma unroll 4
-    for (int r = threadIdx.x / kARowPieces; r < kSm80TileRows; r += kThreads / kARowPieces) {
+    for (int i = 0; i < kSm80TileRows / kAStride; ++i) {
+      const int r = threadIdx.x / kARowPieces + i * kAStride;
       const RowOrigin row = origins()[r];
       uint8_t* to = stage + swizzled(r, byte);
       if constexpr (kPiece > 1) {
@@ -123,7 +124,7 @@ class Sm80Block {
   __device__ uint4 gather(const uint8_t* from, TapCursor at, const RowOrigin& row) const {
     uint32_t words[4] = {};
 #pragma unroll
-    for (int i = 0; i < 16; ++i, at.next(p, channel_bytes)) {
+    for (int i = 0; i < 16; ++i, at.advance(p, channel_bytes, 1)) {
       if (at.is_inside(p, row)) {
         words[i / 4] |= uint32_t{from[row.offset + at.offset(p, pixel_bytes())]} << i % 4 * 8;
       }
@@ -131,24 +132,17 @@ class Sm80Block {
     return make_uint4(words[0], words[1], words[2], words[3]);
   }
 
-  // `from` is this thread's piece of the K tile in the first row.
-  __device__ void load_b(uint8_t* stage, const uint8_t* from, int bytes) const {
+  // A thread copies the same piece of every kBStride-th row, of which the first `rows` exist; the one
+  // of the first is at `from`.
+  __device__ void load_b(uint8_t* stage, const uint8_t* from, int rows, int bytes) const {
     const int byte = threadIdx.x % kBRowPieces * 16;
     if (byte >= bytes) return;
-    const int64_t row_bytes = Op::weight(p.shape).row_bytes();
-    const int64_t outputs = p.shape.out_channels - first_output;
 #pragma unroll
-    for (int i = 0; i < kTileOutputs * kBRowPieces / kThreads; ++i) {
-      const int r = threadIdx.x / kBRowPieces + i * (kThreads / kBRowPieces);
-      ptx::cp_async<16>(stage + swizzled(r, byte), from, r < outputs);
-      from += kThreads / kBRowPieces * row_bytes;
+    for (int i = 0; i < kTileOutputs / kBStride; ++i) {
+      const int r = threadIdx.x / kBRowPieces + i * kBStride;
+      ptx::cp_async<16>(stage + swizzled(r, byte), from, i < rows);
+      from += kBStride * Op::weight(p.shape).row_bytes();
     }
-  }
-
-  __device__ const uint8_t* b_piece() const {
-    const int64_t row = group * p.shape.out_channels + first_output + threadIdx.x / kBRowPieces;
-    return gemm_rows_of<Op>(p) + row * Op::weight(p.shape).row_bytes() +
-           threadIdx.x % kBRowPieces * 16;
   }
 
   // ---- Multiplying
@@ -167,30 +161,33 @@ class Sm80Block {
                               : (last_bytes + kStepBytes - 1) / kStepBytes * kStepBytes;
     };
     TapCursor cursor(p, channel_bytes, threadIdx.x % kARowPieces * kAPiece);
-    const uint8_t* b = b_piece();
-    int to_load = 0, slot_to_load = 0;
-    const auto load = [&] {
-      if (to_load < tiles) {
-        load_a(a_stage(slot_to_load), cursor, bytes_of_tile(to_load));
-        load_b(b_stage(slot_to_load), b, bytes_of_tile(to_load));
+    const int64_t b_row = first_output() + threadIdx.x / kBRowPieces;
+    const uint8_t* b =
+        gemm_rows_of<Op>(p) +
+        (tile.group * p.shape.out_channels + b_row) * Op::weight(p.shape).row_bytes() +
+        threadIdx.x % kBRowPieces * 16;
+    const auto b_rows = static_cast<int>(
+        min((p.shape.out_channels - b_row + kBStride - 1) / kBStride, int64_t{kTileOutputs}));
+    int slot = 1 % stages;  // of tile modulo stages
+    for (int tile = 1 - stages; tile < tiles; ++tile) {
+      if (tile >= 0) {
+        if (stages > 1) wait_for_all_but(stages - 2);
+        __syncthreads();  // this tile is there, and the slot before it has been read
+      }
+      const int next = tile + stages - 1;
+      if (next < tiles) {
+        const int next_slot = slot == 0 ? stages - 1 : slot - 1;
+        load_a(a_stage(next_slot), cursor, bytes_of_tile(next));
+        load_b(b_stage(next_slot), b, b_rows, bytes_of_tile(next));
         cursor.advance(p, channel_bytes, kSm80TileBytes);
         b += kSm80TileBytes;
-        ++to_load;
-        if (++slot_to_load == stages) slot_to_load = 0;
       }
       ptx::cp_async_commit();  // also of nothing, so that groups count K tiles
-    };
-    for (int i = 0; i < stages - 1; ++i) load();
-    int slot = 0;
-    for (int tile = 0; tile < tiles; ++tile) {
-      if (stages > 1) wait_for_all_but(stages - 2);
-      __syncthreads();  // this tile is there, and the slot that is loaded now has been read
-      load();
       if (stages == 1) {
         wait_for_all_but(0);
         __syncthreads();
       }
-      multiply_tile(a_stage(slot), b_stage(slot), bytes_of_tile(tile));
+      if (tile >= 0) multiply_tile(a_stage(slot), b_stage(slot), bytes_of_tile(tile));
       if (++slot == stages) slot = 0;
     }
     __syncthreads();  // the ring is free
@@ -266,18 +263,19 @@ class Sm80Block {
   __device__ void store() {
     auto* staged = reinterpret_cast<int32_t*>(ring) + warp() * kChunkRows * kChunkPitch;
     int32_t* staged_bits = row_bits() + warp() * kChunkRows;
-    const int64_t output = first_output + warp_output();
-    const int outputs =
+    const int64_t output = first_output() + warp_output();
+    const auto outputs =
         static_cast<int>(min(p.shape.out_channels - output, static_cast<int64_t>(kWarpOutputs)));
     if (outputs <= 0) return;
 #pragma unroll
     for (int i = 0; i < kChunks; ++i) {
-      const int64_t row = first_row + warp_row() + i * kChunkRows;
+      const int64_t row = first_row() + warp_row() + i * kChunkRows;
       const int count = static_cast<int>(min(rows() - row, static_cast<int64_t>(kChunkRows)));
       if (count <= 0) return;
       stage_chunk(i, staged, staged_bits);
       __syncwarp();
-      store_sums<Op>(p, row, count, group, output, outputs, staged, kChunkPitch, staged_bits);
+      store_sums<Op>(p, row, count, static_cast<int>(tile.group), output, outputs, staged,
+                     kChunkPitch, staged_bits);
       __syncwarp();
     }
   }
@@ -302,8 +300,11 @@ class Sm80Block {
   }
 };
 
+// So many blocks share a multiprocessor's registers.
+constexpr int sm80_blocks(int tile_outputs) { return tile_outputs == 128 ? 2 : 3; }
+
 template <class Op, int kTileOutputs, int kPiece>
-__global__ void __launch_bounds__(sm80_threads(kTileOutputs), 512 / sm80_threads(kTileOutputs))
+__global__ void __launch_bounds__(sm80_threads(kTileOutputs), sm80_blocks(kTileOutputs))
     gemm_sm80(const __grid_constant__ typename Op::Params p, const GemmTiles tiles, int stages) {
   Sm80Block<Op, kTileOutputs, kPiece>(p, tiles.at(blockIdx.x), stages).run();
 }

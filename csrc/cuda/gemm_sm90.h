@@ -166,8 +166,8 @@ class Loader {
   // begin(tile), then load(tile, k) for each of its blocks, into a stage that is free.
   template <class Begin, class Load>
   __device__ void for_each_block(const Begin& begin, const Load& load) {
-    const int64_t tiles = problem_.tiles.count();
-    for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x) {
+    const auto tiles = static_cast<uint32_t>(problem_.tiles.count());
+    for (uint32_t index = blockIdx.x; index < tiles; index += gridDim.x) {
       const Tile tile = problem_.tiles.at(index);
       begin(tile);
       for (int k = 0; k < problem_.k_bytes; k += kSm90TileBytes) {
@@ -341,11 +341,14 @@ class Multiplier {
         bits_(layout_, warp_ * kChunkRows) {}
 
   __device__ void run() {
-    const int64_t tiles = problem_.tiles.count();
-    for (int64_t index = blockIdx.x; index < tiles; index += gridDim.x) {
+    const auto tiles = static_cast<uint32_t>(problem_.tiles.count());
+    for (uint32_t index = blockIdx.x; index < tiles; index += gridDim.x) {
       int32_t sums[kOutputs / 2];
       multiply_tile(sums);
-      store_tile(problem_.tiles.at(index), sums);
+      const GemmTiles::Tile tile = problem_.tiles.at(index);  // while the last wgmma run
+      ptx::wgmma_wait<0>();
+      release(last_stage_);
+      store_tile(tile, sums);
     }
   }
 
@@ -362,8 +365,8 @@ class Multiplier {
   RingPosition<Memory::kStages> at_;
   int last_stage_ = 0;
 
-  // wgmma of a block starts while that of the one before may still run; when it is known to be done, its
-  // stage is given back. The number of steps is known to the compiler: where it is not, ptxas waits
+  // wgmma of a block starts while that of the one before may still run; when that is known to be done,
+  // its stage is given back. The last block is left running. The number of steps is known to the compiler: where it is not, ptxas waits
   // for each of them.
   __device__ void multiply_tile(int32_t (&sums)[kOutputs / 2]) {
     int k = 0;
@@ -384,8 +387,6 @@ class Multiplier {
       }
       finish_block(left, k > 0);
     }
-    ptx::wgmma_wait<0>();
-    release(last_stage_);
   }
 
   template <int kSteps>

@@ -39,8 +39,10 @@ constexpr int sm90_shared_bytes(int tile_outputs) {
 }
 
 constexpr GemmTiles sm90_tiles(const GemmProblem& p, int tile_outputs) {
-  return {(p.rows() + kSm90TileRows - 1) / kSm90TileRows,
-          (p.shape.out_channels + tile_outputs - 1) / tile_outputs, p.shape.groups};
+  GemmPlan plan{};
+  plan.tile_rows = kSm90TileRows;
+  plan.tile_outputs = tile_outputs;
+  return gemm_tiles(p, plan);
 }
 
 // Blocks stay and take every multiprocessors-th tile, so some work in vain in the last round.

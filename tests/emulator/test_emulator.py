@@ -100,6 +100,13 @@ def test_faults_end_the_launch(kernels):
     assert not run(kernels, "out_of_bounds", out, out, shared=1)  # the next one works
 
 
+def test_misaligned_access(kernels):
+    x, out = random_bytes(32), random_bytes(8)
+    assert not run(kernels, "misaligned", x, out, [0, 8])
+    assert (out == x[8:16]).all()
+    assert "must be aligned" in run(kernels, "misaligned", x, out, [0, 12])
+
+
 def test_deadlock_names_the_places(kernels):
     out = np.zeros(64, np.uint8)
     assert not run(kernels, "barriers", out, out, threads=64)
@@ -219,6 +226,16 @@ def test_tma_im2col_is_a_convolution(kernels, kernel, stride, dilation, padding,
             expected = np.pad(taps, [(0, rows), (0, 0)])[first : first + rows]
             out = load_box(kernels, x, rows, depth, map, at, images=1, offsets=offset)
             assert (out == swizzled(expected, span)).all()
+
+
+def test_tma_of_memory_that_is_not_there(kernels, monkeypatch):
+    x, errors = random_bytes(64, 128), set()
+    for seed in range(6):
+        monkeypatch.setenv("NNCX_EMULATOR_SEED", str(seed))
+        error = load_box(kernels, x, 8, 64, [128, 64, 1 << 38, 64, 8, 64], (0, 0))
+        assert "memory that is not there" in error
+        errors.add("in the background" in error)
+    assert errors == {False, True}
 
 
 def test_maps_that_the_driver_refuses(kernels):

@@ -21,6 +21,8 @@ inline bool compiled_for(int architecture) {
   return emulator::current_gpu().architecture >= architecture;
 }
 
+inline void prefetch(const void*) {}
+
 // ------------------------------------------------------------------------------------------------
 // cp.async
 
