@@ -1,4 +1,6 @@
 #include "codebook_conv2d.h"
+#include "cuda/codebook_plan.h"
+#include "cuda/codebook_skinny.h"
 #include "cuda/codebook_tiled.h"
 
 namespace nncx::cuda {
@@ -42,6 +44,10 @@ int codebook_conv2d_prepack(const Conv2dWeightShape& s, int bits, const uint8_t*
 
 int codebook_conv2d(const CodebookConv2dParams& p, void* stream) {
   auto* cuda_stream = static_cast<cudaStream_t>(stream);
+  Device device;
+  if (const int error = current_device(device)) return error;
+  const CodebookPlan plan = codebook_plan(p, device);
+  if (plan.kernel != CodebookKernel::tiled) return run_skinny(p, plan, cuda_stream);
   switch (p.input_dtype) {
     case Dtype::float32:
       return run_tiled<float>(p, cuda_stream);
