@@ -193,9 +193,9 @@ class SkinnyBlock {
   // Staged: [k_warps][kRows][pitch] sums, behind those of a row its bits
 
   __device__ static int32_t* staged() {
-    // store_sums may read 64 outputs of two rows.
+    // store_sums may read 64 outputs of a row.
     __shared__ __align__(16)
-        int32_t memory[skinny_warps(kRowTiles) * kRows * (kWarpOutputs + kPad) + 2 * kChunkOutputs];
+        int32_t memory[skinny_warps(kRowTiles) * kRows * (kWarpOutputs + kPad) + kChunkOutputs];
     return memory;
   }
 
@@ -225,7 +225,7 @@ class SkinnyBlock {
         own[i] = sum;
       }
       __syncwarp();
-      store_sums<Op>(p, row, 1, group, first_output, outputs, own, pitch, own + pitch - kPad);
+      store_sums<Op, 1>(p, row, 1, group, first_output, outputs, own, pitch, own + pitch - kPad);
     }
   }
 };
