@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -40,9 +41,7 @@ def compiler() -> str | None:
 def sources() -> list[Path]:
     """What the library is made of; empty where nncx is installed without its sources."""
     patterns = ("csrc/torch/*.cpp", "csrc/cuda/*.cpp", "csrc/cuda/*.cu", "tests/emulator/*.cpp")
-    paths = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
-    codebook = (ROOT / "csrc/cuda/codebook_conv2d.cu").exists()  # not yet
-    return [path for path in paths if codebook or not path.name.startswith("codebook")]
+    return [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
 
 
 def build(files: list[Path] | None = None, name: str = "nncx_emulated") -> Path:
@@ -77,7 +76,9 @@ def _compile(source: Path) -> Path:
     if not _up_to_date(output):
         BUILD.mkdir(parents=True, exist_ok=True)
         output.unlink(missing_ok=True)
+        start = time.time()
         _run(*command, "-o", str(output))
+        os.utime(output, (start, start))  # a header may have changed meanwhile
     return output
 
 

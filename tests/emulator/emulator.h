@@ -3,7 +3,7 @@
 // How a kernel is tried, from the root of the checkout, with a main() that calls its entry point:
 //
 //   FLAGS='-std=c++20 -O2 -g -DNNCX_EMULATED -msse4.2 -Wno-psabi -I tests/emulator -I csrc'
-//   g++ $FLAGS -x c++ csrc/cuda/pack_signs.cu main.cpp tests/emulator/emulator.cpp -o try && ./try
+//   g++ $FLAGS -x c++ csrc/cuda/pack_signs.cu main.cpp tests/emulator/*.cpp -o try && ./try
 //
 //   #include "cuda_runtime.h"   // main.cpp; pointers of device memory are ordinary ones
 //   int main() { cudaSetDevice(2); return nncx::cuda::pack_signs(params, nullptr); }

@@ -25,7 +25,7 @@ LINES = {
 
 @pytest.fixture(scope="module")
 def kernels() -> ctypes.CDLL:
-    files = [build.EMULATOR / "emulator.cpp", build.EMULATOR / "kernels.cu"]
+    files = [*build.EMULATOR.glob("*.cpp"), build.EMULATOR / "kernels.cu"]
     library = ctypes.CDLL(str(build.build_or_skip(files, "kernels")))
     library.run_kernel.restype = ctypes.c_char_p
     return library
@@ -228,6 +228,16 @@ def test_tma_im2col_is_a_convolution(kernels, kernel, stride, dilation, padding,
             assert (out == swizzled(expected, span)).all()
 
 
+def test_tma_of_memory_that_is_not_there(kernels, monkeypatch):
+    x, errors = random_bytes(64, 128), set()
+    for seed in range(6):
+        monkeypatch.setenv("NNCX_EMULATOR_SEED", str(seed))
+        error = load_box(kernels, x, 8, 64, [128, 64, 1 << 38, 64, 8, 64], (0, 0))
+        assert "memory that is not there" in error
+        errors.add("in the background" in error)
+    assert errors == {False, True}
+
+
 def test_maps_that_the_driver_refuses(kernels):
     x = random_bytes(64, 128)
     good = [128, 64, 128, 64, 8, 64]
@@ -278,7 +288,7 @@ def multiply(kernels, format, n, span, mistake=0):
     picture_a, descriptor_a = operand(a, span, FIRST)
     start_b = -(-picture_a.size // 1024) * 1024
     picture_b, descriptor_b = operand(b, span, FIRST + start_b)
-    shared = np.zeros(start_b + picture_b.size, np.uint8)
+    shared = random_bytes(start_b + picture_b.size)
     shared[: picture_a.size] = picture_a
     shared[start_b:] = picture_b
     out = np.zeros((64, n), np.int32)
@@ -303,6 +313,7 @@ def test_wgmma(kernels, format: str, n: int, span: int):
         (4, "never waited for"),
         (5, "must agree"),
         (6, ""),
+        (7, "without fence_async"),
     ],
 )
 def test_mistakes_with_wgmma(kernels, monkeypatch, mistake: int, message: str):
