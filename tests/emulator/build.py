@@ -39,9 +39,7 @@ def compiler() -> str | None:
 def sources() -> list[Path]:
     """What the library is made of; empty where nncx is installed without its sources."""
     patterns = ("csrc/torch/*.cpp", "csrc/cuda/*.cpp", "csrc/cuda/*.cu", "tests/emulator/*.cpp")
-    paths = [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
-    codebook = (ROOT / "csrc/cuda/codebook_conv2d.cu").exists()  # not yet
-    return [path for path in paths if codebook or not path.name.startswith("codebook")]
+    return [path for pattern in patterns for path in sorted(ROOT.glob(pattern))]
 
 
 def build(files: list[Path] | None = None, name: str = "nncx_emulated") -> Path:
