@@ -22,6 +22,7 @@ TORCH = Path(torch.__file__).parent
 
 FLAGS = [
     *("-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"),
+    *("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"),  # x86 would forgive
     *("-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"),
     *("-I", str(EMULATOR), "-I", str(ROOT / "csrc"), "-isystem", str(TORCH / "include")),
     *("-DNNCX_EMULATED", "-DNNCX_DEVICE_CUDA", "-DNNCX_NAMESPACE=nncx_emulated"),

@@ -296,10 +296,11 @@ void run_block(dim3 block) {
 // ------------------------------------------------------------------------------------------------
 // A fault in a kernel ends the launch, not the process.
 
-[[maybe_unused]] void on_fault(int, siginfo_t* info, void*) {
+[[maybe_unused]] void on_fault(int signal, siginfo_t* info, void*) {
   Machine& m = the_machine;
   const auto* address = static_cast<const uint8_t*>(info->si_addr);
-  m.error = "emulator: memory that is not there was accessed, ";
+  m.error = signal == SIGSEGV ? "emulator: memory that is not there was accessed, "
+                              : "emulator: an access must be aligned as its type is, ";
   const int64_t offset = address - m.shared.begin;
   if (std::abs(offset) < 2 * 1024 * 1024) {
     m.error += "byte " + std::to_string(offset) + " of " + std::to_string(m.shared.bytes) +
@@ -322,19 +323,23 @@ class FaultHandler {
     struct sigaction action = {};
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    sigaction(SIGSEGV, &action, &old_action_);
+    sigaction(SIGSEGV, &action, &old_segv_);
+    sigaction(SIGILL, &action, &old_ill_);    // of the sanitizer's traps
+    sigaction(SIGTRAP, &action, &old_trap_);  // the same on ARM
 #endif
   }
   ~FaultHandler() {
 #ifndef __SANITIZE_ADDRESS__
-    sigaction(SIGSEGV, &old_action_, nullptr);
+    sigaction(SIGSEGV, &old_segv_, nullptr);
+    sigaction(SIGILL, &old_ill_, nullptr);
+    sigaction(SIGTRAP, &old_trap_, nullptr);
     sigaltstack(&old_stack_, nullptr);
 #endif
   }
 
  private:
   stack_t old_stack_ = {};
-  struct sigaction old_action_ = {};
+  struct sigaction old_segv_ = {}, old_ill_ = {}, old_trap_ = {};
   alignas(16) char stack_[64 * 1024];
 };
 

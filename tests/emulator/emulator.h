@@ -19,7 +19,8 @@
 // wrong result. Shared memory starts poisoned. Chance is fixed by NNCX_EMULATOR_SEED (default 1).
 //
 // Errors, each with its place: deadlock; warp-wide operations that not all lanes reach; shared
-// memory accessed out of bounds (one page beyond at once, less at the end of the block); the rules
+// memory accessed out of bounds (one page beyond at once, less at the end of the block); accesses that
+// are not aligned as their type is (-fsanitize=alignment -fsanitize-undefined-trap-on-error); the rules
 // of the single instructions, see ptx_sm80.h and ptx_sm90.h.
 //
 // Not modelled: blocks that run at the same time, the memory model between threads (a missing

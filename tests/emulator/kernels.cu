@@ -47,6 +47,10 @@ __global__ void null_pointer(const Arguments p) {
   if (threadIdx.x == 5) *static_cast<volatile uint8_t*>(nullptr) = p.in[0];
 }
 
+__global__ void misaligned(const Arguments p) {
+  *reinterpret_cast<uint2*>(p.out) = *reinterpret_cast<const uint2*>(p.in + p.numbers[1]);
+}
+
 int endless(int n) {
   volatile char page[4096];
   page[n % 4096] = 1;
@@ -287,6 +291,7 @@ constexpr Named kKernels[] = {
     {"reversed", reversed},
     {"out_of_bounds", out_of_bounds},
     {"null_pointer", null_pointer},
+    {"misaligned", misaligned},
     {"stack_overflow", stack_overflow},
     {"barriers", barriers},
     {"warp", warp},

@@ -100,6 +100,13 @@ def test_faults_end_the_launch(kernels):
     assert not run(kernels, "out_of_bounds", out, out, shared=1)  # the next one works
 
 
+def test_misaligned_access(kernels):
+    x, out = random_bytes(32), random_bytes(8)
+    assert not run(kernels, "misaligned", x, out, [0, 8])
+    assert (out == x[8:16]).all()
+    assert "must be aligned" in run(kernels, "misaligned", x, out, [0, 12])
+
+
 def test_deadlock_names_the_places(kernels):
     out = np.zeros(64, np.uint8)
     assert not run(kernels, "barriers", out, out, threads=64)
