@@ -70,7 +70,7 @@ inline PrepackedHeader binary_header(const Backend& backend, const BinaryWeightS
 inline Tensor binary_prepack(const char* op, const Tensor& weight, const BinaryWeightShape& s) {
   const Backend backend(weight);
   return prepack(
-      backend, weight, binary_header(backend, s),
+      op, backend, weight, binary_header(backend, s),
       [&](const uint8_t* packed, uint8_t* bytes) { binary_fill(op, backend, s, packed, bytes); });
 }
 

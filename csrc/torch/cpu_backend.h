@@ -24,7 +24,7 @@ struct Backend {
     return prepacked_header(format + "/" + std::string(isa_name(isa)), s, bytes);
   }
 
-  void write(const PrepackedHeader& header, const Tensor& prepacked) const {
+  void write(const char*, const PrepackedHeader& header, const Tensor& prepacked) const {
     std::memcpy(prepacked.mutable_data_ptr(), &header, sizeof header);
   }
 

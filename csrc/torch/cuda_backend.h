@@ -41,10 +41,10 @@ class Backend {
   }
 
   // With zeros behind it, so that the same weights prepack to the same bytes.
-  void write(const PrepackedHeader& header, const Tensor& prepacked) const {
+  void write(const char* op, const PrepackedHeader& header, const Tensor& prepacked) const {
     zero(prepacked);
     auto* bytes = static_cast<uint8_t*>(prepacked.mutable_data_ptr());
-    check("nncx", cuda::write_header(header, bytes, stream_));
+    check(op, cuda::write_header(header, bytes, stream_));
   }
 
   // A part of another tensor can begin anywhere, where kernels read 16 bytes at a time.
