@@ -1,4 +1,5 @@
 #include "codebook_conv2d.h"
+#include "cuda/codebook_planes.h"
 #include "cuda/codebook_tiled.h"
 
 namespace nncx::cuda {
@@ -40,15 +41,26 @@ int codebook_conv2d_prepack(const Conv2dWeightShape& s, int bits, const uint8_t*
                 bits, codes, prepacked);
 }
 
+namespace {
+
+template <class T>
+int run(const CodebookConv2dParams& p, cudaStream_t stream) {
+  Device device;
+  if (const int error = current_device(device)) return error;
+  return has_planes(p, device) ? run_planes<T>(p, device, stream) : run_tiled<T>(p, stream);
+}
+
+}  // namespace
+
 int codebook_conv2d(const CodebookConv2dParams& p, void* stream) {
   auto* cuda_stream = static_cast<cudaStream_t>(stream);
   switch (p.input_dtype) {
     case Dtype::float32:
-      return run_tiled<float>(p, cuda_stream);
+      return run<float>(p, cuda_stream);
     case Dtype::float16:
-      return run_tiled<Half>(p, cuda_stream);
+      return run<Half>(p, cuda_stream);
     case Dtype::bfloat16:
-      return run_tiled<BFloat16>(p, cuda_stream);
+      return run<BFloat16>(p, cuda_stream);
     case Dtype::float64:
       break;  // the op refuses it
   }
