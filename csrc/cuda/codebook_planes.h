@@ -33,8 +33,6 @@
 
 namespace nncx::cuda {
 
-constexpr int64_t kPlaneMostRows = 16;
-constexpr int kPlaneMostBits = 2;
 constexpr int kPlaneMostUnits = 2;  // of 32 outputs, in a block
 
 struct CodebookPlanes {
@@ -171,21 +169,17 @@ class PlanesBlock {
     }
   }
 
-  __device__ static uint32_t word_of(const uint4& codes, int word) {
-    return word == 0 ? codes.x : word == 1 ? codes.y : word == 2 ? codes.z : codes.w;
+  __device__ static uint32_t shift(uint32_t x, int left) {
+    return left < 0 ? x >> -left : x << left;
   }
 
-  // Where each code is plane + 1, the lowest bit of its slot.
-  __device__ static uint32_t plane_of(uint32_t codes, int plane) {
-    if (kBits == 1) return codes;
-    const uint32_t high = codes >> 1;
-    return plane == 0 ? codes & ~high : plane == 1 ? high & ~codes : codes & high;
-  }
-
-  // Codes `pair` and `pair` + kPairs as 0 or 2.0, which bfloat16 and half write alike.
-  __device__ static uint32_t operand(uint32_t plane, int pair) {
-    const int shift = 14 - pair * kBits;
-    return (shift >= 0 ? plane << shift : plane >> 1) & 0x40004000;
+  // Where codes `pair` and `pair` + kPairs are plane + 1, 2.0, as bfloat16 and half write it alike.
+  __device__ static uint32_t operand(uint32_t codes, int pair, int plane) {
+    constexpr uint32_t kTwo = 0x40004000;
+    const uint32_t low = shift(codes, 14 - pair * kBits);
+    if (kBits == 1) return low & kTwo;
+    const uint32_t high = shift(codes, 13 - pair * kBits);
+    return (plane == 0 ? low & ~high : plane == 1 ? high & ~low : low & high) & kTwo;
   }
 
   // ---- Rows. In shared memory: [word][product][column][step][2] pairs of terms, as mma's B.
@@ -223,6 +217,7 @@ class PlanesBlock {
     const int lanes_rows = rows_ <= 1 ? 1 : rows_ <= 2 ? 2 : rows_ <= 4 ? 4 : 8;
     const int row = g() % lanes_rows;
     if (row >= rows_) return;
+#pragma unroll 1
     for (int part = g() / lanes_rows; part < kStepTerms / 8; part += 8 / lanes_rows) {
       const int word = part / (kPairs / 4), pair = part % (kPairs / 4) * 4;
       const int64_t k = (int64_t{turn} * 4 + t()) * kStepTerms + word * 2 * kPairs + pair;
@@ -295,45 +290,50 @@ class PlanesBlock {
     }
   }
 
-  __device__ void multiply_unit(const uint4 (&codes)[4], int unit) {
+  // The loop over words is one of the machine too: instructions that a warp runs once cost more to
+  // fetch than to run.
+  __device__ void multiply_unit(uint4 (&codes)[4], int unit) {
     float acc[2][kPlanes][kTiles][4] = {};
     const Output* outputs = tables().outputs + unit * kCodesBlock + g();
-    uint32_t flips[4];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) flips[i] = outputs[8 * i].flip;
-#pragma unroll
-    for (int word = 0; word < 4; ++word) {
-      uint32_t planes[4][kPlanes];
+    const uint2* pairs = pairs_at(0, 0, g(), t());
+#pragma unroll 1
+    for (int word = 0; word < 4; ++word, pairs += kProducts * kPitch) {
+      uint32_t words[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const uint32_t own = word_of(codes[i], word) ^ flips[i];
+        words[i] = codes[i].x ^ outputs[8 * i].flip;
+        codes[i] = {codes[i].y, codes[i].z, codes[i].w, 0};
+      }
+      multiply_word(words, pairs, acc);
+    }
+    add(acc, outputs, sums_[unit]);
+  }
+
+  // Columns that no row has hold anything.
+  __device__ static void multiply_word(const uint32_t (&words)[4], const uint2* pairs,
+                                       float (&acc)[2][kPlanes][kTiles][4]) {
 #pragma unroll
-        for (int plane = 0; plane < kPlanes; ++plane) planes[i][plane] = plane_of(own, plane);
+    for (int product = 0; product < kProducts; ++product) {
+      uint32_t b[kTiles][2];
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) {
+        const uint2 pair = pairs[product * kPitch + 8 * tile * 4];
+        b[tile][0] = pair.x;
+        b[tile][1] = pair.y;
       }
 #pragma unroll
-      for (int product = 0; product < kProducts; ++product) {
-        uint32_t b[kTiles][2];
+      for (int half = 0; half < 2; ++half) {
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) {  // in columns that no row has, anything
-          const uint2 pairs = *pairs_at(word, product, 8 * tile + g(), t());
-          b[tile][0] = pairs.x;
-          b[tile][1] = pairs.y;
-        }
+        for (int plane = 0; plane < kPlanes; ++plane) {
+          const uint32_t upper = words[2 * half], lower = words[2 * half + 1];
+          const uint32_t a[4] = {
+              operand(upper, 2 * product, plane), operand(lower, 2 * product, plane),
+              operand(upper, 2 * product + 1, plane), operand(lower, 2 * product + 1, plane)};
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-#pragma unroll
-          for (int plane = 0; plane < kPlanes; ++plane) {
-            const uint32_t upper = planes[2 * half][plane], lower = planes[2 * half + 1][plane];
-            const uint32_t a[4] = {operand(upper, 2 * product), operand(lower, 2 * product),
-                                   operand(upper, 2 * product + 1),
-                                   operand(lower, 2 * product + 1)};
-#pragma unroll
-            for (int tile = 0; tile < kTiles; ++tile) mma(acc[half][plane][tile], a, b[tile]);
-          }
+          for (int tile = 0; tile < kTiles; ++tile) mma(acc[half][plane][tile], a, b[tile]);
         }
       }
     }
-    add(acc, outputs, sums_[unit]);
   }
 
   __device__ static void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2]) {
@@ -437,15 +437,6 @@ template <class T, int kBits, int kTiles>
 __global__ void __launch_bounds__(PlanesBlock<T, kBits, kTiles>::kWarps * 32)
     codebook_planes(const __grid_constant__ CodebookPlanes planes) {
   PlanesBlock<T, kBits, kTiles>(planes).run();
-}
-
-// Whether run_planes computes that.
-inline bool has_planes(const CodebookConv2dParams& p, const Device& device) {
-  const int64_t rows = p.batch * p.out_height * p.out_width;
-  const bool is_linear = p.shape.taps == 1 && p.stride_h == 1 && p.stride_w == 1 &&
-                         p.padding_h == 0 && p.padding_w == 0;
-  return is_linear && p.bits <= kPlaneMostBits && rows <= kPlaneMostRows &&
-         device.path != Path::cuda_cores;
 }
 
 template <class T, int kBits, int kTiles>
