@@ -27,38 +27,35 @@ std::vector<std::string> names(Holds holds) {
   return result;
 }
 
-constexpr int64_t kHeaderBytes = sizeof(nncx::PrepackedHeader);
+// Elements of a prepacked weight whose bytes, behind the header, are so many on a GPU or else under
+// the active path of the CPU.
+int64_t prepacked_numel(const std::string& format, const nncx::Conv2dWeightShape& shape,
+                        const std::string& device, int64_t on_gpu, int64_t on_cpu) {
+  const int64_t bytes = device == "cuda" ? nncx::sized_header(format, shape, on_gpu).bytes : on_cpu;
+  return static_cast<int64_t>(sizeof(nncx::PrepackedHeader)) + bytes;
+}
 
 int64_t binary_prepacked_numel(int64_t groups, int64_t out_channels, int64_t taps, int64_t channels,
                                const std::string& device) {
   const nncx::BinaryWeightShape shape = {groups, out_channels, taps, channels};
-  if (device == "cuda") {
-    const int64_t bytes = nncx::cuda::binary_conv2d_prepacked_bytes(shape);
-    return kHeaderBytes + nncx::sized_header("binary", shape, bytes).bytes;
-  }
-  return kHeaderBytes + NNCX_ON_PATH(nncx::active_isa(), binary_conv2d_prepacked_bytes(shape));
+  return prepacked_numel("binary", shape, device, nncx::cuda::binary_conv2d_prepacked_bytes(shape),
+                         NNCX_ON_PATH(nncx::active_isa(), binary_conv2d_prepacked_bytes(shape)));
 }
 
 int64_t codebook_prepacked_numel(int64_t groups, int64_t out_channels, int64_t taps,
                                  int64_t channels, int bits, const std::string& device) {
   const nncx::Conv2dWeightShape shape = {groups, out_channels, taps, channels};
-  if (device == "cuda") {
-    const int64_t bytes = nncx::cuda::codebook_conv2d_prepacked_bytes(shape, bits);
-    const std::string format = "codebook" + std::to_string(bits);
-    return kHeaderBytes + nncx::sized_header(format, shape, bytes).bytes;
-  }
-  return kHeaderBytes +
-         NNCX_ON_PATH(nncx::active_isa(), codebook_conv2d_prepacked_bytes(shape, bits));
+  return prepacked_numel(
+      "codebook" + std::to_string(bits), shape, device,
+      nncx::cuda::codebook_conv2d_prepacked_bytes(shape, bits),
+      NNCX_ON_PATH(nncx::active_isa(), codebook_conv2d_prepacked_bytes(shape, bits)));
 }
 
 int64_t int8_prepacked_numel(int64_t groups, int64_t out_channels, int64_t taps, int64_t channels,
                              const std::string& device) {
   const nncx::Conv2dWeightShape shape = {groups, out_channels, taps, channels};
-  if (device == "cuda") {
-    const int64_t bytes = nncx::cuda::int8_conv2d_prepacked_bytes(shape);
-    return kHeaderBytes + nncx::sized_header("int8", shape, bytes).bytes;
-  }
-  return kHeaderBytes + NNCX_ON_PATH(nncx::active_isa(), int8_conv2d_prepacked_bytes(shape));
+  return prepacked_numel("int8", shape, device, nncx::cuda::int8_conv2d_prepacked_bytes(shape),
+                         NNCX_ON_PATH(nncx::active_isa(), int8_conv2d_prepacked_bytes(shape)));
 }
 
 using Pair = std::array<int64_t, 2>;
