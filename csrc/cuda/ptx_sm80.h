@@ -20,6 +20,11 @@ __device__ inline uint32_t shared_address(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
 
+// Asks for a line of global memory, to be in the L2 cache when a later load wants it.
+__device__ inline void prefetch(const void* global) {
+  asm volatile("prefetch.global.L2 [%0];" ::"l"(global));
+}
+
 // Global to shared memory, 4, 8 or 16 bytes, aligned so; zeros where not `valid`, and then `global`
 // is not read. A thread's copies since its last commit are a group; wait<Pending> returns when all
 // but the last `Pending` groups have landed. What other threads copied is there after a barrier.

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <vector>
 
 #include "cuda_runtime.h"
 #include "products.h"
@@ -21,8 +22,18 @@ inline bool compiled_for(int architecture) {
   return emulator::current_gpu().architecture >= architecture;
 }
 
+inline void prefetch(const void*) {}
+
 // ------------------------------------------------------------------------------------------------
 // cp.async
+
+// What cp.async has written to shared memory, until someone asks (async_proxy.h).
+struct Landed {
+  uint8_t* at;
+  int bytes;
+};
+
+inline std::vector<Landed>& landed() { return emulator::block_state<std::vector<Landed>>(); }
 
 struct Copy {
   void* to;
@@ -36,6 +47,7 @@ struct Copy {
     } else {
       std::memcpy(to, from, bytes);
     }
+    landed().push_back({static_cast<uint8_t*>(to), bytes});
   }
 };
 
