@@ -23,7 +23,7 @@ test: .venv/installed  ## run the tests
 lint: .venv/lint-tools  ## check style and format of Python and C++
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc -type f)
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 asan: .venv/installed .venv/build-tools  ## run the native tests under AddressSanitizer and UBSan
 	PYTHON=$(BIN)/python scripts/sanitize.sh address $(ARGS)

@@ -1,5 +1,6 @@
 #include "codebook_conv2d.h"
 #include "cuda/codebook_plan.h"
+#include "cuda/codebook_planes.h"
 #include "cuda/codebook_skinny.h"
 #include "cuda/codebook_tiled.h"
 
@@ -31,6 +32,14 @@ __global__ void __launch_bounds__(kPrepackThreads)
   }
 }
 
+template <class T>
+int run(const CodebookConv2dParams& p, const CodebookPlan& plan, const Device& device,
+        cudaStream_t stream) {
+  if (plan.kernel == CodebookKernel::tiled) return run_tiled<T>(p, stream);
+  if (plan.kernel == CodebookKernel::planes) return run_planes<T>(p, device, stream);
+  return run_skinny(p, plan, stream);
+}
+
 }  // namespace
 
 int codebook_conv2d_prepack(const Conv2dWeightShape& s, int bits, const uint8_t* codes,
@@ -47,14 +56,13 @@ int codebook_conv2d(const CodebookConv2dParams& p, void* stream) {
   Device device;
   if (const int error = current_device(device)) return error;
   const CodebookPlan plan = codebook_plan(p, device);
-  if (plan.kernel != CodebookKernel::tiled) return run_skinny(p, plan, cuda_stream);
   switch (p.input_dtype) {
     case Dtype::float32:
-      return run_tiled<float>(p, cuda_stream);
+      return run<float>(p, plan, device, cuda_stream);
     case Dtype::float16:
-      return run_tiled<Half>(p, cuda_stream);
+      return run<Half>(p, plan, device, cuda_stream);
     case Dtype::bfloat16:
-      return run_tiled<BFloat16>(p, cuda_stream);
+      return run<BFloat16>(p, plan, device, cuda_stream);
     case Dtype::float64:
       break;  // the op refuses it
   }

@@ -2,13 +2,16 @@
 //
 //   sums     one row of a linear layer (of 1 bit up to 8, one after another), one codebook of 1 or 2
 //            bits: looks up sums of 4 or 2 products at a time
-//   values   up to 16 rows of a linear layer: looks up weights, and multiplies
+//   planes   other linear layers of up to 16 rows and 1 or 2 bits, on tensor cores
+//   values   other linear layers of up to 16 rows: looks up weights, and multiplies
 //   tiled    anything else
 //
 // Of the first two the reading of the weight is to be the limit. What they do for each weight of
 // each lane, with M rows, in loads from shared memory (of which an SM does one a cycle, for a warp):
 // sums M / 4 (1 bit) and M / 2 (2 bits), besides a quarter of that to build the tables; values
-// 1 + M / 8. And in instructions (four a cycle): sums about M and 2 M, values 3 + M * 9 / 8.
+// 1 + M / 8. And in instructions (four a cycle): sums about M and 2 M, values 3 + M * 9 / 8. planes
+// takes 1.2 instructions for 1 bit and 3 for 2 bits, up to 8 rows (of float32: and 1/4 and 3/4 more
+// from 3 rows on, where it has 24 columns instead of 8).
 #pragma once
 
 #include <algorithm>
@@ -18,10 +21,11 @@
 
 namespace nncx::cuda {
 
-enum class CodebookKernel { tiled, values, sums };
+enum class CodebookKernel { tiled, values, sums, planes };
 
 struct CodebookPlan {
   CodebookKernel kernel;
+  // Of values and sums:
   int rows;     // of a block; there are more blocks for more
   int outputs;  // of a lane, 32 apart
   int warps;    // that share out K
@@ -53,6 +57,11 @@ constexpr CodebookPlan codebook_plan(const CodebookConv2dParams& p, const Device
   const int64_t rows = p.batch * p.out_height * p.out_width;
   CodebookPlan plan = {CodebookKernel::tiled, 0, 0, 0, 0};
   if (rows > kMostRows || !is_linear(p)) return plan;
+  const bool has_planes = device.path != Path::cuda_cores && p.bits <= 2 && weight.terms > 0;
+  if (has_planes && (rows > 1 || p.codebook_stride > 0)) {
+    plan.kernel = CodebookKernel::planes;
+    return plan;
+  }
   const bool sums = p.codebook_stride == 0 && rows <= (p.bits == 1 ? 8 : p.bits == 2 ? 1 : 0);
   plan.kernel = sums ? CodebookKernel::sums : CodebookKernel::values;
   plan.rows = sums || rows == 1 ? 1 : rows <= 4 ? 4 : 8;

@@ -147,6 +147,16 @@ __device__ inline bool is_aligned(const void* tensor, int bytes) {
 
 __device__ inline int bytes_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
 
+__device__ inline void store_number(float v, Dtype dtype, void* output, int64_t at) {
+  if (dtype == Dtype::float32) {
+    static_cast<float*>(output)[at] = v;
+  } else if (dtype == Dtype::float16) {
+    from_float(v, static_cast<Half*>(output) + at);
+  } else {
+    from_float(v, static_cast<BFloat16*>(output) + at);
+  }
+}
+
 __device__ inline void store_four(const float (&v)[4], float* to) {
   *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]);
 }

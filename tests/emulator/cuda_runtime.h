@@ -141,6 +141,20 @@ inline unsigned max(unsigned a, int b) { return std::max(a, static_cast<unsigned
 
 inline int __popc(unsigned x) { return std::popcount(x); }
 
+// Byte i of the result is the one of low's and high's eight that four bits of the selector name; with
+// their highest bit, the sign of it eight times.
+inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
+  const uint64_t bytes = uint64_t{high} << 32 | low;
+  unsigned result = 0;
+  for (int i = 0; i < 4; ++i) {
+    const unsigned choice = selector >> (4 * i);
+    auto byte = static_cast<uint8_t>(bytes >> (8 * (choice & 7)));
+    if (choice & 8) byte = byte & 0x80 ? 0xFF : 0;
+    result |= unsigned{byte} << (8 * i);
+  }
+  return result;
+}
+
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned by) {
   return static_cast<unsigned>((uint64_t{high} << 32 | low) >> (by & 31));
 }

@@ -1,6 +1,5 @@
 """The GEMM of the binary and int8 ops on CUDA: which kernel a shape gets, and shapes for each."""
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import places
@@ -100,6 +99,61 @@ def test_two_blocks_share_a_multiprocessor_with_memory_for_them() -> None:
     assert rows(4096, 4096, 4096).plan("int8", "sm80", A100)["stages"] == 4  # its registers fill it
 
 
+# How A is loaded on sm90: batch 8, 14 x 14 pixels
+@pytest.mark.parametrize(
+    ("op", "channels", "options", "loader"),
+    [
+        ("int8", 64, {}, "im2col"),
+        ("int8", 96, {}, "im2col"),
+        ("int8", 80, {}, "gather"),  # columns of 16 bytes
+        ("int8", 64, {"kernel_size": (1, 1)}, "tma"),
+        ("int8", 80, {"kernel_size": (1, 1)}, "tma"),
+        ("int8", 40, {"kernel_size": (1, 1)}, "gather"),  # pixels begin at multiples of 8
+        ("int8", 64, {"kernel_size": (1, 1), "stride": (2, 2)}, "im2col"),
+        ("int8", 64, {"kernel_size": (1, 1), "groups": 2}, "tma"),
+        ("int8", 96, {"kernel_size": (1, 1), "groups": 2}, "gather"),  # 48 bytes: 1.5 steps
+        ("int8", 64, {"stride": (8, 1)}, "im2col"),
+        ("int8", 64, {"stride": (9, 1)}, "gather"),  # the map's steps end at 8,
+        ("int8", 64, {"kernel_size": (7, 1), "dilation": (40, 1), "padding": (128, 0)}, "im2col"),
+        ("int8", 64, {"kernel_size": (7, 1), "dilation": (43, 1), "padding": (128, 0)}, "gather"),
+        ("int8", 64, {"padding": (129, 0)}, "gather"),  # its corners at -128
+        ("binary", 64, {}, "gather"),
+        ("binary", 256, {}, "im2col"),
+        ("binary", 128, {"kernel_size": (1, 1)}, "tma"),
+        ("binary", 64, {"kernel_size": (1, 1)}, "gather"),
+    ],
+)
+def test_loaders(op: str, channels: int, options: dict[str, Any], loader: str) -> None:
+    shape = Shape((8, channels, 14, 14), 64, **{"kernel_size": (3, 3), **options})
+    plan = shape.plan(op, "sm90", H200)
+    assert (plan["kernel"], plan["loader"]) == ("sm90", loader)
+    assert shape.plan(op, "sm90", H200, address=8)["loader"] == "gather"
+
+
+def test_what_sm90_leaves_to_sm80() -> None:
+    assert rows(4096, 4098, 4096).plan("int8", "sm90", H200)["kernel"] == "sm80"
+    assert rows(4096, 4096, 4096).plan("int8", "sm90", H200, address=2)["kernel"] == "sm80"
+    assert rows(4096, 0, 4096).plan("int8", "sm90", H200)["kernel"] == "sm80"
+
+
+@pytest.mark.parametrize(
+    ("m", "n", "tile_outputs"),
+    [
+        (8192, 8192, 256),
+        (4096, 4096, 256),
+        (40000, 96, 128),
+        (4096, 64, 64),
+        (128, 8192, 64),  # 128 of the 132 multiprocessors; wider tiles would use 64 or 32
+        (1024, 1024, 64),
+    ],
+)
+def test_tiles_of_sm90(m: int, n: int, tile_outputs: int) -> None:
+    plan = rows(m, 4096, n).plan("int8", "sm90", H200)
+    assert plan["tile"] == (128, tile_outputs)
+    assert plan["stages"] == {64: 8, 128: 6, 256: 4}[tile_outputs]
+    assert plan["shared_bytes"] <= H200[1]
+
+
 def test_tiles_count_groups() -> None:
     shape = Shape((2, 96, 16, 16), 130, (3, 3), padding=(1, 1), groups=2)
     assert shape.plan("int8", "sm80", A100)["tiles"] == 4 * 2 * 2
@@ -126,14 +180,48 @@ SHAPES = {
 }
 
 
-@pytest.fixture(params=["emulated cuda_cores", "emulated sm80"])
-def place(request: pytest.FixtureRequest) -> Iterator[str]:
+# For sm90: tile and loader; K in 1 to 17 blocks of 128 bytes, the last of 1 to 4 steps; and more
+# tiles than multiprocessors, so that blocks go on to a second one.
+SM90_SHAPES = {
+    "rows, 256": (rows(600, 304, 512), (256, "tma")),
+    "rows, 128": (rows(900, 176, 100), (128, "tma")),
+    "rows, 64, many blocks": (rows(1000, 2064, 60), (64, "tma")),
+    "rows, less than a step": (rows(700, 16, 70), (128, "tma")),
+    "pixels of groups": (Shape((2, 192, 12, 13), 30, groups=3), (64, "tma")),
+    "columns of 128": (Shape((3, 128, 20, 18), 512, (3, 3), padding=(1, 1)), (256, "im2col")),
+    "columns of 64": (Shape((2, 192, 21, 39), 70, (3, 2), (2, 1), (1, 1), (1, 2)), (128, "im2col")),
+    "columns of 32": (Shape((9, 96, 9, 8), 40, (3, 3), padding=(1, 1)), (64, "im2col")),
+    "columns, groups": (
+        Shape((9, 192, 9, 8), 80, (3, 3), (1, 2), (2, 0), groups=2),
+        (64, "im2col"),
+    ),
+    "taps outside": (Shape((15, 32, 2, 3), 20, (5, 5), padding=(4, 4)), (64, "im2col")),
+    "pieces of 16": (Shape((4, 48, 12, 13), 512, (3, 3), padding=(1, 1)), (256, "gather")),
+    "pieces of 8": (Shape((3, 40, 20, 18), 100, (3, 3), (1, 1), (1, 2), (2, 1)), (128, "gather")),
+    "pieces of 4": (Shape((9, 20, 9, 7), 66, (3, 5), (1, 1), (1, 2)), (128, "gather")),
+    "a group's bytes": (Shape((4, 72, 12, 13), 34, groups=2), (64, "gather")),
+    "wide stride": (Shape((30, 32, 40, 41), 30, (3, 3), (9, 9)), (64, "gather")),
+}
+
+CASES = [
+    *[(place, name) for place in ("emulated cuda_cores", "emulated sm80") for name in SHAPES],
+    *[("emulated sm90", name) for name in SM90_SHAPES],
+]
+
+
+@pytest.fixture(params=CASES, ids="-".join)
+def case(request: pytest.FixtureRequest) -> tuple[str, str]:
     return request.param
 
 
-@pytest.fixture(params=SHAPES)
-def shape(request: pytest.FixtureRequest) -> Shape:
-    return SHAPES[request.param][0]
+@pytest.fixture
+def place(case: tuple[str, str]) -> str:
+    return case[0]
+
+
+@pytest.fixture
+def shape(case: tuple[str, str]) -> Shape:
+    return (SHAPES | SM90_SHAPES)[case[1]][0]
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -141,6 +229,14 @@ def test_the_shapes_below_are_for_that_kernel(name: str) -> None:
     shape, (tile_outputs, piece) = SHAPES[name]
     plan = shape.plan("int8", "sm80", EMULATED_GPUS["sm80"])
     assert (plan["kernel"], plan["tile"], plan["piece"]) == ("sm80", (128, tile_outputs), piece)
+
+
+@pytest.mark.parametrize("name", SM90_SHAPES)
+def test_the_shapes_below_are_for_that_kernel_of_sm90(name: str) -> None:
+    shape, (tile_outputs, loader) = SM90_SHAPES[name]
+    plan = shape.plan("int8", "sm90", EMULATED_GPUS["sm90"])
+    assert (plan["kernel"], plan["tile"], plan["loader"]) == ("sm90", (128, tile_outputs), loader)
+    assert plan["tiles"] > EMULATED_GPUS["sm90"][0]
 
 
 def at_both(place: str, run: Any) -> tuple[Tensor, Tensor]:
@@ -231,6 +327,7 @@ def test_binary_signs(place: str, shape: Shape, pad_value: int) -> None:
     assert torch.equal(out, expected)
 
 
+@pytest.mark.parametrize("place", places.EMULATED)
 @pytest.mark.parametrize("offset", [4, 8])
 def test_an_input_at_any_address(place: str, offset: int) -> None:
     shape = Shape((2, 32, 9, 8), 40, (3, 3), padding=(1, 1))
