@@ -147,6 +147,12 @@ __device__ inline bool is_aligned(const void* tensor, int bytes) {
 
 __device__ inline int bytes_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
 
+__device__ inline float load_number(const void* input, Dtype dtype, int64_t at) {
+  if (dtype == Dtype::float32) return static_cast<const float*>(input)[at];
+  if (dtype == Dtype::float16) return to_float(static_cast<const Half*>(input)[at]);
+  return to_float(static_cast<const BFloat16*>(input)[at]);
+}
+
 __device__ inline void store_number(float v, Dtype dtype, void* output, int64_t at) {
   if (dtype == Dtype::float32) {
     static_cast<float*>(output)[at] = v;

@@ -222,7 +222,7 @@ class SkinnyBlock {
       int32_t* const own = staged() + row * pitch;
       for (int i = threadIdx.x; i <= pitch - kPad; i += 32) {
         int32_t sum = own[i];
-        for (int k = 1; k < blockDim.z; ++k) sum += own[k * kRows * pitch + i];
+        for (int k = 1; k < static_cast<int>(blockDim.z); ++k) sum += own[k * kRows * pitch + i];
         own[i] = sum;
       }
       __syncwarp();
