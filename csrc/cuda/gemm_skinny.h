@@ -35,7 +35,8 @@ class SkinnyBlock {
       : s(skinny),
         p(skinny.params),
         group(static_cast<int>(blockIdx.x / skinny.output_tiles)),
-        first_output(int64_t{blockIdx.x % skinny.output_tiles} * blockDim.y * kWarpOutputs),
+        first_output(static_cast<int>(blockIdx.x % skinny.output_tiles * blockDim.y) *
+                     kWarpOutputs),
         k_bytes(static_cast<int>(Op::weight(p.shape).k_bytes())),
         row_bytes(static_cast<int>(Op::weight(p.shape).row_bytes())),
         pitch(static_cast<int>(blockDim.y) * kWarpOutputs + kPad) {}
@@ -56,8 +57,7 @@ class SkinnyBlock {
 
   const Skinny<Params>& s;
   const Params& p;
-  const int group;
-  const int64_t first_output;
+  const int group, first_output;
   const int k_bytes, row_bytes;  // less than 2^30, as a dot product's terms
   const int pitch;
 
@@ -78,7 +78,7 @@ class SkinnyBlock {
 
   __device__ const uint8_t* b_row(int output) const {
     const int64_t in_group =
-        min(first_output + threadIdx.y * kWarpOutputs + output, p.shape.out_channels - 1);
+        min(int64_t{first_output} + threadIdx.y * kWarpOutputs + output, p.shape.out_channels - 1);
     return gemm_rows_of<Op>(p) + (group * p.shape.out_channels + in_group) * row_bytes;
   }
 
@@ -116,6 +116,12 @@ class SkinnyBlock {
     for (int k = static_cast<int>(threadIdx.z) * kSkinnyStepBytes + t() * 16; k < row_bytes;
          k += kInFlight * step) {
       uint4 a[kInFlight][kRowTiles], b[kInFlight][2];
+      if (s.piece < 16) {
+#pragma unroll
+        for (int i = 0; i < kInFlight; ++i) {
+          for (int r = 0; r < kRowTiles; ++r) a[i][r] = gather_a(a_row(g() + 8 * r), k + i * step);
+        }
+      }
 #pragma unroll
       for (int i = 0; i < kInFlight; ++i) {
         for (int j = 0; j < 2; ++j) b[i][j] = load_b(b_rows[j], k + i * step);
@@ -124,11 +130,6 @@ class SkinnyBlock {
 #pragma unroll
         for (int i = 0; i < kInFlight; ++i) {
           for (int r = 0; r < kRowTiles; ++r) a[i][r] = load_a(a_row(g() + 8 * r), k + i * step);
-        }
-      } else {
-#pragma unroll
-        for (int i = 0; i < kInFlight; ++i) {
-          for (int r = 0; r < kRowTiles; ++r) a[i][r] = gather_a(a_row(g() + 8 * r), k + i * step);
         }
       }
 #pragma unroll
@@ -178,7 +179,7 @@ class SkinnyBlock {
 
   __device__ void prefetch_end() const {
     const auto& e = p.epilogue;
-    const int64_t in_group = first_output + threadIdx.y * kWarpOutputs;
+    const int64_t in_group = int64_t{first_output} + threadIdx.y * kWarpOutputs;
     if (threadIdx.z > 0 || in_group >= p.shape.out_channels) return;
     const int64_t o = group * p.shape.out_channels + in_group;
     if (threadIdx.x == 0) ptx::prefetch(tap_sums_of<Op>(p) + p.shape.taps * e.channels + o);
@@ -221,7 +222,7 @@ class SkinnyBlock {
       int32_t* const own = staged() + row * pitch;
       for (int i = threadIdx.x; i <= pitch - kPad; i += 32) {
         int32_t sum = own[i];
-        for (int k = 1; k < blockDim.z; ++k) sum += own[k * kRows * pitch + i];
+        for (int k = 1; k < static_cast<int>(blockDim.z); ++k) sum += own[k * kRows * pitch + i];
         own[i] = sum;
       }
       __syncwarp();
