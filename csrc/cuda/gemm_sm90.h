@@ -28,8 +28,12 @@ namespace nncx::cuda {
 
 constexpr int kWarpgroup = 128;
 constexpr int kSm90Threads = 3 * kWarpgroup;
-constexpr int kLoadRegisters = 48, kMultiplyRegisters = 232;  // 48 + 2 * 232 <= 65536 / 128
-constexpr int kStepBytes = 32;                                // of k, in one wgmma
+constexpr int kLoadRegisters = 56, kMultiplyRegisters = 224;
+constexpr int kStepBytes = 32;  // of k, in one wgmma
+
+// A warpgroup that wants more registers waits until others have given them back, forever if there are
+// not so many: a block has what it began with, as many for each thread as 64 K allow, in eights.
+static_assert(kLoadRegisters + 2 * kMultiplyRegisters <= 3 * (65536 / kSm90Threads / 8 * 8));
 
 // What is the same for all tiles.
 struct Sm90Problem {
