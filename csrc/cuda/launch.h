@@ -1,5 +1,4 @@
-// How kernels are launched, and how they get shared memory whose size the launch decides. The only
-// place with CUDA's launch syntax.
+// How kernels are launched, and how they get shared memory whose size the launch decides.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -12,7 +11,8 @@ namespace nncx::cuda {
 // Without being asked a kernel gets no more.
 constexpr size_t kDefaultSharedBytes = 48 * 1024;
 
-// Enqueues kernel(arguments...) and returns the launch's error, so that none waits for a later call.
+// Enqueues kernel(arguments...) and returns the launch's error. (<<<>>> returns none, and
+// cudaGetLastError tells also what an earlier call left.)
 template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                    cudaStream_t stream, const Arguments&... arguments) {
@@ -22,8 +22,12 @@ cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t 
                              cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
     if (error != cudaSuccess) return error;
   }
-  kernel<<<grid, block, shared_bytes, stream>>>(arguments...);
-  return cudaGetLastError();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = block;
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, arguments...);
 }
 
 // The `shared_bytes` of the launch. Aligned as the 128-byte swizzle of wgmma and TMA needs it.
