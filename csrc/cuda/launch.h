@@ -6,6 +6,8 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "cuda/device.h"
+
 namespace nncx::cuda {
 
 // Without being asked a kernel gets no more.
@@ -17,9 +19,13 @@ template <class... Parameters, class... Arguments>
 cudaError_t launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, size_t shared_bytes,
                    cudaStream_t stream, const Arguments&... arguments) {
   if (shared_bytes > kDefaultSharedBytes) {
+    // all that there is, whatever this launch needs: others of the kernel may be on their way, in
+    // another thread or a graph, and must not find less
+    Device device;
+    if (const int error = current_device(device)) return static_cast<cudaError_t>(error);
     const cudaError_t error =
         cudaFuncSetAttribute(reinterpret_cast<const void*>(kernel),
-                             cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes);
+                             cudaFuncAttributeMaxDynamicSharedMemorySize, device.shared_bytes);
     if (error != cudaSuccess) return error;
   }
   cudaLaunchConfig_t config = {};
