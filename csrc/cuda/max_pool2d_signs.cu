@@ -60,19 +60,22 @@ __global__ void __launch_bounds__(kThreads) pool(const __grid_constant__ Pool p)
 }  // namespace
 
 int max_pool2d_signs(const MaxPool2dSignsParams& p, int64_t lines, void* stream) {
-  const bool wide =
-      widest_piece(address_of(p.input), address_of(p.output), p.pixel_bytes) == kWidestPiece;
-  const int64_t pixel_pieces = p.pixel_bytes / (wide ? 16 : 8);
-  const Pool pool_params = {p,
-                            lines * p.out_width * pixel_pieces,
-                            Divider(pixel_pieces),
-                            Divider(p.out_width),
-                            Divider(p.out_height),
-                            Divider(p.dilation_h),
-                            Divider(p.dilation_w)};
-  const auto blocks = static_cast<unsigned>((pool_params.pieces + kThreads - 1) / kThreads);
-  return launch(wide ? pool<16> : pool<8>, blocks, kThreads, 0, static_cast<cudaStream_t>(stream),
-                pool_params);
+  const auto run = [&](auto* kernel, int piece) {
+    const int64_t pixel_pieces = p.pixel_bytes / piece;
+    const Pool pool_params = {p,
+                              lines * p.out_width * pixel_pieces,
+                              Divider(pixel_pieces),
+                              Divider(p.out_width),
+                              Divider(p.out_height),
+                              Divider(p.dilation_h),
+                              Divider(p.dilation_w)};
+    const auto blocks = static_cast<unsigned>((pool_params.pieces + kThreads - 1) / kThreads);
+    return launch(kernel, blocks, kThreads, 0, static_cast<cudaStream_t>(stream), pool_params);
+  };
+  const int widest = widest_piece(address_of(p.input), address_of(p.output), p.pixel_bytes);
+  if (widest == 16) return run(pool<16>, 16);
+  if (widest == 8) return run(pool<8>, 8);
+  return run(pool<1>, 1);  // a part of another tensor can begin anywhere
 }
 
 }  // namespace nncx::cuda

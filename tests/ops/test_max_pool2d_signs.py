@@ -39,7 +39,7 @@ def test_empty_and_non_contiguous(isa: str) -> None:
 
 def test_any_address(isa: str) -> None:
     packed = ops.pack_signs(torch.randn(2, 128, 9, 11))
-    for offset in (0, 8):
+    for offset in (0, 8, 3):
         memory = torch.zeros(offset + packed.numel(), dtype=torch.uint8)
         moved = memory[offset:].view(packed.shape).copy_(packed)
         pooled = max_pool2d_signs_reference(packed, 3, 2, 1)
