@@ -54,6 +54,41 @@ def test_rows(isa: str, m: int, bits: int) -> None:
     assert_right(native(x, weight, bits), x, weight)
 
 
+@per_channel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("m", [2, 7, 16])
+@pytest.mark.parametrize("bits", [1, 2])
+def test_binary_planes(emulated: str, bits: int, m: int, dtype, per_channel: bool) -> None:
+    """A warp's terms come in turns, a block has 64 outputs, and there are more rows than its 8."""
+    x, weight = torch.randn(m, 9004).to(dtype), random_weight((200, 9004), bits, per_channel)
+    out = native(x, weight, bits, out_dtype=torch.float32)
+    assert_right(out, x, weight)
+    assert torch.equal(out, native(x, weight, bits, out_dtype=torch.float32))
+
+
+@pytest.mark.parametrize("m", [1, 3])
+@pytest.mark.parametrize("codebook", [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0, 1e-3, -1.0]], ids=str)
+def test_large_terms_times_zero_hide_nothing(isa: str, codebook: list[float], m: int) -> None:
+    bits, values = len(codebook) // 2, torch.tensor(codebook)
+    index = torch.randint(0, len(codebook), (32, 1024))
+    x = torch.randn(m, 1024)
+    index[:, ::3], x[:, ::3] = codebook.index(0.0), 1e8
+    codes = pack_codes(index.to(torch.uint8), bits)
+    weight = random_weight((32, 1024), bits, False)._replace(
+        codes=codes, codebook=values, values=values.double()[index]
+    )
+    assert_right(native(x, weight, bits), x, weight)
+
+
+@all_bits
+@pytest.mark.parametrize("m", [1, 3, 9])
+def test_the_largest_numbers_do_not_overflow_on_the_way(isa: str, m: int, bits: int) -> None:
+    x, weight = torch.randn(m, 70), random_weight((40, 70), bits, False)
+    weight = weight._replace(codebook=weight.codebook / 16, values=weight.values / 16)
+    x[m // 2, 33] = 3e38
+    assert_right(native(x, weight, bits), x, weight)
+
+
 @all_bits
 @pytest.mark.parametrize("m", [1, 9])
 def test_every_code_is_looked_up(isa: str, m: int, bits: int) -> None:
