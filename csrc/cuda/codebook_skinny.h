@@ -12,6 +12,8 @@
 #include "cuda/gemm_epilogue.h"
 #include "cuda/gemm_rows.h"
 #include "cuda/launch.h"
+#include "cuda/ptx_sm80.h"
+#include "cuda/rows.h"
 
 namespace nncx::cuda {
 
@@ -34,6 +36,9 @@ class SkinnyBlock {
   const int64_t group_;
   const int64_t first_block_;  // of 32 outputs, in the group
   const int first_row_;
+  const int64_t first_element_;  // of the first row, in the group
+  const uint4*
+      codes_[kOutputs];  // the lane's first step. Beyond the last block: that of the last one
   float sums_[kRows][kOutputs] = {};
 
   __device__ explicit SkinnyBlock(const CodebookRows& rows)
@@ -41,7 +46,16 @@ class SkinnyBlock {
         p_(rows.params),
         group_(blockIdx.x / rows.tiles),
         first_block_(int64_t{blockIdx.x % rows.tiles} * kOutputs),
-        first_row_(static_cast<int>(blockIdx.y) * kRows) {}
+        first_row_(static_cast<int>(blockIdx.y) * kRows),
+        first_element_((first_row_ * p_.shape.groups + group_) * p_.shape.channels) {
+    const CodebookWeight& w = s_.weight;
+#pragma unroll
+    for (int i = 0; i < kOutputs; ++i) {
+      const int64_t block = group_ * w.blocks() + min(first_block_ + i, w.blocks() - 1);
+      codes_[i] = reinterpret_cast<const uint4*>(p_.weight + kCodesOffset) +
+                  block * (w.block_bytes() / kCodesStepBytes) + lane();
+    }
+  }
 
   __device__ static int lane() { return static_cast<int>(threadIdx.x); }
   __device__ static int warp() { return static_cast<int>(threadIdx.y); }
@@ -49,19 +63,8 @@ class SkinnyBlock {
   __device__ int terms() const { return static_cast<int>(s_.weight.terms); }
   __device__ int steps() const { return static_cast<int>(s_.weight.steps()); }
 
-  // The lane's step of its output i. Outputs beyond the last block repeat it, and are not stored.
-  __device__ uint4 codes(int step, int i) const {
-    const CodebookWeight& w = s_.weight;
-    const int64_t block = group_ * w.blocks() + min(first_block_ + i, w.blocks() - 1);
-    const auto* from = reinterpret_cast<const uint4*>(p_.weight + kCodesOffset) +
-                       block * (w.block_bytes() / kCodesStepBytes);
-    return __ldg(from + step * kLanes + lane());
-  }
+  __device__ uint4 codes(int step, int i) const { return __ldg(codes_[i] + step * kLanes); }
 
-  // Of the block's first row, in elements; rows are row_stride apart.
-  __device__ int64_t first_element() const {
-    return (first_row_ * p_.shape.groups + group_) * p_.shape.channels;
-  }
   __device__ int64_t row_stride() const { return p_.shape.groups * p_.shape.channels; }
 
   __device__ int64_t output_of(int at) const {  // in the group
@@ -119,7 +122,7 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
 
  private:
   using Block::codes, Block::first_row_, Block::group_, Block::lane, Block::output_of, Block::p_,
-      Block::first_element, Block::row_stride, Block::s_, Block::steps, Block::store, Block::sums_,
+      Block::first_element_, Block::row_stride, Block::s_, Block::steps, Block::store, Block::sums_,
       Block::terms, Block::warp, Block::warps;
 
   static constexpr int kSlot = 1 << kSlotLog2;
@@ -129,7 +132,7 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
   static constexpr int kUnitTerms = kUnitSteps * 128 / kSlot;
   const unsigned mask_;  // of 4 codes: a forged code looks up no other memory
   float* const rows_;    // [row][32]
-  uint32_t codes_[kOutputs][4 * kUnitSteps];
+  uint32_t words_[kOutputs][4 * kUnitSteps];
   float fetched_[kRows];
 
   __device__ void fill_table() const {
@@ -158,7 +161,7 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
   // Zeros beyond the last row and the last term.
   __device__ void fetch_rows(int k) {
     const int rows = k + lane() < terms() ? s_.rows - first_row_ : 0;
-    int64_t at = first_element() + k + lane();
+    int64_t at = first_element_ + k + lane();
 #pragma unroll
     for (int r = 0; r < kRows; ++r, at += row_stride()) {
       fetched_[r] = r < rows ? load_number(p_.input, p_.input_dtype, at) : 0.0f;
@@ -177,8 +180,8 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
       for (int i = 0; i < kOutputs; ++i) {
 #pragma unroll
         for (int j = 0; j < kUnitSteps; ++j) {
-          codes_[i][4 * j] = next[i][j].x, codes_[i][4 * j + 1] = next[i][j].y;
-          codes_[i][4 * j + 2] = next[i][j].z, codes_[i][4 * j + 3] = next[i][j].w;
+          words_[i][4 * j] = next[i][j].x, words_[i][4 * j + 1] = next[i][j].y;
+          words_[i][4 * j + 2] = next[i][j].z, words_[i][4 * j + 3] = next[i][j].w;
         }
       }
       const int next_unit = unit + warps();
@@ -223,7 +226,7 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
       float w[kOutputs][4];
 #pragma unroll
       for (int i = 0; i < kOutputs; ++i) {
-        look_up(codes_[i][term / kCodes], term % kCodes * kSlot, i, w[i]);
+        look_up(words_[i][term / kCodes], term % kCodes * kSlot, i, w[i]);
       }
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
@@ -241,7 +244,7 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
 #pragma unroll
     for (int i = 0; i < kOutputs; ++i) {
 #pragma unroll
-      for (int j = 0; j + kWords < 4 * kUnitSteps; ++j) codes_[i][j] = codes_[i][j + kWords];
+      for (int j = 0; j + kWords < 4 * kUnitSteps; ++j) words_[i][j] = words_[i][j + kWords];
     }
   }
 
@@ -254,8 +257,8 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
       for (int j = 0; j < kCodes && word * kCodes + j < count; ++j) {
 #pragma unroll
         for (int i = 0; i < kOutputs; ++i) {
-          const float w = entry(codes_[i][word] & mask_, 0, i);
-          codes_[i][word] = codes_[i][word] >> (kSlot % 32);
+          const float w = entry(words_[i][word] & mask_, 0, i);
+          words_[i][word] = words_[i][word] >> (kSlot % 32);
 #pragma unroll
           for (int r = 0; r < kRows; ++r) {
             sums_[r][i] = __fmaf_rn(rows_[r * kPieceTerms + word * kCodes + j], w, sums_[r][i]);
@@ -283,7 +286,9 @@ class SkinnySums : SkinnyBlock<1, kOutputs> {
 
  public:
   __device__ explicit SkinnySums(const CodebookRows& rows)
-      : Block(rows), tables_(static_cast<uint32_t>(warp()) * kTablesBytes) {
+      : Block(rows),
+        tables_(ptx::shared_address(dynamic_shared_memory()) +
+                static_cast<uint32_t>(warp()) * kTablesBytes) {
     for (int i = 0; i < kEntries; ++i) codebook_[i] = p_.codebook[i];
   }
 
@@ -293,7 +298,7 @@ class SkinnySums : SkinnyBlock<1, kOutputs> {
   }
 
  private:
-  using Block::codes, Block::lane, Block::p_, Block::first_element, Block::s_, Block::steps,
+  using Block::codes, Block::lane, Block::p_, Block::first_element_, Block::s_, Block::steps,
       Block::store, Block::sums_, Block::terms, Block::warp, Block::warps;
 
   static constexpr int kEntries = 2 << kSlotLog2;
@@ -302,49 +307,39 @@ class SkinnySums : SkinnyBlock<1, kOutputs> {
   static constexpr uint32_t kTablesBytes = 32 * kSumsPitch * 4;
   static_assert(kTablesBytes % 256 == 0, "look_up puts its byte there");
 
-  const uint32_t tables_;  // where the warp's begin in shared memory
+  const uint32_t tables_;  // the warp's, an address in shared memory
   float codebook_[kEntries];
   float x_[kTerms];
 
-  // What is 0 beyond the last term is also left out of the table.
+  // Zeros beyond the last term.
   __device__ void fetch_row(int step) {
     const int k = step * kStepTerms + lane() * kTerms;
-    const int64_t at = first_element() + k;
     if (s_.is_wide && k + kTerms <= terms()) {
-      fetch_wide(at);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kTerms; ++i) {
-        x_[i] = k + i < terms() ? load_number(p_.input, p_.input_dtype, at + i) : 0.0f;
-      }
-    }
-  }
-
-  __device__ void fetch_wide(int64_t at) {
-    if (p_.input_dtype == Dtype::float32) {
-      const auto* from = static_cast<const float*>(p_.input) + at;
-      if constexpr (kTerms == 4) {
-        const float4 x = *reinterpret_cast<const float4*>(from);
-        x_[0] = x.x, x_[1] = x.y, x_[2] = x.z, x_[3] = x.w;
+      if (p_.input_dtype == Dtype::float32) {
+        fetch_wide<float>(k);
+      } else if (p_.input_dtype == Dtype::float16) {
+        fetch_wide<Half>(k);
       } else {
-        const float2 x = *reinterpret_cast<const float2*>(from);
-        x_[0] = x.x, x_[1] = x.y;
+        fetch_wide<BFloat16>(k);
       }
       return;
     }
-    uint32_t words[kTerms / 2];
-    const auto* from = static_cast<const uint16_t*>(p_.input) + at;
-    if constexpr (kTerms == 4) {
-      const uint2 pair = *reinterpret_cast<const uint2*>(from);
-      words[0] = pair.x, words[1] = pair.y;
-    } else {
-      words[0] = *reinterpret_cast<const uint32_t*>(from);
-    }
 #pragma unroll
     for (int i = 0; i < kTerms; ++i) {
-      const auto bits = static_cast<uint16_t>(words[i / 2] >> 16 * (i % 2));
-      x_[i] = p_.input_dtype == Dtype::float16 ? to_float(Half{bits}) : to_float(BFloat16{bits});
+      x_[i] = k + i < terms() ? load_number(p_.input, p_.input_dtype, first_element_ + k + i) : 0;
     }
+  }
+
+  template <class T>
+  __device__ void fetch_wide(int k) {
+    using Terms = Piece<kTerms * sizeof(T)>;
+    const auto* from = static_cast<const T*>(p_.input) + first_element_ + k;
+    union {
+      Terms piece;
+      T numbers[kTerms];
+    } x = {*reinterpret_cast<const Terms*>(from)};
+#pragma unroll
+    for (int i = 0; i < kTerms; ++i) x_[i] = to_float(x.numbers[i]);
   }
 
   // The sums of the products of one half of the table's terms, for what 2 bits stand for.
@@ -370,8 +365,8 @@ class SkinnySums : SkinnyBlock<1, kOutputs> {
     float low[4], high[4];
     half_sums(0, k, low);
     half_sums(1, k, high);
-    auto* table =
-        reinterpret_cast<float4*>(dynamic_shared_memory() + tables_) + lane() * (kSumsPitch / 4);
+    auto* table = reinterpret_cast<float4*>(dynamic_shared_memory() + warp() * kTablesBytes) +
+                  lane() * (kSumsPitch / 4);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       table[i] =
@@ -384,7 +379,7 @@ class SkinnySums : SkinnyBlock<1, kOutputs> {
   __device__ float look_up(uint32_t word, int table) const {
     const uint32_t bytes = (table % 2 ? word >> 2 : word << 2) & 0x3C3C3C3C;
     const uint32_t at = __byte_perm(bytes, tables_, 0x7650 | table % 8 / 2);
-    return *reinterpret_cast<const float*>(dynamic_shared_memory() + table * kSumsPitch * 4 + at);
+    return *reinterpret_cast<const float*>(ptx::shared_pointer(at + table * kSumsPitch * 4));
   }
 
   __device__ void multiply() {
