@@ -1,6 +1,7 @@
 #include "codebook_conv2d.h"
+#include "cuda/codebook_direct.h"
 #include "cuda/codebook_plan.h"
-#include "cuda/codebook_skinny.h"
+#include "cuda/codebook_rows.h"
 #include "cuda/codebook_tiled.h"
 
 namespace nncx::cuda {
@@ -31,6 +32,11 @@ __global__ void __launch_bounds__(kPrepackThreads)
   }
 }
 
+template <class T>
+int run(const CodebookConv2dParams& p, const CodebookPlan& plan, cudaStream_t stream) {
+  return plan.kernel == CodebookKernel::direct ? run_direct<T>(p, stream) : run_tiled<T>(p, stream);
+}
+
 }  // namespace
 
 int codebook_conv2d_prepack(const Conv2dWeightShape& s, int bits, const uint8_t* codes,
@@ -47,14 +53,14 @@ int codebook_conv2d(const CodebookConv2dParams& p, void* stream) {
   Device device;
   if (const int error = current_device(device)) return error;
   const CodebookPlan plan = codebook_plan(p, device);
-  if (plan.kernel != CodebookKernel::tiled) return run_skinny(p, plan, cuda_stream);
+  if (plan.rows) return run_few_rows(p, plan, cuda_stream);
   switch (p.input_dtype) {
     case Dtype::float32:
-      return run_tiled<float>(p, cuda_stream);
+      return run<float>(p, plan, cuda_stream);
     case Dtype::float16:
-      return run_tiled<Half>(p, cuda_stream);
+      return run<Half>(p, plan, cuda_stream);
     case Dtype::bfloat16:
-      return run_tiled<BFloat16>(p, cuda_stream);
+      return run<BFloat16>(p, plan, cuda_stream);
     case Dtype::float64:
       break;  // the op refuses it
   }

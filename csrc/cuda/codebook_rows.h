@@ -2,8 +2,8 @@
 //
 // The lanes of a warp are outputs, so that all are at the same k and read a step of codes in one
 // piece; the warps of a block have the same outputs and share out K. What a code stands for is looked
-// up in shared memory, where no two lanes meet in a bank: in SkinnyValues each lane has a copy of the
-// codebook, its own or the layer's, in its bank; in SkinnySums a table has 16 entries side by side.
+// up in shared memory, where no two lanes meet in a bank: in CodebookValues each lane has a copy of the
+// codebook, its own or the layer's, in its bank; in CodebookSums a table has 16 entries side by side.
 //
 // The sums of the warps are added in the order of the warps.
 #pragma once
@@ -26,7 +26,7 @@ struct CodebookRows {
 };
 
 template <int kRows, int kOutputs>
-class SkinnyBlock {
+class CodebookRowsBlock {
  protected:
   static constexpr int kLanes = 32;
   static constexpr int kTileOutputs = kOutputs * kLanes;
@@ -41,7 +41,7 @@ class SkinnyBlock {
       codes_[kOutputs];  // the lane's first step. Beyond the last block: that of the last one
   float sums_[kRows][kOutputs] = {};
 
-  __device__ explicit SkinnyBlock(const CodebookRows& rows)
+  __device__ explicit CodebookRowsBlock(const CodebookRows& rows)
       : s_(rows),
         p_(rows.params),
         group_(blockIdx.x / rows.tiles),
@@ -103,11 +103,11 @@ class SkinnyBlock {
 
 // Rows are staged for a warp, 32 terms at a time, as floats: 4 of them are one load for all lanes.
 template <int kSlotLog2, int kRows, int kOutputs>
-class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
-  using Block = SkinnyBlock<kRows, kOutputs>;
+class CodebookValues : CodebookRowsBlock<kRows, kOutputs> {
+  using Block = CodebookRowsBlock<kRows, kOutputs>;
 
  public:
-  __device__ explicit SkinnyValues(const CodebookRows& rows)
+  __device__ explicit CodebookValues(const CodebookRows& rows)
       : Block(rows),
         mask_(((1u << p_.bits) - 1) * 0x01010101),
         rows_(reinterpret_cast<float*>(dynamic_shared_memory() + (kEntryBytes << p_.bits)) +
@@ -272,7 +272,7 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
 template <int kSlotLog2, int kRows, int kOutputs>
 __global__ void __launch_bounds__(32 * kMostWarps, 1)
     codebook_values(const __grid_constant__ CodebookRows rows) {
-  SkinnyValues<kSlotLog2, kRows, kOutputs>(rows).run();
+  CodebookValues<kSlotLog2, kRows, kOutputs>(rows).run();
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -281,11 +281,11 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
 // products, for each combination, so that a load and an addition do the work of 4 or 2 products. A
 // warp builds the 32 tables of its step, a lane one of them.
 template <int kSlotLog2, int kOutputs>
-class SkinnySums : SkinnyBlock<1, kOutputs> {
-  using Block = SkinnyBlock<1, kOutputs>;
+class CodebookSums : CodebookRowsBlock<1, kOutputs> {
+  using Block = CodebookRowsBlock<1, kOutputs>;
 
  public:
-  __device__ explicit SkinnySums(const CodebookRows& rows)
+  __device__ explicit CodebookSums(const CodebookRows& rows)
       : Block(rows),
         tables_(ptx::shared_address(dynamic_shared_memory()) +
                 static_cast<uint32_t>(warp()) * kTablesBytes) {
@@ -416,20 +416,20 @@ class SkinnySums : SkinnyBlock<1, kOutputs> {
 template <int kSlotLog2, int kOutputs>
 __global__ void __launch_bounds__(32 * kMostWarps, 1)
     codebook_sums(const __grid_constant__ CodebookRows rows) {
-  SkinnySums<kSlotLog2, kOutputs>(rows).run();
+  CodebookSums<kSlotLog2, kOutputs>(rows).run();
 }
 
 // ------------------------------------------------------------------------------------------------
 
-using SkinnyKernel = void (*)(CodebookRows);
+using CodebookRowsKernel = void (*)(CodebookRows);
 
 template <int kOutputs>
-SkinnyKernel sums_kernel(int slot_log2) {
+CodebookRowsKernel sums_kernel(int slot_log2) {
   return slot_log2 == 0 ? codebook_sums<0, kOutputs> : codebook_sums<1, kOutputs>;
 }
 
 template <int kSlotLog2>
-SkinnyKernel values_kernel(const CodebookPlan& plan) {
+CodebookRowsKernel values_kernel(const CodebookPlan& plan) {
   if (plan.outputs == 1) {
     return plan.rows == 1   ? codebook_values<kSlotLog2, 1, 1>
            : plan.rows == 4 ? codebook_values<kSlotLog2, 4, 1>
@@ -440,7 +440,7 @@ SkinnyKernel values_kernel(const CodebookPlan& plan) {
                           : codebook_values<kSlotLog2, 8, 2>;
 }
 
-inline SkinnyKernel skinny_kernel(const CodebookPlan& plan, int slot_log2) {
+inline CodebookRowsKernel rows_kernel(const CodebookPlan& plan, int slot_log2) {
   if (plan.kernel == CodebookKernel::sums) {
     return plan.outputs == 1 ? sums_kernel<1>(slot_log2) : sums_kernel<2>(slot_log2);
   }
@@ -456,8 +456,8 @@ inline SkinnyKernel skinny_kernel(const CodebookPlan& plan, int slot_log2) {
   }
 }
 
-inline int run_skinny(const CodebookConv2dParams& p, const CodebookPlan& plan,
-                      cudaStream_t stream) {
+inline int run_few_rows(const CodebookConv2dParams& p, const CodebookPlan& plan,
+                        cudaStream_t stream) {
   const CodebookWeight weight = codebook_weight(p.shape, p.bits);
   const auto rows = static_cast<int>(p.batch * p.out_height * p.out_width);
   const int64_t tiles = (weight.blocks() + plan.outputs - 1) / plan.outputs;
@@ -466,7 +466,7 @@ inline int run_skinny(const CodebookConv2dParams& p, const CodebookPlan& plan,
                                   p.shape.channels % 4 == 0 && is_aligned(p.input, element)};
   const dim3 grid(static_cast<unsigned>(tiles * weight.groups),
                   static_cast<unsigned>((rows + plan.rows - 1) / plan.rows));
-  return launch(skinny_kernel(plan, weight.slot_log2), grid,
+  return launch(rows_kernel(plan, weight.slot_log2), grid,
                 dim3(32, static_cast<unsigned>(plan.warps)), plan.shared_bytes, stream, arguments);
 }
 
