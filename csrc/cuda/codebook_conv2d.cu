@@ -1,7 +1,8 @@
 #include "codebook_conv2d.h"
+#include "cuda/codebook_direct.h"
 #include "cuda/codebook_plan.h"
 #include "cuda/codebook_planes.h"
-#include "cuda/codebook_skinny.h"
+#include "cuda/codebook_rows.h"
 #include "cuda/codebook_tiled.h"
 
 namespace nncx::cuda {
@@ -35,9 +36,14 @@ __global__ void __launch_bounds__(kPrepackThreads)
 template <class T>
 int run(const CodebookConv2dParams& p, const CodebookPlan& plan, const Device& device,
         cudaStream_t stream) {
-  if (plan.kernel == CodebookKernel::tiled) return run_tiled<T>(p, stream);
-  if (plan.kernel == CodebookKernel::planes) return run_planes<T>(p, device, stream);
-  return run_skinny(p, plan, stream);
+  switch (plan.kernel) {
+    case CodebookKernel::planes:
+      return run_planes<T>(p, device, stream);
+    case CodebookKernel::direct:
+      return run_direct<T>(p, stream);
+    default:
+      return run_tiled<T>(p, stream);
+  }
 }
 
 }  // namespace
@@ -56,6 +62,7 @@ int codebook_conv2d(const CodebookConv2dParams& p, void* stream) {
   Device device;
   if (const int error = current_device(device)) return error;
   const CodebookPlan plan = codebook_plan(p, device);
+  if (plan.rows) return run_few_rows(p, plan, cuda_stream);
   switch (p.input_dtype) {
     case Dtype::float32:
       return run<float>(p, plan, device, cuda_stream);

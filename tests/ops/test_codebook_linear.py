@@ -56,6 +56,34 @@ def test_rows(isa: str, m: int, bits: int) -> None:
 
 @per_channel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@all_bits
+def test_few_rows_of_many_outputs(emulated: str, bits: int, dtype, per_channel: bool) -> None:
+    """CUDA: blocks of 64 outputs, the last one half empty; terms that end within a load, or not."""
+    for k in (1, 30, 64, 332, 2200):
+        weight = random_weight((161, k), bits, per_channel)
+        for m in (1, 3, 4, 7, 16):
+            x = torch.randn(m, k).to(dtype)
+            assert_right(native(x, weight, bits, out_dtype=torch.float32), x, weight)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 6])
+def test_what_stands_behind_the_last_weight_is_not_multiplied(isa: str, bits: int) -> None:
+    """Code 0 fills a path's last step: an infinity there would make NaN of nothing."""
+    codebook = torch.randn(2**bits)
+    codebook[0] = torch.inf
+    for k in (1, 3, 33, 100):
+        for n in (5, 161):
+            codes = pack_codes(torch.ones(n * k, dtype=torch.uint8), bits)
+            prepacked = ops.codebook_linear_prepack(codes, bits, k, n)
+            for m in (1, 3, 16, 20):
+                x = torch.randn(m, k)
+                out = ops.codebook_linear(x, prepacked, codebook, bits, k, n)
+                expected = (x @ codebook[1].expand(n, k).T).expand(m, n)
+                torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+
+
+@per_channel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("m", [2, 7, 16])
 @pytest.mark.parametrize("bits", [1, 2])
 def test_binary_planes(emulated: str, bits: int, m: int, dtype, per_channel: bool) -> None:

@@ -23,6 +23,16 @@ inline bool compiled_for(int architecture) {
 
 inline void prefetch(const void*) {}
 
+// Shared memory's own addresses. Kernels and the manual count in these; the first KB is CUDA's.
+inline uint32_t shared_address(const void* pointer) {
+  return static_cast<uint32_t>(static_cast<const uint8_t*>(pointer) -
+                               emulator::dynamic_shared_memory()) +
+         1024;
+}
+inline uint8_t* shared_pointer(uint64_t address) {
+  return emulator::dynamic_shared_memory() + (address - 1024);
+}
+
 // ------------------------------------------------------------------------------------------------
 // cp.async
 
