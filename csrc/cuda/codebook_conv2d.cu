@@ -1,6 +1,7 @@
 #include "codebook_conv2d.h"
 #include "cuda/codebook_direct.h"
 #include "cuda/codebook_plan.h"
+#include "cuda/codebook_planes.h"
 #include "cuda/codebook_rows.h"
 #include "cuda/codebook_tiled.h"
 
@@ -33,8 +34,20 @@ __global__ void __launch_bounds__(kPrepackThreads)
 }
 
 template <class T>
-int run(const CodebookConv2dParams& p, const CodebookPlan& plan, cudaStream_t stream) {
-  return plan.kernel == CodebookKernel::direct ? run_direct<T>(p, stream) : run_tiled<T>(p, stream);
+int run(const CodebookConv2dParams& p, const CodebookPlan& plan, const Device& device,
+        cudaStream_t stream) {
+  switch (plan.kernel) {
+    case CodebookKernel::sums:
+    case CodebookKernel::values:
+      return run_few_rows(p, plan, stream);
+    case CodebookKernel::planes:
+      return run_planes<T>(p, device, stream);
+    case CodebookKernel::direct:
+      return run_direct<T>(p, stream);
+    case CodebookKernel::tiled:
+      return run_tiled<T>(p, stream);
+  }
+  return cudaErrorNotSupported;
 }
 
 }  // namespace
@@ -53,14 +66,13 @@ int codebook_conv2d(const CodebookConv2dParams& p, void* stream) {
   Device device;
   if (const int error = current_device(device)) return error;
   const CodebookPlan plan = codebook_plan(p, device);
-  if (plan.rows) return run_few_rows(p, plan, cuda_stream);
   switch (p.input_dtype) {
     case Dtype::float32:
-      return run<float>(p, plan, cuda_stream);
+      return run<float>(p, plan, device, cuda_stream);
     case Dtype::float16:
-      return run<Half>(p, plan, cuda_stream);
+      return run<Half>(p, plan, device, cuda_stream);
     case Dtype::bfloat16:
-      return run<BFloat16>(p, plan, cuda_stream);
+      return run<BFloat16>(p, plan, device, cuda_stream);
     case Dtype::float64:
       break;  // the op refuses it
   }

@@ -8,9 +8,11 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <vector>
 
 #include "cuda_runtime.h"
 #include "products.h"
+#include "swizzle.h"
 
 namespace nncx::cuda::ptx {
 
@@ -23,18 +25,16 @@ inline bool compiled_for(int architecture) {
 
 inline void prefetch(const void*) {}
 
-// Shared memory's own addresses. Kernels and the manual count in these; the first KB is CUDA's.
-inline uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(static_cast<const uint8_t*>(pointer) -
-                               emulator::dynamic_shared_memory()) +
-         1024;
-}
-inline uint8_t* shared_pointer(uint64_t address) {
-  return emulator::dynamic_shared_memory() + (address - 1024);
-}
-
 // ------------------------------------------------------------------------------------------------
 // cp.async
+
+// What cp.async has written to shared memory, until someone asks (async_proxy.h).
+struct Landed {
+  uint8_t* at;
+  int bytes;
+};
+
+inline std::vector<Landed>& landed() { return emulator::block_state<std::vector<Landed>>(); }
 
 struct Copy {
   void* to;
@@ -48,6 +48,7 @@ struct Copy {
     } else {
       std::memcpy(to, from, bytes);
     }
+    landed().push_back({static_cast<uint8_t*>(to), bytes});
   }
 };
 
@@ -126,16 +127,17 @@ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, NNCX_PLACE) {
 //   b  register i: column g, word t + 4 * i
 //   d  register i: row g + 8 * (i / 2), column 2 * t + i % 2
 
+template <class Sum>
 struct MmaOperands {
-  int32_t* d;
+  Sum* d;
   const uint32_t* a;
   const uint32_t* b;
 };
 
-template <int (*Dot)(const uint32_t*, const uint32_t*)>
-void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Place where) {
+template <auto Dot, class Sum>
+void mma(Sum (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Place where) {
   emulator::require(compiled_for(80), "mma.sync needs code compiled for 8.0", where);
-  const auto multiply = [](MmaOperands* const* lanes) {
+  const auto multiply = [](MmaOperands<Sum>* const* lanes) {
     uint32_t rows[16][8], columns[8][8];
     for (int lane = 0; lane < 32; ++lane) {
       const int g = lane / 4, t = lane % 4;
@@ -149,7 +151,7 @@ void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Place 
       }
     }
   };
-  emulator::meet<MmaOperands>(0xFFFFFFFF, {d, a, b}, multiply, "mma", where);
+  emulator::meet<MmaOperands<Sum>>(0xFFFFFFFF, {d, a, b}, multiply, "mma", where);
 }
 
 inline void mma_b1_and(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
@@ -159,6 +161,15 @@ inline void mma_b1_and(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (
 
 inline void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], NNCX_PLACE) {
   mma<emulator::dot_s8>(d, a, b, where);
+}
+
+// The GPU rounds the sum of a product's terms in a way of its own; here it is rounded once.
+inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], NNCX_PLACE) {
+  mma<emulator::dot_16_bits<BFloat16>>(d, a, b, where);
+}
+
+inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], NNCX_PLACE) {
+  mma<emulator::dot_16_bits<Half>>(d, a, b, where);
 }
 
 }  // namespace nncx::cuda::ptx
