@@ -1,9 +1,9 @@
 // The asynchronous proxy, through which TMA and wgmma access shared memory.
 //
-// It has a copy of dynamic shared memory, as it sees it. What cp.async and ordinary stores write gets
-// there by fence_async(); to meet a byte that did not is an error. A fence of any thread counts for
-// all. It takes along what cp.async has written until then; of ordinary stores, which cannot be
-// observed, all that were made until TMA or wgmma look next, which is too much.
+// It has a copy of dynamic shared memory, as it sees it. What cp.async and ordinary stores write
+// gets there by fence_async(); to meet a byte that did not is an error. A fence of any thread
+// counts for all. It takes along what cp.async has written until then; of ordinary stores, which
+// cannot be observed, all that were made until TMA or wgmma look next, which is too much.
 #pragma once
 
 #include <cstdint>

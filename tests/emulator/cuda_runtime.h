@@ -1,5 +1,6 @@
-// Stand-in for CUDA's header: the language, the functions and the part of the runtime that csrc/cuda
-// uses, for g++. What is missing here is not used yet: add it in the form of its neighbours.
+// Stand-in for CUDA's header: the language, the functions and the part of the runtime that
+// csrc/cuda uses, for g++. What is missing here is not used yet: add it in the form of its
+// neighbours.
 #pragma once
 
 #include <algorithm>
@@ -141,8 +142,8 @@ inline unsigned max(unsigned a, int b) { return std::max(a, static_cast<unsigned
 
 inline int __popc(unsigned x) { return std::popcount(x); }
 
-// Byte i of the result is the one of low's and high's eight that four bits of the selector name; with
-// their highest bit, the sign of it eight times.
+// Byte i of the result is the one of low's and high's eight that four bits of the selector name;
+// with their highest bit, the sign of it eight times.
 inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
   const uint64_t bytes = uint64_t{high} << 32 | low;
   unsigned result = 0;
@@ -229,4 +230,8 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*kernel)
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "an error of the emulator";
+}
+inline cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaStream_t) {
+  std::memset(address, value, bytes);
+  return cudaSuccess;
 }

@@ -390,7 +390,7 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<vo
   gridDim = grid;
   blockDim = block;
 
-  // Blocks in a shuffled order: all residues of a stride that has no factor in common with their number.
+  // Blocks in a shuffled order, by a stride that has no factor in common with their number.
   const uint64_t blocks = uint64_t{grid.x} * grid.y * grid.z;
   uint64_t stride = random_below(blocks) + 1;
   while (std::gcd(stride, blocks) != 1) ++stride;

@@ -1,7 +1,7 @@
 // mbarriers of sm_90, which count arrivals and bytes.
 //
-// Errors: more arrivals than were declared; bytes beyond those that are expected; memory that holds no
-// barrier. A thread that waits for ever is found as a deadlock.
+// Errors: more arrivals than were declared; bytes beyond those that are expected; memory that holds
+// no barrier. A thread that waits for ever is found as a deadlock.
 #pragma once
 
 #include <cstdint>

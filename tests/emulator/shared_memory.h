@@ -1,8 +1,9 @@
 // The shared memory of a block. Both kinds start poisoned.
 //
-// Static variables are `thread_local` (__shared__ in cuda_runtime.h), because that is the one kind of
-// static whose memory can be found: this library's TLS block. Host code may have variables in there
-// too, so it gets them back when a launch ends. Out of bounds is found for dynamic memory only.
+// Static variables are `thread_local` (__shared__ in cuda_runtime.h), because that is the one kind
+// of static whose memory can be found: this library's TLS block. Host code may have variables in
+// there too, so it gets them back when a launch ends. Out of bounds is found for dynamic memory
+// only.
 #pragma once
 
 #include <link.h>

@@ -7,8 +7,8 @@
 
 namespace nncx::cuda::ptx {
 
-// The swizzle of `span` (0, 32, 64, 128) bytes: within 16-byte chunks nothing moves; a chunk's number
-// in its span is xored with the number of its 128-byte line.
+// The swizzle of `span` (0, 32, 64, 128) bytes: within 16-byte chunks nothing moves; a chunk's
+// number in its span is xored with the number of its 128-byte line.
 inline uint64_t swizzled(uint64_t address, uint32_t span) {
   const uint64_t mask = span == 0 ? 0 : span / 16 - 1;
   return address ^ (address >> 7 & mask) << 4;

@@ -1,9 +1,9 @@
 // TMA: copies of boxes of a tensor into shared memory.
 //
 // A box lands at once or, as likely, when no thread can run; then its bytes arrive at the barrier.
-// Errors: a barrier that the asynchronous proxy was not told of (barrier_fence_init); a TensorMap of the
-// other kind; addresses that are not aligned; a block that ends before its boxes have landed.
-// Not modelled: stores, clusters, boxes narrower than their swizzle.
+// Errors: a barrier that the asynchronous proxy was not told of (barrier_fence_init); a TensorMap
+// of the other kind; addresses that are not aligned; a block that ends before its boxes have
+// landed. Not modelled: stores, clusters, boxes narrower than their swizzle.
 #pragma once
 
 #include <algorithm>

@@ -1,9 +1,9 @@
 // wgmma: products of matrices in shared memory, added to registers of a warpgroup.
 //
-// An operation reads its operands and adds them up at once or, as likely, when no thread can run; until
-// the wait its registers hold garbage. Errors: threads of a warpgroup that do not agree; no wgmma_fence
-// before registers that were in use; a thread that returns without a wait; reserved bits in a
-// descriptor. Not modelled: operands in registers, base offsets, M- or N-major operands.
+// An operation reads its operands and adds them up at once or, as likely, when no thread can run;
+// until the wait its registers hold garbage. Errors: threads of a warpgroup that do not agree; no
+// wgmma_fence before registers that were in use; a thread that returns without a wait; reserved
+// bits in a descriptor. Not modelled: operands in registers, base offsets, M- or N-major operands.
 #pragma once
 
 #include <algorithm>
@@ -22,10 +22,10 @@
 namespace nncx::cuda::ptx {
 
 // Row `row` of an operand that is `K`-major: 32 bytes. A descriptor has, in units of 16 bytes, its
-// start in bits 0..13, the leading byte offset in 16..29 and the stride byte offset in 32..45; its base
-// offset in 49..51; and in 62..63 the swizzle. Eight rows of the swizzle's width (16 without) follow one
-// another; the stride leads to the next eight, and without swizzle the leading offset to the next
-// 16 bytes of a row.
+// start in bits 0..13, the leading byte offset in 16..29 and the stride byte offset in 32..45; its
+// base offset in 49..51; and in 62..63 the swizzle. Eight rows of the swizzle's width (16 without)
+// follow one another; the stride leads to the next eight, and without swizzle the leading offset to
+// the next 16 bytes of a row.
 class Operand {
  public:
   Operand(uint64_t descriptor, Place where)

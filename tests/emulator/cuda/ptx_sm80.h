@@ -103,7 +103,7 @@ struct MatrixRows {
   uint32_t registers[4];
 };
 
-// Lane i gives row i % 8 of matrix i / 8; register m of lane i is word i % 4 of row i / 4 of matrix m.
+// Lane i gives row i % 8 of matrix i / 8; its register m is word i % 4 of row i / 4 of matrix m.
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, NNCX_PLACE) {
   emulator::require_shared(row, 16, 16, where);
   const auto distribute = [](MatrixRows* const* lanes) {
