@@ -37,13 +37,17 @@ template <class T>
 int run(const CodebookConv2dParams& p, const CodebookPlan& plan, const Device& device,
         cudaStream_t stream) {
   switch (plan.kernel) {
+    case CodebookKernel::sums:
+    case CodebookKernel::values:
+      return run_few_rows(p, plan, stream);
     case CodebookKernel::planes:
       return run_planes<T>(p, device, stream);
     case CodebookKernel::direct:
       return run_direct<T>(p, stream);
-    default:
+    case CodebookKernel::tiled:
       return run_tiled<T>(p, stream);
   }
+  return cudaErrorNotSupported;
 }
 
 }  // namespace
@@ -62,7 +66,6 @@ int codebook_conv2d(const CodebookConv2dParams& p, void* stream) {
   Device device;
   if (const int error = current_device(device)) return error;
   const CodebookPlan plan = codebook_plan(p, device);
-  if (plan.rows) return run_few_rows(p, plan, cuda_stream);
   switch (p.input_dtype) {
     case Dtype::float32:
       return run<float>(p, plan, device, cuda_stream);

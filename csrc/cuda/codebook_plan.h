@@ -2,7 +2,7 @@
 //
 //   sums     one row of a linear layer (of 1 bit up to 8, one after another), one codebook of 1 or 2
 //            bits: looks up sums of 4 or 2 products at a time
-//   planes   other linear layers of up to 16 rows and 1 or 2 bits, on tensor cores from 8.0 on
+//   planes   other linear layers of up to 16 rows and 1 or 2 bits, on tensor cores
 //   values   other linear layers of up to 16 rows: looks up weights, and multiplies
 //   direct   groups of up to 8 outputs, at least 16 outputs in all: a depthwise convolution
 //   tiled    anything else
@@ -22,11 +22,11 @@
 
 namespace nncx::cuda {
 
-enum class CodebookKernel { tiled, direct, planes, values, sums };
+enum class CodebookKernel { tiled, direct, values, sums, planes };
 
 struct CodebookPlan {
   CodebookKernel kernel;
-  // Of values and sums, else 0.
+  // Of values and sums, else 0:
   int rows;     // of a block; there are more blocks for more
   int outputs;  // of a lane, 32 apart
   int warps;    // that share out K
@@ -56,24 +56,21 @@ constexpr int codebook_shared_bytes(const CodebookPlan& plan, int bits) {
 constexpr CodebookPlan codebook_plan(const CodebookConv2dParams& p, const Device& device) {
   const CodebookWeight weight = codebook_weight(p.shape, p.bits);
   const int64_t rows = p.batch * p.out_height * p.out_width;
-  constexpr CodebookPlan tiled = {CodebookKernel::tiled, 0, 0, 0, 0};
+  constexpr auto no_rows = [](CodebookKernel kernel) { return CodebookPlan{kernel, 0, 0, 0, 0}; };
   if (rows > kMostRows || !is_linear(p)) {
     const bool is_narrow = weight.outputs <= 8 && weight.groups * weight.outputs >= 16;
-    return is_narrow ? CodebookPlan{CodebookKernel::direct, 0, 0, 0, 0} : tiled;
+    return no_rows(is_narrow ? CodebookKernel::direct : CodebookKernel::tiled);
   }
   const bool has_planes = device.path != Path::cuda_cores && p.bits <= 2 && weight.terms > 0;
-  if (has_planes && (rows > 1 || p.codebook_stride > 0)) {
-    return {CodebookKernel::planes, 0, 0, 0, 0};
-  }
+  if (has_planes && (rows > 1 || p.codebook_stride > 0)) return no_rows(CodebookKernel::planes);
   const bool sums = p.codebook_stride == 0 && rows <= (p.bits == 1 ? 8 : p.bits == 2 ? 1 : 0);
-  CodebookPlan plan = tiled;
-  plan.kernel = sums ? CodebookKernel::sums : CodebookKernel::values;
+  CodebookPlan plan = no_rows(sums ? CodebookKernel::sums : CodebookKernel::values);
   plan.rows = sums || rows == 1 ? 1 : rows <= 4 ? 4 : 8;
   // 64 outputs a block where the GPU still has work for every multiprocessor
   plan.outputs = weight.groups * weight.blocks() > device.multiprocessors ? 2 : 1;
   plan.warps = static_cast<int>(std::clamp<int64_t>(weight.steps(), 1, kMostWarps));
   plan.shared_bytes = codebook_shared_bytes(plan, p.bits);
-  return plan.shared_bytes > device.shared_bytes ? tiled : plan;
+  return plan.shared_bytes > device.shared_bytes ? no_rows(CodebookKernel::tiled) : plan;
 }
 
 }  // namespace nncx::cuda

@@ -7,8 +7,8 @@
 //
 //   channels innermost   16 lanes a row, 4 neighbouring channels each
 //   pixels innermost     16 lanes a channel, one row each
-//   signs                a lane has the channels `lane` and `lane + 32`, a ballot makes their words,
-//                        and a lane of each row writes them
+//   signs                straight from the registers of mma, where a lane has 16 outputs of two rows;
+//                        four lanes put the words of a row together
 #pragma once
 
 #include "cuda/gemm_ops.h"
@@ -37,74 +37,70 @@ __device__ inline ChunkRow chunk_row(const typename Op::Params& p, int64_t first
   const int r = min(static_cast<int>(threadIdx.x % kChunkRows), rows - 1);
   const bool is_padded = (p.padding_h | p.padding_w) != 0 && Op::corrects_borders(p);
   ChunkRow row{0, 1.0f, false, {}, {}, 0, 0};
-  if (wants_position || is_padded || p.epilogue.input_scale || !Op::kCountsBits) {
+  if (wants_position || is_padded || p.epilogue.input_scale || Op::term_is_of_image(p)) {
     const OutputPixel at = output_pixel(p, first_row + r);
     row.n = at.n;
     row.in_image = at.in_image;
     if (p.epilogue.input_scale) {
       row.input_scale = p.epilogue.input_scale[Op::input_scale_index(p, at, group)];
     }
-    if (is_padded) {
-      const ValidTaps taps(p, at);
-      row.is_border = !taps.all(p);
-      row.y = taps.y;
-      row.x = taps.x;
+    if (is_padded && !is_interior(p, at)) {
+      row.is_border = true;
+      row.y = valid_taps_y(p, at);
+      row.x = valid_taps_x(p, at);
     }
   }
-  row.term = Op::term(p, row.n, Op::kCountsBits ? row_bits[r] : 0);
+  row.term = Op::term(p, row.n, Op::kCountsBits && row_bits ? row_bits[r] : 0);
   return row;
 }
 
-// That of row r, to all lanes that ask for it.
-__device__ inline ChunkRow shuffle_row(const ChunkRow& row, int r, bool has_border,
-                                       bool has_input_scale) {
-  ChunkRow result{__shfl_sync(kAllLanes, row.term, r), 1.0f, false, {}, {}, 0, 0};
-  if (has_input_scale) result.input_scale = __shfl_sync(kAllLanes, row.input_scale, r);
-  if (has_border) {
-    result.is_border = __shfl_sync(kAllLanes, static_cast<int>(row.is_border), r) != 0;
-    result.y.begin = __shfl_sync(kAllLanes, row.y.begin, r);
-    result.y.end = __shfl_sync(kAllLanes, row.y.end, r);
-    result.x.begin = __shfl_sync(kAllLanes, row.x.begin, r);
-    result.x.end = __shfl_sync(kAllLanes, row.x.end, r);
-  }
+// Of row r, to all lanes that ask for it: the taps that lie in the image.
+__device__ inline ChunkRow shuffle_taps(const ChunkRow& row, int r) {
+  ChunkRow result{};
+  result.is_border = __shfl_sync(kAllLanes, static_cast<int>(row.is_border), r) != 0;
+  result.y.begin = __shfl_sync(kAllLanes, row.y.begin, r);
+  result.y.end = __shfl_sync(kAllLanes, row.y.end, r);
+  result.x.begin = __shfl_sync(kAllLanes, row.x.begin, r);
+  result.x.end = __shfl_sync(kAllLanes, row.x.end, r);
+  result.term = __shfl_sync(kAllLanes, row.term, r);
   return result;
 }
 
-// The dot products of a row, from sums, for `Count` channels `kStep` apart from o on, of which
-// `count` exist.
-template <class Op, int kCount, int kStep>
+// The dot products of a row, from sums, for the channels from o on, of which `count` exist.
+template <class Op, int kCount>
 class ChunkChannels {
  public:
   __device__ ChunkChannels(const typename Op::Params& p, int64_t o, int count)
       : tap_sums_(tap_sums_of<Op>(p) + o), count_(count) {
     const int64_t totals = p.shape.taps * p.epilogue.channels;
     for (int i = 0; i < kCount; ++i) {
-      offset_[i] = i < count ? Op::offset(p, tap_sums_[totals + i * kStep]) : 0;
+      offset_[i] = i < count ? Op::offset(p, tap_sums_[totals + i]) : 0;
     }
   }
 
-  __device__ void finish(const typename Op::Params& p, const ChunkRow& row,
-                         int32_t (&sums)[kCount]) const {
-    for (int i = 0; i < kCount; ++i) sums[i] = Op::dot(sums[i], row.term, offset_[i]);
-    if (row.is_border) correct(p, row, sums);
+  // Of a row whose taps all lie in the image.
+  __device__ void finish(int32_t term, int32_t (&sums)[kCount]) const {
+    for (int i = 0; i < kCount; ++i) sums[i] = Op::dot(sums[i], term, offset_[i]);
   }
 
- private:
-  const int32_t* tap_sums_;
-  int count_;
-  uint32_t offset_[kCount];
-
+  // Then, of any other.
   __device__ void correct(const typename Op::Params& p, const ChunkRow& row,
                           int32_t (&sums)[kCount]) const {
+    if (!row.is_border) return;
     uint32_t outside[kCount] = {};
     int taps = 0;
-    const int32_t* line = tap_sums_;
+    const auto kernel_w = static_cast<int>(p.kernel_w);
+#pragma unroll 1
     for (int y = 0; y < p.kernel_h; ++y) {
-      for (int x = 0; x < p.kernel_w; ++x, line += p.epilogue.channels) {
-        if (row.y.holds(y) && row.x.holds(x)) continue;
+      const bool is_inside = row.y.holds(y);
+#pragma unroll 1
+      for (int x = 0; x < kernel_w; ++x) {
+        if (is_inside && x == row.x.begin) x = max(x, row.x.end);
+        if (x >= kernel_w) break;
+        const int32_t* line = tap_sums_ + (int64_t{y} * kernel_w + x) * p.epilogue.channels;
         ++taps;
         for (int i = 0; i < kCount; ++i) {
-          if (i < count_) outside[i] += static_cast<uint32_t>(line[i * kStep]);
+          if (i < count_) outside[i] += static_cast<uint32_t>(line[i]);
         }
       }
     }
@@ -112,6 +108,11 @@ class ChunkChannels {
       sums[i] = Op::correct(p, sums[i], row.term, taps, static_cast<int32_t>(outside[i]));
     }
   }
+
+ private:
+  const int32_t* tap_sums_;
+  int count_;
+  uint32_t offset_[kCount];
 };
 
 // The neutral numbers where there is no scale or bias: x * 1 = x, and x + -0 = x, also for -0.
@@ -129,7 +130,15 @@ __device__ inline float scaled(int32_t dot, const ChannelScale& c, float input_s
 }
 
 // ------------------------------------------------------------------------------------------------
-// Numbers: one, or four neighbours at an index that four divides
+// Numbers, of one lane
+
+// Some lines of neighbours, one or four. Where `whole`, they are four and four divides their indices:
+// one access. What depends on the epilogue alone is asked once for all of them.
+struct Block {
+  int64_t at, step;  // of the first line's first number, and to the next line's
+  int lines, count;
+  bool whole;
+};
 
 // Whether four neighbours are one access, of a tensor whose numbers have `bytes`.
 __device__ inline bool is_aligned(const void* tensor, int bytes) {
@@ -137,6 +146,12 @@ __device__ inline bool is_aligned(const void* tensor, int bytes) {
 }
 
 __device__ inline int bytes_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
+
+__device__ inline float load_number(const void* input, Dtype dtype, int64_t at) {
+  if (dtype == Dtype::float32) return static_cast<const float*>(input)[at];
+  if (dtype == Dtype::float16) return to_float(static_cast<const Half*>(input)[at]);
+  return to_float(static_cast<const BFloat16*>(input)[at]);
+}
 
 __device__ inline void store_number(float v, Dtype dtype, void* output, int64_t at) {
   if (dtype == Dtype::float32) {
@@ -148,21 +163,87 @@ __device__ inline void store_number(float v, Dtype dtype, void* output, int64_t 
   }
 }
 
-__device__ inline void store_four(const float (&v)[4], Dtype dtype, void* output, int64_t at) {
-  if (dtype == Dtype::float32) {
-    static_cast<float4*>(output)[at / 4] = make_float4(v[0], v[1], v[2], v[3]);
-  } else if (dtype == Dtype::float16) {
-    static_cast<uint2*>(output)[at / 4] = make_uint2(half_pair(v[0], v[1]), half_pair(v[2], v[3]));
-  } else {
-    static_cast<uint2*>(output)[at / 4] =
-        make_uint2(bfloat16_pair(v[0], v[1]), bfloat16_pair(v[2], v[3]));
+__device__ inline void store_four(const float (&v)[4], float* to) {
+  *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]);
+}
+__device__ inline void store_four(const float (&v)[4], Half* to) {
+  *reinterpret_cast<uint2*>(to) = make_uint2(half_pair(v[0], v[1]), half_pair(v[2], v[3]));
+}
+__device__ inline void store_four(const float (&v)[4], BFloat16* to) {
+  *reinterpret_cast<uint2*>(to) = make_uint2(bfloat16_pair(v[0], v[1]), bfloat16_pair(v[2], v[3]));
+}
+
+template <int kLines, int kCount, class T>
+__device__ inline void store_block_as(const float (&v)[kLines][kCount], T* to, const Block& b) {
+#pragma unroll
+  for (int line = 0; line < kLines; ++line) {
+    if (line >= b.lines) break;
+    T* const first = to + b.at + line * b.step;
+    if constexpr (kCount == 4) {
+      if (b.whole) {
+        store_four(v[line], first);
+        continue;
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      if (i < b.count) from_float(v[line][i], first + i);
+    }
   }
 }
 
-__device__ inline float load_number(const void* input, Dtype dtype, int64_t at) {
-  if (dtype == Dtype::float32) return static_cast<const float*>(input)[at];
-  if (dtype == Dtype::float16) return to_float(static_cast<const Half*>(input)[at]);
-  return to_float(static_cast<const BFloat16*>(input)[at]);
+template <int kLines, int kCount>
+__device__ inline void store_block(const float (&v)[kLines][kCount], Dtype dtype, void* output,
+                                   const Block& b) {
+  if (dtype == Dtype::float32) {
+    store_block_as(v, static_cast<float*>(output), b);
+  } else if (dtype == Dtype::float16) {
+    store_block_as(v, static_cast<Half*>(output), b);
+  } else {
+    store_block_as(v, static_cast<BFloat16*>(output), b);
+  }
+}
+
+__device__ inline void load_four(const float* from, float (&v)[4]) {
+  const float4 four = *reinterpret_cast<const float4*>(from);
+  v[0] = four.x, v[1] = four.y, v[2] = four.z, v[3] = four.w;
+}
+template <class T>
+__device__ inline void load_four(const T* from, float (&v)[4]) {
+  const uint2 four = *reinterpret_cast<const uint2*>(from);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    v[i] = to_float(T{static_cast<uint16_t>((i < 2 ? four.x : four.y) >> 16 * (i % 2))});
+  }
+}
+__device__ inline void load_four(const int8_t* from, float (&v)[4]) {
+  const uint32_t four = *reinterpret_cast<const uint32_t*>(from);
+#pragma unroll
+  for (int i = 0; i < 4; ++i) v[i] = static_cast<int8_t>(four >> 8 * i);
+}
+
+__device__ inline float to_float(int8_t x) { return x; }
+
+// v += value(number), number by number.
+template <int kLines, int kCount, class T, class Value>
+__device__ inline void add_block(float (&v)[kLines][kCount], const T* from, const Block& b,
+                                 const Value& value) {
+#pragma unroll
+  for (int line = 0; line < kLines; ++line) {
+    if (line >= b.lines) break;
+    const T* const first = from + b.at + line * b.step;
+    float add[4] = {};
+    if (kCount == 4 && b.whole) {
+      load_four(first, add);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        if (i < b.count) add[i] = to_float(first[i]);
+      }
+    }
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) v[line][i] += value(add[i]);
+  }
 }
 
 // What is the op's own, after scale and bias.
@@ -172,9 +253,9 @@ class BinaryNumbers {
 
   __device__ bool is_aligned_to_four() const { return is_aligned(e_.output, bytes_of(e_.dtype)); }
 
-  __device__ void store(float v, int64_t at) const { store_number(v, e_.dtype, e_.output, at); }
-  __device__ void store_four_of(const float (&v)[4], int64_t at) const {
-    store_four(v, e_.dtype, e_.output, at);
+  template <int kLines, int kCount>
+  __device__ void store(float (&v)[kLines][kCount], const Block& b) const {
+    store_block(v, e_.dtype, e_.output, b);
   }
 
  private:
@@ -190,29 +271,20 @@ class Int8Numbers {
            is_aligned(e_.residual, e_.residual_is_int8 ? 1 : bytes_of(e_.residual_dtype));
   }
 
-  __device__ void store(float v, int64_t at) const {
-    if (e_.residual) {
-      v += e_.residual_is_int8 ? residual(static_cast<const int8_t*>(e_.residual)[at])
-                               : load_number(e_.residual, e_.residual_dtype, at);
+  template <int kLines, int kCount>
+  __device__ void store(float (&v)[kLines][kCount], const Block& b) const {
+    if (e_.residual) add_residual(v, b);
+    if (e_.activation != Activation::none) {
+#pragma unroll
+      for (int line = 0; line < kLines; ++line) {
+#pragma unroll
+        for (float& number : v[line]) number = activate(e_.activation, number);
+      }
     }
-    v = activate(e_.activation, v);
     if (e_.output_is_int8) {
-      static_cast<int8_t*>(e_.output)[at] = quantized(v);
+      store_quantized(v, b);
     } else {
-      store_number(v, e_.dtype, e_.output, at);
-    }
-  }
-
-  __device__ void store_four_of(const float (&v)[4], int64_t at) const {
-    float y[4] = {v[0], v[1], v[2], v[3]};
-    if (e_.residual) add_residual(y, at);
-    for (float& number : y) number = activate(e_.activation, number);
-    if (e_.output_is_int8) {
-      uint32_t word = 0;
-      for (int i = 0; i < 4; ++i) word |= uint32_t{static_cast<uint8_t>(quantized(y[i]))} << 8 * i;
-      static_cast<uint32_t*>(e_.output)[at / 4] = word;
-    } else {
-      store_four(y, e_.dtype, e_.output, at);
+      store_block(v, e_.dtype, e_.output, b);
     }
   }
 
@@ -220,27 +292,42 @@ class Int8Numbers {
   const Int8Epilogue& e_;
   const Int8Scalars scalars_;
 
-  __device__ int8_t quantized(float v) const {
-    return quantize_rounded(scalars_.quantizer, rintf(v * scalars_.quantizer.inverse_scale));
-  }
-
-  __device__ float residual(int32_t q) const {
-    return static_cast<float>(q - scalars_.residual_zero_point) * scalars_.residual_scale;
-  }
-
-  __device__ void add_residual(float (&v)[4], int64_t at) const {
+  template <int kLines, int kCount>
+  __device__ void add_residual(float (&v)[kLines][kCount], const Block& b) const {
+    const auto same = [](float x) { return x; };
     if (e_.residual_is_int8) {
-      const uint32_t word = static_cast<const uint32_t*>(e_.residual)[at / 4];
-      for (int i = 0; i < 4; ++i) v[i] += residual(static_cast<int8_t>(word >> 8 * i));
+      add_block(v, static_cast<const int8_t*>(e_.residual), b, [&](float q) {
+        return (q - static_cast<float>(scalars_.residual_zero_point)) * scalars_.residual_scale;
+      });
     } else if (e_.residual_dtype == Dtype::float32) {
-      const float4 r = static_cast<const float4*>(e_.residual)[at / 4];
-      v[0] += r.x, v[1] += r.y, v[2] += r.z, v[3] += r.w;
+      add_block(v, static_cast<const float*>(e_.residual), b, same);
+    } else if (e_.residual_dtype == Dtype::float16) {
+      add_block(v, static_cast<const Half*>(e_.residual), b, same);
     } else {
-      const uint2 r = static_cast<const uint2*>(e_.residual)[at / 4];
-      for (int i = 0; i < 4; ++i) {
-        const auto bits = static_cast<uint16_t>((i < 2 ? r.x : r.y) >> 16 * (i % 2));
-        v[i] +=
-            e_.residual_dtype == Dtype::float16 ? to_float(Half{bits}) : to_float(BFloat16{bits});
+      add_block(v, static_cast<const BFloat16*>(e_.residual), b, same);
+    }
+  }
+
+  template <int kLines, int kCount>
+  __device__ void store_quantized(const float (&v)[kLines][kCount], const Block& b) const {
+#pragma unroll
+    for (int line = 0; line < kLines; ++line) {
+      if (line >= b.lines) break;
+      auto* const first = static_cast<int8_t*>(e_.output) + b.at + line * b.step;
+      uint32_t word = 0;
+#pragma unroll
+      for (int i = 0; i < kCount; ++i) {
+        const float rounded = rintf(v[line][i] * scalars_.quantizer.inverse_scale);
+        const auto q = static_cast<uint8_t>(quantize_rounded(scalars_.quantizer, rounded));
+        word |= uint32_t{q} << 8 * i;
+      }
+      if (kCount == 4 && b.whole) {
+        *reinterpret_cast<uint32_t*>(first) = word;
+      } else {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+          if (i < b.count) first[i] = static_cast<int8_t>(word >> 8 * i);
+        }
       }
     }
   }
@@ -252,7 +339,36 @@ __device__ inline Int8Numbers numbers_of(const Int8Epilogue& e) { return Int8Num
 // ------------------------------------------------------------------------------------------------
 // The three ways out
 
-template <class Op>
+// A lane's sums of a chunk: with g = lane / 4 and t = lane % 4, [j][i] is of row g + 8 * (i / 2) and
+// output 8 * j + 2 * t + i % 2.
+constexpr int kFragmentColumns = kChunkOutputs / 8;
+using Fragment = int32_t[kFragmentColumns][4];
+
+// From which value of 4 * sum - 2 * bits on the sign of an output is set (binary_epilogue.h), before
+// the flips. A lane knows the outputs `lane` and `lane + 32` of a chunk.
+struct SignBounds {
+  int32_t of[2];
+  uint32_t flips[2];  // of all
+
+  __device__ SignBounds(const BinaryConv2dParams& p, int64_t first, int outputs) {
+    const BinaryEpilogue& e = p.epilogue;
+    const int32_t* totals = tap_sums_of<BinaryGemm>(p) + p.shape.taps * e.channels;
+    for (int i = 0; i < 2; ++i) {
+      const int output = threadIdx.x % 32 + 32 * i;
+      const int64_t o = first + output;
+      const bool exists = output < outputs;
+      of[i] = INT32_MAX;  // which no value reaches
+      if (exists) {
+        const int64_t offset = static_cast<int32_t>(BinaryGemm::offset(p, totals[o]));
+        of[i] = static_cast<int32_t>(
+            min(max(e.threshold[o] - offset, int64_t{INT32_MIN}), int64_t{INT32_MAX}));
+      }
+      flips[i] = __ballot_sync(kAllLanes, exists && e.flip[o]);
+    }
+  }
+};
+
+template <class Op, int kLines>
 struct Chunk {
   const typename Op::Params& p;
   int64_t first_row;
@@ -263,96 +379,195 @@ struct Chunk {
   const int32_t* row_bits;
 
   __device__ void store_channels_last() const {
-    constexpr int kCount = 4, kLanes = kChunkOutputs / kCount;
+    constexpr int kCount = 4, kLanes = kChunkOutputs / kCount, kAtOnce = 32 / kLanes;
     const auto& e = p.epilogue;
     const auto numbers = numbers_of(e);
     const int lane = threadIdx.x % 32;
     const int column = lane % kLanes * kCount;
     const int count = min(max(outputs - column, 0), kCount);
-    const bool is_whole =
-        count == kCount && (e.channels | o) % kCount == 0 && numbers.is_aligned_to_four();
     const ChunkRow own = chunk_row<Op>(p, first_row, rows, group, row_bits, false);
-    const bool has_border = __any_sync(kAllLanes, own.is_border);
-    const ChunkChannels<Op, kCount, 1> channels(p, o + column, count);
+    const unsigned borders = __ballot_sync(kAllLanes, own.is_border);  // bit r: row r
+    const ChunkChannels<Op, kCount> channels(p, o + column, count);
     ChannelScale scales[kCount];
+#pragma unroll
     for (int i = 0; i < kCount; ++i) scales[i] = channel_scale(e, o + column + i, i < count);
-    int64_t at = (first_row + lane / kLanes) * e.channels + o + column;
-    for (int r = lane / kLanes; r - lane / kLanes < rows; r += 32 / kLanes) {
-      const ChunkRow row = shuffle_row(own, r, has_border, e.input_scale != nullptr);
-      const int4 four = *reinterpret_cast<const int4*>(sums + r * pitch + column);
-      int32_t dots[kCount] = {four.x, four.y, four.z, four.w};
-      channels.finish(p, row, dots);
-      float v[kCount];
-      for (int i = 0; i < kCount; ++i) v[i] = scaled(dots[i], scales[i], row.input_scale);
-      if (r < rows) {
-        if (is_whole) {
-          numbers.store_four_of(v, at);
-        } else {
-          for (int i = 0; i < kCount; ++i) {
-            if (i < count) numbers.store(v[i], at + i);
+    Block block{(first_row + lane / kLanes) * e.channels + o + column, kAtOnce * e.channels, 0,
+                count,
+                count == kCount && (e.channels | o) % kCount == 0 && numbers.is_aligned_to_four()};
+#pragma unroll 1
+    for (int first = 0; first < rows; first += kLines * kAtOnce) {
+      const int r = first + lane / kLanes;
+      int32_t dots[kLines][kCount];
+#pragma unroll
+      for (int line = 0; line < kLines; ++line) {
+        read_four(min(r + line * kAtOnce, rows - 1), column, dots[line]);
+        channels.finish(__shfl_sync(kAllLanes, own.term, r + line * kAtOnce), dots[line]);
+      }
+      if (borders) {
+#pragma unroll
+        for (int line = 0; line < kLines; ++line) {
+          if (borders >> (first + line * kAtOnce) & ((1 << kAtOnce) - 1)) {
+            channels.correct(p, shuffle_taps(own, r + line * kAtOnce), dots[line]);
           }
         }
       }
-      at += 32 / kLanes * e.channels;
+      float v[kLines][kCount];
+#pragma unroll
+      for (int line = 0; line < kLines; ++line) {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i)
+          v[line][i] = static_cast<float>(dots[line][i]) * scales[i].scale;
+      }
+      if (e.input_scale) {
+#pragma unroll
+        for (int line = 0; line < kLines; ++line) {
+          const float scale = __shfl_sync(kAllLanes, own.input_scale, r + line * kAtOnce);
+#pragma unroll
+          for (int i = 0; i < kCount; ++i) v[line][i] *= scale;
+        }
+      }
+#pragma unroll
+      for (int line = 0; line < kLines; ++line) {
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) v[line][i] += scales[i].bias;
+      }
+      block.lines = (rows - r + kAtOnce - 1) / kAtOnce;
+      numbers.store(v, block);
+      block.at += kLines * block.step;
     }
   }
 
   __device__ void store_pixels_last() const {
+    constexpr int kAtOnce = 32 / kChunkRows;
     const auto& e = p.epilogue;
     const auto numbers = numbers_of(e);
     const int r = threadIdx.x % kChunkRows;
     const ChunkRow row = chunk_row<Op>(p, first_row, rows, group, row_bits, true);
     if (r >= rows) return;
-    for (int column = threadIdx.x % 32 / kChunkRows; column < outputs; column += 32 / kChunkRows) {
-      const int64_t channel = o + column;
-      int32_t dot[1] = {sums[r * pitch + column]};
-      ChunkChannels<Op, 1, 1>(p, channel, 1).finish(p, row, dot);
-      numbers.store(scaled(dot[0], channel_scale(e, channel, true), row.input_scale),
-                    (row.n * e.channels + channel) * e.image + row.in_image);
+    for (int column = threadIdx.x % 32 / kChunkRows; column < outputs; column += kLines * kAtOnce) {
+      const int lines = min((outputs - column + kAtOnce - 1) / kAtOnce, kLines);
+      float v[kLines][1];
+#pragma unroll
+      for (int line = 0; line < kLines; ++line) {
+        const int at = column + min(line, lines - 1) * kAtOnce;
+        int32_t dot[1] = {sums[r * pitch + at]};
+        const ChunkChannels<Op, 1> channel(p, o + at, 1);
+        channel.finish(row.term, dot);
+        channel.correct(p, row, dot);
+        v[line][0] = scaled(dot[0], channel_scale(e, o + at, true), row.input_scale);
+      }
+      numbers.store(v, Block{(row.n * e.channels + o + column) * e.image + row.in_image,
+                             kAtOnce * e.image, lines, 1, false});
     }
   }
 
+  // Of sums in shared memory, and rows whose taps all lie in the image.
   __device__ void store_signs() const {
-    const BinaryEpilogue& e = p.epilogue;
     const int lane = threadIdx.x % 32;
-    const int count = lane + 32 < outputs ? 2 : lane < outputs ? 1 : 0;
-    const ChunkRow own = chunk_row<Op>(p, first_row, rows, group, row_bits, false);
-    const bool has_border = __any_sync(kAllLanes, own.is_border);
-    const ChunkChannels<Op, 2, 32> channels(p, o + lane, count);
-    int32_t threshold[2] = {};
-    bool flip[2] = {};
-    for (int i = 0; i < 2; ++i) {
-      if (i < count) threshold[i] = e.threshold[o + lane + 32 * i];
-      if (i < count) flip[i] = e.flip[o + lane + 32 * i];
-    }
-    uint64_t signs = 0;  // of row `lane`
+    const SignBounds bounds(p, o, outputs);
     for (int r = 0; r < rows; ++r) {
-      const ChunkRow row = shuffle_row(own, r, has_border, false);
-      int32_t dots[2] = {sums[r * pitch + lane], sums[r * pitch + lane + 32]};
-      channels.finish(p, row, dots);
-      const bool low = count > 0 && (dots[0] >= threshold[0]) != flip[0];
-      const bool high = count > 1 && (dots[1] >= threshold[1]) != flip[1];
-      const uint64_t words =
-          uint64_t{__ballot_sync(kAllLanes, high)} << 32 | __ballot_sync(kAllLanes, low);
-      if (r == lane) signs = words;
+      uint32_t words[2];
+      for (int half = 0; half < 2; ++half) {
+        const int32_t value = Op::dot(sums[r * pitch + lane + 32 * half], row_bits[r], 0);
+        words[half] = __ballot_sync(kAllLanes, value >= bounds.of[half]) ^ bounds.flips[half];
+      }
+      if (lane == 0) write_signs(first_row + r, words[0], words[1]);
     }
-    if (lane < rows) write_signs(first_row + lane, signs);
+  }
+
+  // Of sums as mma.sync and wgmma hold them (Fragment), bits being those of the rows g and g + 8. A
+  // sum is compared where it is: through shared memory it would take three times as long.
+  __device__ void store_signs(const Fragment& fragment, const int32_t (&bits)[2]) const {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    Fragment values;
+    for (int j = 0; j < kFragmentColumns; ++j) {
+      for (int i = 0; i < 4; ++i) values[j][i] = Op::dot(fragment[j][i], bits[i / 2], 0);
+    }
+    const ChunkRow own = chunk_row<Op>(p, first_row, rows, group, nullptr, false);
+    if (__any_sync(kAllLanes, own.is_border)) correct(own, values);
+    const SignBounds bounds(p, o, outputs);
+    uint32_t words[2][2] = {};  // [row g or g + 8][low or high], but for the shift by 2 * t
+    for (int j = 0; j < kFragmentColumns; ++j) {
+      for (int e = 0; e < 2; ++e) {
+        const int32_t bound = __shfl_sync(kAllLanes, bounds.of[j / 4], 8 * (j % 4) + 2 * t + e);
+        for (int h = 0; h < 2; ++h) {
+          if (values[j][2 * h + e] >= bound) words[h][j / 4] |= 1u << (8 * (j % 4) + e);
+        }
+      }
+    }
+    for (int h = 0; h < 2; ++h) {
+      for (int half = 0; half < 2; ++half) {
+        uint32_t& word = words[h][half];
+        word <<= 2 * t;
+        word |= __shfl_xor_sync(kAllLanes, word, 1);
+        word |= __shfl_xor_sync(kAllLanes, word, 2);
+        word ^= bounds.flips[half];
+      }
+    }
+    const int r = g + 8 * t;
+    if (t < 2 && r < rows) {
+      write_signs(first_row + r, t == 0 ? words[0][0] : words[1][0],
+                  t == 0 ? words[0][1] : words[1][1]);
+    }
+  }
+
+  // Adds what the taps outside the image make of the values in border rows.
+  __device__ void correct(const ChunkRow& own, Fragment& values) const {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const ChunkRow rows_of_lane[2] = {shuffle_taps(own, g), shuffle_taps(own, g + 8)};
+    const int32_t* tap_sums = tap_sums_of<Op>(p) + o;
+#pragma unroll 1
+    for (int y = 0; y < p.kernel_h; ++y) {
+#pragma unroll 1
+      for (int x = 0; x < p.kernel_w; ++x, tap_sums += p.epilogue.channels) {
+        bool is_outside[2];
+        for (int h = 0; h < 2; ++h) {
+          const ChunkRow& row = rows_of_lane[h];
+          is_outside[h] = row.is_border && !(row.y.holds(y) && row.x.holds(x));
+        }
+        if (!__any_sync(kAllLanes, is_outside[0] || is_outside[1])) continue;
+        for (int j = 0; j < kFragmentColumns; ++j) {
+          for (int e = 0; e < 2; ++e) {
+            const int output = 8 * j + 2 * t + e;
+            const int32_t tap_sum = output < outputs ? tap_sums[output] : 0;
+            for (int h = 0; h < 2; ++h) {
+              int32_t& value = values[j][2 * h + e];
+              if (is_outside[h]) value = Op::correct(p, value, 0, 1, tap_sum);
+            }
+          }
+        }
+      }
+    }
+  }
+
+  __device__ void read_four(int r, int column, int32_t (&four)[4]) const {
+    const int4 read = *reinterpret_cast<const int4*>(sums + r * pitch + column);
+    four[0] = read.x, four[1] = read.y, four[2] = read.z, four[3] = read.w;
   }
 
   // The `outputs` signs of a pixel, from channel o on, word by word of the output. A word that has
   // other channels too, which another warp may be writing, is only added to.
-  __device__ void write_signs(int64_t pixel, uint64_t signs) const {
+  __device__ void write_signs(int64_t pixel, uint32_t low, uint32_t high) const {
     const BinaryEpilogue& e = p.epilogue;
-    const int64_t per_group = e.channels / e.out_groups;
+    // 32 bits divide faster, and are enough for what has a weight for each channel
+    const auto per_group = static_cast<uint32_t>(e.channels) / static_cast<uint32_t>(e.out_groups);
+    const auto out_group = static_cast<uint32_t>(o) / per_group;
     const int64_t group_words = packed_bytes(per_group) / 4;
     auto* words =
-        static_cast<uint32_t*>(e.output) + (pixel * e.out_groups + o / per_group) * group_words;
-    int64_t channel = o % per_group;
+        static_cast<uint32_t*>(e.output) + (pixel * e.out_groups + out_group) * group_words;
+    uint32_t channel = static_cast<uint32_t>(o) - out_group * per_group;
+    if (channel % kChunkOutputs == 0 &&
+        outputs == static_cast<int>(
+                       min(per_group - channel, 1u * kChunkOutputs))) {  // two words of our own
+      *reinterpret_cast<uint2*>(words + channel / 32) = make_uint2(low, high);
+      return;
+    }
+    const uint64_t signs = uint64_t{high} << 32 | low;
     int count;
     for (int done = 0; done < outputs; done += count) {
       const int bit = static_cast<int>(channel % 32);
-      const int64_t left = min(per_group - channel, int64_t{32} - bit);  // of the word's channels
-      count = static_cast<int>(min(left, int64_t{outputs} - done));
+      const int left = static_cast<int>(min(per_group - channel, 32u - bit));  // in the word
+      count = min(left, outputs - done);
       const auto some = static_cast<uint32_t>(signs >> done) & 0xFFFFFFFFu >> (32 - count);
       if (bit == 0 && count == left) {
         words[channel / 32] = some;
@@ -369,21 +584,34 @@ struct Chunk {
 };
 
 // One warp stores `rows` x `outputs` sums, at most 16 x 64: sums[row * pitch + output], in shared
-// memory, 16-byte aligned, `pitch` a multiple of 4; all 16 x 64 may be read. `group` is that of the
-// weight and `first_output` counts in it. row_bits[row] is how many bits of the row of A are 1, for
-// ops that count them, else it is not read.
-template <class Op>
+// memory, 16-byte aligned, `pitch` a multiple of 4; of the `rows`, all 64 sums may be read. `group` is
+// that of the weight and `first_output` counts in it. row_bits[row] is how many bits of the row of A are
+// 1, for ops that count them. Each lane has kLines rows or channels in flight at a time, which hides
+// latencies and takes registers. Where signs leave, all taps of the rows must lie in the image.
+template <class Op, int kLines>
 __device__ inline void store_sums(const typename Op::Params& p, int64_t first_row, int rows,
                                   int group, int64_t first_output, int outputs, const int32_t* sums,
                                   int pitch, const int32_t* row_bits) {
-  const Chunk<Op> chunk{p,     first_row, rows,
-                        group, outputs,   group * p.shape.out_channels + first_output,
-                        sums,  pitch,     row_bits};
+  const Chunk<Op, kLines> chunk{p,     first_row, rows,
+                                group, outputs,   group * p.shape.out_channels + first_output,
+                                sums,  pitch,     row_bits};
   if constexpr (Op::kHasSigns) {
     if (p.epilogue.threshold) return chunk.store_signs();
   }
   if (p.epilogue.channels_last) return chunk.store_channels_last();
   chunk.store_pixels_last();
+}
+
+// The same where signs leave (p.epilogue.threshold) of sums that the lanes hold, with any taps. `bits`
+// are those of the rows g and g + 8.
+template <class Op>
+__device__ inline void store_signs(const typename Op::Params& p, int64_t first_row, int rows,
+                                   int group, int64_t first_output, int outputs,
+                                   const Fragment& sums, const int32_t (&bits)[2]) {
+  const Chunk<Op, 1> chunk{p,       first_row, rows,
+                           group,   outputs,   group * p.shape.out_channels + first_output,
+                           nullptr, 0,         nullptr};
+  chunk.store_signs(sums, bits);
 }
 
 }  // namespace nncx::cuda

@@ -153,17 +153,17 @@ class SkinnyBlock {
   // A lane multiplies its bytes of K with those of all rows, which other lanes hold; then the four that
   // share the outputs add up.
   __device__ void multiply_without_mma(int r, const uint4& own, const uint4 (&b)[2]) {
-    for (int row = 0; row < 8; ++row) {
-      const int source = row * 4 + t();
-      const uint32_t a[4] = {
-          __shfl_sync(kAllLanes, own.x, source), __shfl_sync(kAllLanes, own.y, source),
-          __shfl_sync(kAllLanes, own.z, source), __shfl_sync(kAllLanes, own.w, source)};
-      for (int j = 0; j < 2; ++j) {
-        int32_t sum = Op::add_products(a[0], b[j].x, 0);
-        sum = Op::add_products(a[1], b[j].y, sum);
-        sum = Op::add_products(a[2], b[j].z, sum);
-        sum = quad_sum(Op::add_products(a[3], b[j].w, sum));
-        if (row / 2 == t()) sums[r][2 * j + row % 2] += sum;
+#pragma unroll 1
+    for (int pair = 0; pair < 4; ++pair) {
+      for (int i = 0; i < 4; ++i) {
+        const int source = (2 * pair + i % 2) * 4 + t();
+        const uint4& other = b[i / 2];
+        int32_t sum = Op::add_products(__shfl_sync(kAllLanes, own.x, source), other.x, 0);
+        sum = Op::add_products(__shfl_sync(kAllLanes, own.y, source), other.y, sum);
+        sum = Op::add_products(__shfl_sync(kAllLanes, own.z, source), other.z, sum);
+        sum = Op::add_products(__shfl_sync(kAllLanes, own.w, source), other.w, sum);
+        sum = quad_sum(sum);
+        if (pair == t()) sums[r][i] += sum;
       }
     }
   }
@@ -193,9 +193,9 @@ class SkinnyBlock {
   // Staged: [k_warps][kRows][pitch] sums, behind those of a row its bits
 
   __device__ static int32_t* staged() {
-    // store_sums may read 64 outputs of two rows.
+    // store_sums may read 64 outputs of a row.
     __shared__ __align__(16)
-        int32_t memory[skinny_warps(kRowTiles) * kRows * (kWarpOutputs + kPad) + 2 * kChunkOutputs];
+        int32_t memory[skinny_warps(kRowTiles) * kRows * (kWarpOutputs + kPad) + kChunkOutputs];
     return memory;
   }
 
@@ -225,7 +225,7 @@ class SkinnyBlock {
         own[i] = sum;
       }
       __syncwarp();
-      store_sums<Op>(p, row, 1, group, first_output, outputs, own, pitch, own + pitch - kPad);
+      store_sums<Op, 1>(p, row, 1, group, first_output, outputs, own, pitch, own + pitch - kPad);
     }
   }
 };

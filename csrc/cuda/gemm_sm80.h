@@ -272,10 +272,23 @@ class Sm80Block {
       const int64_t row = first_row() + warp_row() + i * kChunkRows;
       const int count = static_cast<int>(min(rows() - row, static_cast<int64_t>(kChunkRows)));
       if (count <= 0) return;
+      if constexpr (Op::kCountsBits) {
+        for (int32_t& count : bits[i]) {
+          count += __shfl_xor_sync(kAllLanes, count, 1);
+          count += __shfl_xor_sync(kAllLanes, count, 2);
+        }
+      }
+      if constexpr (Op::kHasSigns) {
+        if (p.epilogue.threshold) {
+          store_signs<Op>(p, row, count, static_cast<int>(tile.group), output, outputs, sums[i],
+                          bits[i]);
+          continue;
+        }
+      }
       stage_chunk(i, staged, staged_bits);
       __syncwarp();
-      store_sums<Op>(p, row, count, static_cast<int>(tile.group), output, outputs, staged,
-                     kChunkPitch, staged_bits);
+      store_sums<Op, 2>(p, row, count, static_cast<int>(tile.group), output, outputs, staged,
+                        kChunkPitch, staged_bits);
       __syncwarp();
     }
   }
@@ -290,22 +303,15 @@ class Sm80Block {
         *reinterpret_cast<int2*>(row + j * 8) =
             make_int2(sums[i][j][2 * half], sums[i][j][2 * half + 1]);
       }
-      if constexpr (Op::kCountsBits) {
-        int32_t count = bits[i][half];
-        count += __shfl_xor_sync(kAllLanes, count, 1);
-        count += __shfl_xor_sync(kAllLanes, count, 2);
-        if (t == 0) staged_bits[g + 8 * half] = count;
-      }
+      if (Op::kCountsBits && t == 0) staged_bits[g + 8 * half] = bits[i][half];
     }
   }
 };
 
-// So many blocks share a multiprocessor's registers.
-constexpr int sm80_blocks(int tile_outputs) { return tile_outputs == 128 ? 2 : 3; }
-
 template <class Op, int kTileOutputs, int kPiece>
-__global__ void __launch_bounds__(sm80_threads(kTileOutputs), sm80_blocks(kTileOutputs))
+__global__ void __launch_bounds__(sm80_threads(kTileOutputs), sm80_resident_blocks(kTileOutputs))
     gemm_sm80(const __grid_constant__ typename Op::Params p, const GemmTiles tiles, int stages) {
+  if (kTileOutputs > 64 && !ptx::compiled_for(80)) return;  // which the shape rule never asks for
   Sm80Block<Op, kTileOutputs, kPiece>(p, tiles.at(blockIdx.x), stages).run();
 }
 

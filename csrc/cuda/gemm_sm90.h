@@ -28,7 +28,7 @@ namespace nncx::cuda {
 
 constexpr int kWarpgroup = 128;
 constexpr int kSm90Threads = 3 * kWarpgroup;
-constexpr int kLoadRegisters = 56, kMultiplyRegisters = 224;  // 56 + 2 * 224 <= 65536 / 128
+constexpr int kLoadRegisters = 48, kMultiplyRegisters = 232;  // 48 + 2 * 232 <= 65536 / 128
 constexpr int kStepBytes = 32;                                // of k, in one wgmma
 
 // What is the same for all tiles.
@@ -425,15 +425,41 @@ class Multiplier {
     const auto rows = static_cast<int>(min(problem_.rows - first_row, int64_t{kChunkRows}));
     if (rows <= 0) return;
     int64_t output = tile.output * kOutputs;
+    if constexpr (Op::kHasSigns) {
+      if (p_.epilogue.threshold) {
+        return store_tile_signs(static_cast<int>(tile.group), first_row, rows, output, sums,
+                                row_bits);
+      }
+    }
 #pragma unroll 1
     for (int i = 0; i < kOutputs / kChunkOutputs && output < problem_.outputs; ++i) {
       const auto outputs = static_cast<int>(min(problem_.outputs - output, int64_t{kChunkOutputs}));
       __syncwarp();
       put_chunk(i, sums, chunk);
       __syncwarp();
-      store_sums<Op>(p_, first_row, rows, static_cast<int>(tile.group), output, outputs, chunk,
-                     kSm90ChunkPitch, row_bits);
+      store_sums<Op, 4>(p_, first_row, rows, static_cast<int>(tile.group), output, outputs, chunk,
+                        kSm90ChunkPitch, row_bits);
       output += kChunkOutputs;
+    }
+    __syncwarp();
+  }
+
+  __device__ void store_tile_signs(int group, int64_t first_row, int rows, int64_t output,
+                                   const int32_t (&sums)[kOutputs / 2], const int32_t* row_bits) {
+    __syncwarp();
+    const int g = threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int i = 0; i < kOutputs / kChunkOutputs; ++i, output += kChunkOutputs) {
+      if (output >= problem_.outputs) break;
+      Fragment fragment;
+#pragma unroll
+      for (int j = 0; j < kFragmentColumns; ++j) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) fragment[j][k] = sums[i * 32 + j * 4 + k];
+      }
+      const int32_t bits[2] = {row_bits[g], row_bits[g + 8]};
+      const auto outputs = static_cast<int>(min(problem_.outputs - output, int64_t{kChunkOutputs}));
+      store_signs<Op>(p_, first_row, rows, group, output, outputs, fragment, bits);
     }
     __syncwarp();
   }

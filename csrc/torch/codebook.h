@@ -87,7 +87,7 @@ inline Tensor codebook_prepack(const char* op, const Tensor& codes, const Conv2d
              ": codes must be uint8 [", bytes, "] from pack_codes, got ",
              torch::headeronly::toString(codes.scalar_type()), " of shape ", shape_text(codes));
   const Backend backend(codes);
-  return prepack(backend, codes, codebook_header(backend, s, bits),
+  return prepack(op, backend, codes, codebook_header(backend, s, bits),
                  [&](const uint8_t* dense, uint8_t* prepacked) {
                    codebook_fill(op, backend, s, bits, dense, prepacked);
                  });

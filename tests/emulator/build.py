@@ -9,6 +9,7 @@ import os
 import shlex
 import shutil
 import subprocess
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -22,6 +23,7 @@ TORCH = Path(torch.__file__).parent
 
 FLAGS = [
     *("-std=c++20", "-O2", "-g1", "-fPIC", "-fvisibility=hidden", "-ffp-contract=off"),
+    *("-fsanitize=alignment", "-fsanitize-undefined-trap-on-error"),  # x86 would forgive
     *("-Wall", "-Wextra", "-Wno-psabi", "-Wno-unknown-pragmas"),
     *("-I", str(EMULATOR), "-I", str(ROOT / "csrc"), "-isystem", str(TORCH / "include")),
     *("-DNNCX_EMULATED", "-DNNCX_DEVICE_CUDA", "-DNNCX_NAMESPACE=nncx_emulated"),
@@ -74,7 +76,9 @@ def _compile(source: Path) -> Path:
     if not _up_to_date(output):
         BUILD.mkdir(parents=True, exist_ok=True)
         output.unlink(missing_ok=True)
+        start = time.time()
         _run(*command, "-o", str(output))
+        os.utime(output, (start, start))  # a header may have changed meanwhile
     return output
 
 

@@ -3,14 +3,15 @@
 // How a kernel is tried, from the root of the checkout, with a main() that calls its entry point:
 //
 //   FLAGS='-std=c++20 -O2 -g -DNNCX_EMULATED -msse4.2 -Wno-psabi -I tests/emulator -I csrc'
-//   g++ $FLAGS -x c++ csrc/cuda/pack_signs.cu main.cpp tests/emulator/emulator.cpp -o try && ./try
+//   g++ $FLAGS -x c++ csrc/cuda/pack_signs.cu main.cpp tests/emulator/*.cpp -o try && ./try
 //
 //   #include "cuda_runtime.h"   // main.cpp; pointers of device memory are ordinary ones
 //   int main() { cudaSetDevice(2); return nncx::cuda::pack_signs(params, nullptr); }
 //
-// The machine has three GPUs, which differ in what their code was compiled for: device 0 for 7.5
-// (CUDA cores), 1 for 8.0, 2 for 9.0a. A launch runs the kernel to its end before it returns, and
-// throws std::runtime_error when the kernel does what a GPU would not forgive.
+// The machine has GPUs that differ in what their code was compiled for: device 0 for 7.5 (CUDA
+// cores), 1 for 8.0, 2 for 9.0a; for device 3 there is none. A launch runs the kernel to its end
+// before it returns, and throws std::runtime_error when the kernel does what a GPU would not
+// forgive.
 //
 // The model. Blocks run one after another. Every thread of a block is a fiber: it runs until it has
 // to wait for others, and the order of those that can run is shuffled. What the GPU does in the
@@ -18,13 +19,15 @@
 // the rules allow, so that a missing wait and a buffer that is reused too early both lead to a
 // wrong result. Shared memory starts poisoned. Chance is fixed by NNCX_EMULATOR_SEED (default 1).
 //
-// Errors, each with its place: deadlock; warp-wide operations that not all lanes reach; shared
-// memory accessed out of bounds (one page beyond at once, less at the end of the block); the rules
-// of the single instructions, see ptx_sm80.h and ptx_sm90.h.
+// Errors, each with its place: deadlock; warp-wide operations that not all lanes reach; dynamic
+// shared memory accessed out of bounds (1 KB beyond at once, writes nearer by at the end of the
+// block); accesses that are not aligned as their type is (-fsanitize=alignment
+// -fsanitize-undefined-trap-on-error); the rules of instructions: cuda/ptx_sm80.h, mbarrier.h,
+// tma.h, wgmma.h, async_proxy.h.
 //
 // Not modelled: blocks that run at the same time, the memory model between threads (a missing
-// __syncwarp or fence shows only if the shuffled order makes it matter), bank conflicts, speed,
-// streams and graphs. Out-of-bounds in global memory: compile with -fsanitize=address.
+// __syncwarp or fence shows only if the shuffled order makes it matter), registers, bank conflicts,
+// speed, streams and graphs. Out-of-bounds in global memory: compile with -fsanitize=address.
 //
 // This header is what the stand-ins for CUDA's and the project's headers are written with.
 #pragma once
@@ -85,8 +88,8 @@ void wait_until(Ready ready, const char* what, Place where) {
   if (!ready()) suspend(&ready, [](void* r) { return (*static_cast<Ready*>(r))(); }, what, where);
 }
 
-// All lanes of `mask` meet; the last one calls `combine` with what they brought (null: a lane that is
-// not in the mask), and may write into it. Lanes that come to different places are an error.
+// All lanes of `mask` meet; the last one calls `combine` with what they brought (null: a lane that
+// is not in the mask), and may write into it. Lanes that come to different places are an error.
 void meet_lanes(uint32_t mask, void* mine, void (*combine)(void* const* lanes), const char* what,
                 Place where);
 
@@ -123,8 +126,8 @@ void later(std::function<void()> work, const char* what, Place where);
 // Done when the block's threads have returned: complains of what they left behind.
 void at_block_end(std::function<void()> check);
 
-// What a stand-in remembers of each thread (or warpgroup, or block: `count` of them) until the block
-// ends. A State with a member `at_block_end()` has it called then.
+// What a stand-in remembers of each thread (or warpgroup, or block: `count` of them) until the
+// block ends. A State with a member `at_block_end()` has it called then.
 uint64_t block_serial();
 
 template <class State>
@@ -163,7 +166,8 @@ void require_shared(const void* address, size_t bytes, size_t alignment, Place w
 // The emulator knows the shared memory address of dynamic shared memory only.
 void require_dynamic(const void* address, const char* what, Place where);
 
-// Runs the kernel of that type, which `thread` calls with its arguments. Throws what fail() was told.
+// Runs the kernel of that type, which `thread` calls with its arguments. Throws what fail() was
+// told.
 void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<void()>& thread,
               const std::type_info& kernel);
 

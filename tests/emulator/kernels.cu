@@ -1,5 +1,5 @@
-// Small kernels for test_emulator.py: what the emulator must compute, and mistakes that it must find.
-// A kernel whose first number `mistake` is 0 is right; other values leave something out.
+// Small kernels for test_emulator.py: what the emulator must compute, and mistakes that it must
+// find. A kernel whose first number `mistake` is 0 is right; other values leave something out.
 #include <array>
 #include <stdexcept>
 
@@ -47,6 +47,10 @@ __global__ void null_pointer(const Arguments p) {
   if (threadIdx.x == 5) *static_cast<volatile uint8_t*>(nullptr) = p.in[0];
 }
 
+__global__ void misaligned(const Arguments p) {
+  *reinterpret_cast<uint2*>(p.out) = *reinterpret_cast<const uint2*>(p.in + p.numbers[1]);
+}
+
 int endless(int n) {
   volatile char page[4096];
   page[n % 4096] = 1;
@@ -69,7 +73,8 @@ __global__ void barriers(const Arguments p) {
   p.out[threadIdx.x] = 1;
 }
 
-// Mistake 1: a lane does not come. 2: lanes come to two places. 3: a lane reads one outside the mask.
+// Mistake 1: a lane does not come. 2: lanes come to two places. 3: a lane reads one outside the
+// mask.
 __global__ void warp(const Arguments p) {
   const unsigned lane = threadIdx.x;
   const unsigned mask = 0xFFFFFFFF;
@@ -93,8 +98,8 @@ __global__ void warp(const Arguments p) {
 // ------------------------------------------------------------------------------------------------
 // sm_80
 
-// Copies blocks of 1024 bytes through two stages. Mistake 1: no wait. 2: waits for one group too few.
-// 3: a stage is filled again while others read it.
+// Copies blocks of 1024 bytes through two stages. Mistake 1: no wait. 2: waits for one group too
+// few. 3: a stage is filled again while others read it.
 __global__ void staged_copy(const Arguments p) {
   __shared__ __align__(16) uint8_t stages[2][1024];
   const int blocks = static_cast<int>(p.numbers[1]);
@@ -167,9 +172,10 @@ __global__ void matrices(const Arguments p) {
 // ------------------------------------------------------------------------------------------------
 // sm_90a
 
-// Loads one box, which its map describes, and writes out shared memory as it is. Mistakes 1: the barrier
-// is not made visible to TMA. 2: it expects too few bytes. 3: too many. 4: nobody waits for it.
-// 5: ordinary stores before it are not fenced. 6: more arrivals than it was made for. 7: no barrier.
+// Loads one box, which its map describes, and writes out shared memory as it is. Mistakes 1: the
+// barrier is not made visible to TMA. 2: it expects too few bytes. 3: too many. 4: nobody waits for
+// it. 5: ordinary stores before it are not fenced. 6: more arrivals than it was made for. 7: no
+// barrier.
 __global__ void load_box(const __grid_constant__ Arguments p) {
   const auto& [mistake, bytes, images, x, y, z, n, offsets] = p.numbers;
   uint8_t* shared = dynamic_shared_memory();
@@ -198,14 +204,24 @@ __global__ void load_box(const __grid_constant__ Arguments p) {
 }
 
 // One wgmma of a warpgroup on a picture of shared memory, by the descriptors in numbers[2] and [3].
-// Mistakes 1: no fence_async after the stores. 2: no wgmma_fence. 3: registers read before the wait.
-// 4: no wait. 5: threads have different descriptors. 6: shared memory changes before the wait.
+// Mistakes 1: no fence_async after the stores. 2: no wgmma_fence. 3: registers read before the
+// wait. 4: no wait. 5: threads have different descriptors. 6: shared memory changes before the
+// wait. 7: the picture comes by cp.async, and fence_async before it has landed.
 template <bool Bits, int N>
 __global__ void multiply(const Arguments p) {
   const auto& [mistake, bytes, a, b, unused0, unused1, unused2, unused3] = p.numbers;
   uint8_t* shared = dynamic_shared_memory();
-  for (int64_t i = threadIdx.x; i < bytes; i += 128) shared[i] = p.in[i];
+  for (int64_t i = threadIdx.x * 16; i < bytes; i += 128 * 16) {
+    if (mistake == 7) {
+      ptx::cp_async<16>(shared + i, p.in + i, true);
+    } else {
+      *reinterpret_cast<uint4*>(shared + i) = *reinterpret_cast<const uint4*>(p.in + i);
+    }
+  }
   if (mistake != 1) ptx::fence_async();
+  __syncthreads();
+  ptx::cp_async_commit();
+  ptx::cp_async_wait<0>();
   __syncthreads();
   int32_t d[N / 2] = {};
   if (mistake != 2) ptx::wgmma_fence();
@@ -230,8 +246,8 @@ __global__ void multiply(const Arguments p) {
 }
 
 // Sums of 1024 products of int8 in a pipeline: a producer thread loads boxes of 64 x 128 bytes, a
-// warpgroup multiplies each with itself. Mistakes 1: the producer does not wait until a stage is free.
-// 2: a stage is freed before wgmma is done with it. 3: a full stage is not waited for.
+// warpgroup multiplies each with itself. Mistakes 1: the producer does not wait until a stage is
+// free. 2: a stage is freed before wgmma is done with it. 3: a full stage is not waited for.
 __global__ void pipeline(const __grid_constant__ Arguments p) {
   constexpr int kStages = 2, kBytes = 64 * 128;
   uint8_t* shared = dynamic_shared_memory();
@@ -287,6 +303,7 @@ constexpr Named kKernels[] = {
     {"reversed", reversed},
     {"out_of_bounds", out_of_bounds},
     {"null_pointer", null_pointer},
+    {"misaligned", misaligned},
     {"stack_overflow", stack_overflow},
     {"barriers", barriers},
     {"warp", warp},

@@ -8,9 +8,11 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <vector>
 
 #include "cuda_runtime.h"
 #include "products.h"
+#include "swizzle.h"
 
 namespace nncx::cuda::ptx {
 
@@ -23,18 +25,16 @@ inline bool compiled_for(int architecture) {
 
 inline void prefetch(const void*) {}
 
-// Shared memory's own addresses. Kernels and the manual count in these; the first KB is CUDA's.
-inline uint32_t shared_address(const void* pointer) {
-  return static_cast<uint32_t>(static_cast<const uint8_t*>(pointer) -
-                               emulator::dynamic_shared_memory()) +
-         1024;
-}
-inline uint8_t* shared_pointer(uint64_t address) {
-  return emulator::dynamic_shared_memory() + (address - 1024);
-}
-
 // ------------------------------------------------------------------------------------------------
 // cp.async
+
+// What cp.async has written to shared memory, until someone asks (async_proxy.h).
+struct Landed {
+  uint8_t* at;
+  int bytes;
+};
+
+inline std::vector<Landed>& landed() { return emulator::block_state<std::vector<Landed>>(); }
 
 struct Copy {
   void* to;
@@ -48,6 +48,7 @@ struct Copy {
     } else {
       std::memcpy(to, from, bytes);
     }
+    landed().push_back({static_cast<uint8_t*>(to), bytes});
   }
 };
 
@@ -102,7 +103,7 @@ struct MatrixRows {
   uint32_t registers[4];
 };
 
-// Lane i gives row i % 8 of matrix i / 8; register m of lane i is word i % 4 of row i / 4 of matrix m.
+// Lane i gives row i % 8 of matrix i / 8; its register m is word i % 4 of row i / 4 of matrix m.
 inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, NNCX_PLACE) {
   emulator::require_shared(row, 16, 16, where);
   const auto distribute = [](MatrixRows* const* lanes) {
