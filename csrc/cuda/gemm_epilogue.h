@@ -7,8 +7,8 @@
 //
 //   channels innermost   16 lanes a row, 4 neighbouring channels each
 //   pixels innermost     16 lanes a channel, one row each
-//   signs                a lane has the channels `lane` and `lane + 32`, a ballot makes their words,
-//                        and a lane of each row writes them
+//   signs                straight from the registers of mma, where a lane has 16 outputs of two rows;
+//                        four lanes put the words of a row together
 #pragma once
 
 #include "cuda/gemm_ops.h"
@@ -37,34 +37,29 @@ __device__ inline ChunkRow chunk_row(const typename Op::Params& p, int64_t first
   const int r = min(static_cast<int>(threadIdx.x % kChunkRows), rows - 1);
   const bool is_padded = (p.padding_h | p.padding_w) != 0 && Op::corrects_borders(p);
   ChunkRow row{0, 1.0f, false, {}, {}, 0, 0};
-  if (wants_position || is_padded || p.epilogue.input_scale || !Op::kCountsBits) {
+  if (wants_position || is_padded || p.epilogue.input_scale || Op::term_is_of_image(p)) {
     const OutputPixel at = output_pixel(p, first_row + r);
     row.n = at.n;
     row.in_image = at.in_image;
     if (p.epilogue.input_scale) {
       row.input_scale = p.epilogue.input_scale[Op::input_scale_index(p, at, group)];
     }
-    if (is_padded) {
-      const ValidTaps taps(p, at);
-      row.is_border = !taps.all(p);
-      row.y = taps.y;
-      row.x = taps.x;
+    if (is_padded && !is_interior(p, at)) {
+      row.is_border = true;
+      row.y = valid_taps_y(p, at);
+      row.x = valid_taps_x(p, at);
     }
   }
-  row.term = Op::term(p, row.n, Op::kCountsBits ? row_bits[r] : 0);
+  row.term = Op::term(p, row.n, row_bits ? row_bits[r] : 0);
   return row;
 }
 
-// Of row r, to all lanes that ask for it: the taps that lie in the image.
-__device__ inline ChunkRow shuffle_taps(const ChunkRow& row, int r) {
-  ChunkRow result{};
-  result.is_border = __shfl_sync(kAllLanes, static_cast<int>(row.is_border), r) != 0;
+// Of row r, for all lanes, which may ask for different ones; few chunks need it.
+__device__ inline void shuffle_border(const ChunkRow& row, int r, ChunkRow& result) {
   result.y.begin = __shfl_sync(kAllLanes, row.y.begin, r);
   result.y.end = __shfl_sync(kAllLanes, row.y.end, r);
   result.x.begin = __shfl_sync(kAllLanes, row.x.begin, r);
   result.x.end = __shfl_sync(kAllLanes, row.x.end, r);
-  result.term = __shfl_sync(kAllLanes, row.term, r);
-  return result;
 }
 
 // The dot products of a row, from sums, for `Count` channels `kStep` apart from o on, of which
@@ -80,21 +75,22 @@ class ChunkChannels {
     }
   }
 
-  // Of a row whose taps all lie in the image.
   __device__ void finish(int32_t term, int32_t (&sums)[kCount]) const {
     for (int i = 0; i < kCount; ++i) sums[i] = Op::dot(sums[i], term, offset_[i]);
   }
 
-  // Then, of any other.
+  // The same of a border row, for those that finish() has gone over.
   __device__ void correct(const typename Op::Params& p, const ChunkRow& row,
                           int32_t (&sums)[kCount]) const {
-    if (!row.is_border) return;
     uint32_t outside[kCount] = {};
     int taps = 0;
-    const int32_t* line = tap_sums_;
+    const auto kernel_w = static_cast<int>(p.kernel_w);
     for (int y = 0; y < p.kernel_h; ++y) {
-      for (int x = 0; x < p.kernel_w; ++x, line += p.epilogue.channels) {
-        if (row.y.holds(y) && row.x.holds(x)) continue;
+      const bool is_inside = row.y.holds(y);
+      for (int x = 0; x < kernel_w; ++x) {
+        if (is_inside && x == row.x.begin) x = max(x, row.x.end);
+        if (x >= kernel_w) break;
+        const int32_t* line = tap_sums_ + (int64_t{y} * kernel_w + x) * p.epilogue.channels;
         ++taps;
         for (int i = 0; i < kCount; ++i) {
           if (i < count_) outside[i] += static_cast<uint32_t>(line[i * kStep]);
@@ -320,6 +316,36 @@ __device__ inline Int8Numbers numbers_of(const Int8Epilogue& e) { return Int8Num
 // ------------------------------------------------------------------------------------------------
 // The three ways out
 
+// A lane's sums of a chunk: with g = lane / 4 and t = lane % 4, [j][i] is of row g + 8 * (i / 2) and
+// output 8 * j + 2 * t + i % 2.
+constexpr int kFragmentColumns = kChunkOutputs / 8;
+using Fragment = int32_t[kFragmentColumns][4];
+using HalfFragment = int32_t[kFragmentColumns / 2][4];
+
+// From which value of 4 * sum - 2 * bits on the sign of an output is set (binary_epilogue.h), before
+// the flips. A lane knows the outputs `lane` and `lane + 32` of a chunk.
+struct SignBounds {
+  int32_t of[2];
+  uint32_t flips[2];  // of all
+
+  __device__ SignBounds(const BinaryConv2dParams& p, int64_t first, int outputs) {
+    const BinaryEpilogue& e = p.epilogue;
+    const int32_t* totals = tap_sums_of<BinaryGemm>(p) + p.shape.taps * e.channels;
+    for (int i = 0; i < 2; ++i) {
+      const int output = threadIdx.x % 32 + 32 * i;
+      const int64_t o = first + output;
+      const bool exists = output < outputs;
+      of[i] = INT32_MAX;  // which no value reaches
+      if (exists) {
+        const int64_t offset = static_cast<int32_t>(BinaryGemm::offset(p, totals[o]));
+        of[i] = static_cast<int32_t>(
+            min(max(e.threshold[o] - offset, int64_t{INT32_MIN}), int64_t{INT32_MAX}));
+      }
+      flips[i] = __ballot_sync(kAllLanes, exists && e.flip[o]);
+    }
+  }
+};
+
 template <class Op, int kLines>
 struct Chunk {
   const typename Op::Params& p;
@@ -331,14 +357,24 @@ struct Chunk {
   const int32_t* row_bits;
 
   __device__ void store_channels_last() const {
+    const ChunkRow own = chunk_row<Op>(p, first_row, rows, group, row_bits, false);
+    const unsigned borders = __ballot_sync(kAllLanes, own.is_border);  // bit r: row r
+    if (borders) {
+      store_channels_of<1>(own, borders);
+    } else {
+      store_channels_of<kLines>(own, 0);
+    }
+  }
+
+  // So many rows at a time for each lane. Only one at a time may be border rows, which take registers.
+  template <int kAtATime>
+  __device__ void store_channels_of(const ChunkRow& own, unsigned borders) const {
     constexpr int kCount = 4, kLanes = kChunkOutputs / kCount, kAtOnce = 32 / kLanes;
     const auto& e = p.epilogue;
     const auto numbers = numbers_of(e);
     const int lane = threadIdx.x % 32;
     const int column = lane % kLanes * kCount;
     const int count = min(max(outputs - column, 0), kCount);
-    const ChunkRow own = chunk_row<Op>(p, first_row, rows, group, row_bits, false);
-    const unsigned borders = __ballot_sync(kAllLanes, own.is_border);  // bit r: row r
     const ChunkChannels<Op, kCount, 1> channels(p, o + column, count);
     ChannelScale scales[kCount];
 #pragma unroll
@@ -347,102 +383,72 @@ struct Chunk {
                 count,
                 count == kCount && (e.channels | o) % kCount == 0 && numbers.is_aligned_to_four()};
 #pragma unroll 1
-    for (int first = 0; first < rows; first += kLines * kAtOnce) {
+    for (int first = 0; first < rows; first += kAtATime * kAtOnce) {
       const int r = first + lane / kLanes;
-      int32_t dots[kLines][kCount];
+      int32_t dots[kAtATime][kCount];
 #pragma unroll
-      for (int line = 0; line < kLines; ++line) {
+      for (int line = 0; line < kAtATime; ++line) {
         read_four(min(r + line * kAtOnce, rows - 1), column, dots[line]);
         channels.finish(__shfl_sync(kAllLanes, own.term, r + line * kAtOnce), dots[line]);
       }
-      if (borders) {
-#pragma unroll
-        for (int line = 0; line < kLines; ++line) {
-          if (borders >> (first + line * kAtOnce) & ((1 << kAtOnce) - 1)) {
-            channels.correct(p, shuffle_taps(own, r + line * kAtOnce), dots[line]);
-          }
+      if constexpr (kAtATime == 1) {
+        if (borders >> first & ((1 << kAtOnce) - 1)) {
+          ChunkRow row{};
+          row.term = __shfl_sync(kAllLanes, own.term, r);
+          shuffle_border(own, r, row);
+          if (borders >> r & 1) channels.correct(p, row, dots[0]);
         }
       }
-      float v[kLines][kCount];
+      float v[kAtATime][kCount];
 #pragma unroll
-      for (int line = 0; line < kLines; ++line) {
+      for (int line = 0; line < kAtATime; ++line) {
 #pragma unroll
-        for (int i = 0; i < kCount; ++i)
+        for (int i = 0; i < kCount; ++i) {
           v[line][i] = static_cast<float>(dots[line][i]) * scales[i].scale;
+        }
       }
       if (e.input_scale) {
 #pragma unroll
-        for (int line = 0; line < kLines; ++line) {
+        for (int line = 0; line < kAtATime; ++line) {
           const float scale = __shfl_sync(kAllLanes, own.input_scale, r + line * kAtOnce);
 #pragma unroll
           for (int i = 0; i < kCount; ++i) v[line][i] *= scale;
         }
       }
 #pragma unroll
-      for (int line = 0; line < kLines; ++line) {
+      for (int line = 0; line < kAtATime; ++line) {
 #pragma unroll
         for (int i = 0; i < kCount; ++i) v[line][i] += scales[i].bias;
       }
       block.lines = (rows - r + kAtOnce - 1) / kAtOnce;
       numbers.store(v, block);
-      block.at += kLines * block.step;
+      block.at += kAtATime * block.step;
     }
   }
 
   __device__ void store_pixels_last() const {
-    constexpr int kAtOnce = 32 / kChunkRows;
+    constexpr int kCount = 4;
     const auto& e = p.epilogue;
     const auto numbers = numbers_of(e);
     const int r = threadIdx.x % kChunkRows;
     const ChunkRow row = chunk_row<Op>(p, first_row, rows, group, row_bits, true);
     if (r >= rows) return;
-    for (int column = threadIdx.x % 32 / kChunkRows; column < outputs; column += kLines * kAtOnce) {
-      const int lines = min((outputs - column + kAtOnce - 1) / kAtOnce, kLines);
-      float v[kLines][1];
+    for (int column = threadIdx.x % 32 / kChunkRows * kCount; column < outputs;
+         column += 32 / kChunkRows * kCount) {
+      const int count = min(outputs - column, kCount);
+      const ChunkChannels<Op, kCount, 1> channels(p, o + column, count);
+      int32_t dots[kCount];
+      read_four(r, column, dots);
+      channels.finish(row.term, dots);
+      if (row.is_border) channels.correct(p, row, dots);
+      float v[kCount][1];
 #pragma unroll
-      for (int line = 0; line < kLines; ++line) {
-        const int at = column + min(line, lines - 1) * kAtOnce;
-        int32_t dot[1] = {sums[r * pitch + at]};
-        const ChunkChannels<Op, 1, 1> channel(p, o + at, 1);
-        channel.finish(row.term, dot);
-        channel.correct(p, row, dot);
-        v[line][0] = scaled(dot[0], channel_scale(e, o + at, true), row.input_scale);
+      for (int i = 0; i < kCount; ++i) {
+        v[i][0] = scaled(dots[i], channel_scale(e, o + column + i, i < count), row.input_scale);
       }
-      numbers.store(v, Block{(row.n * e.channels + o + column) * e.image + row.in_image,
-                             kAtOnce * e.image, lines, 1, false});
+      const int64_t at = (row.n * e.channels + o + column) * e.image + row.in_image;
+      numbers.store(v, Block{at, e.image, count, 1, false});
     }
-  }
-
-  __device__ void store_signs() const {
-    const BinaryEpilogue& e = p.epilogue;
-    const int lane = threadIdx.x % 32;
-    const int count = lane + 32 < outputs ? 2 : lane < outputs ? 1 : 0;
-    const ChunkRow own = chunk_row<Op>(p, first_row, rows, group, row_bits, false);
-    const unsigned borders = __ballot_sync(kAllLanes, own.is_border);
-    const ChunkChannels<Op, 2, 32> channels(p, o + lane, count);
-    int32_t threshold[2] = {};
-    bool flip[2] = {};
-    for (int i = 0; i < 2; ++i) {
-      if (i < count) threshold[i] = e.threshold[o + lane + 32 * i];
-      if (i < count) flip[i] = e.flip[o + lane + 32 * i];
-    }
-    uint64_t signs = 0;  // of row `lane`
-#pragma unroll 1
-    for (int first = 0; first < rows; first += kLines) {
-#pragma unroll
-      for (int line = 0; line < kLines; ++line) {
-        const int r = min(first + line, rows - 1);
-        int32_t dots[2] = {sums[r * pitch + lane], sums[r * pitch + lane + 32]};
-        channels.finish(__shfl_sync(kAllLanes, own.term, r), dots);
-        if (borders >> r & 1) channels.correct(p, shuffle_taps(own, r), dots);
-        const bool low = count > 0 && (dots[0] >= threshold[0]) != flip[0];
-        const bool high = count > 1 && (dots[1] >= threshold[1]) != flip[1];
-        const uint64_t words =
-            uint64_t{__ballot_sync(kAllLanes, high)} << 32 | __ballot_sync(kAllLanes, low);
-        if (r == lane) signs = words;
-      }
-    }
-    if (lane < rows) write_signs(first_row + lane, signs);
   }
 
   __device__ void read_four(int r, int column, int32_t (&four)[4]) const {
@@ -450,17 +456,130 @@ struct Chunk {
     four[0] = read.x, four[1] = read.y, four[2] = read.z, four[3] = read.w;
   }
 
+  __device__ void store_signs() const {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    int32_t bits[2];
+    for (int h = 0; h < 2; ++h) bits[h] = row_bits[min(g + 8 * h, rows - 1)];
+    store_signs_of(bits, [&](int j, int h) {
+      const int r = min(g + 8 * h, rows - 1);
+      return *reinterpret_cast<const int2*>(sums + r * pitch + 8 * j + 2 * t);
+    });
+  }
+
+  // Of sums as mma.sync and wgmma hold them (Fragment), bits being those of the rows g and g + 8. A
+  // sum is compared where it is: through shared memory it would take three times as long.
+  __device__ void store_signs(const Fragment& sums, const int32_t (&bits)[2]) const {
+    store_signs_of(bits,
+                   [&](int j, int h) { return make_int2(sums[j][2 * h], sums[j][2 * h + 1]); });
+  }
+
+  // two_sums(j, h): those of the row g + 8 * h and the outputs 8 * j + 2 * t, + 1.
+  template <class TwoSums>
+  __device__ void store_signs_of(const int32_t (&bits)[2], const TwoSums& two_sums) const {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    const ChunkRow own = chunk_row<Op>(p, first_row, rows, group, nullptr, false);
+    const bool has_border = __any_sync(kAllLanes, own.is_border);
+    const SignBounds bounds(p, o, outputs);
+    uint32_t words[2][2];  // [row g or g + 8][low or high]
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      HalfFragment values;
+#pragma unroll
+      for (int j = 0; j < kFragmentColumns / 2; ++j) {
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          const int2 two = two_sums(half * (kFragmentColumns / 2) + j, h);
+          values[j][2 * h] = Op::dot(two.x, bits[h], 0);
+          values[j][2 * h + 1] = Op::dot(two.y, bits[h], 0);
+        }
+      }
+      if (has_border) correct(own, half * 32, values);
+      uint32_t word[2];
+      compare(values, bounds.of[half], word);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) words[h][half] = word[h] ^ bounds.flips[half];
+    }
+    const int r = g + 8 * t;
+    if (t < 2 && r < rows) {
+      write_signs(first_row + r, t == 0 ? words[0][0] : words[1][0],
+                  t == 0 ? words[0][1] : words[1][1]);
+    }
+  }
+
+  // The words of the rows g and g + 8: bit i tells whether the value of output i reaches the bound
+  // that lane i knows.
+  __device__ static void compare(const HalfFragment& values, int32_t bound_of_lane,
+                                 uint32_t (&words)[2]) {
+    const int t = threadIdx.x % 4;
+    words[0] = words[1] = 0;
+#pragma unroll
+    for (int j = 0; j < kFragmentColumns / 2; ++j) {
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        const int32_t bound = __shfl_sync(kAllLanes, bound_of_lane, 8 * j + 2 * t + e);
+#pragma unroll
+        for (int h = 0; h < 2; ++h) {
+          if (values[j][2 * h + e] >= bound) words[h] |= 1u << (8 * j + e);
+        }
+      }
+    }
+#pragma unroll
+    for (uint32_t& word : words) {
+      word <<= 2 * t;
+      word |= __shfl_xor_sync(kAllLanes, word, 1);
+      word |= __shfl_xor_sync(kAllLanes, word, 2);
+    }
+  }
+
+  // Adds what the taps outside the image make of the values in border rows, of outputs from `first` on.
+  __device__ void correct(const ChunkRow& own, int first, HalfFragment& values) const {
+    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+    ChunkRow rows_of_lane[2];
+    for (int h = 0; h < 2; ++h) {
+      rows_of_lane[h].is_border = __shfl_sync(kAllLanes, int{own.is_border}, g + 8 * h) != 0;
+      shuffle_border(own, g + 8 * h, rows_of_lane[h]);
+    }
+    const int32_t* tap_sums = tap_sums_of<Op>(p) + o;
+    for (int y = 0; y < p.kernel_h; ++y) {
+      for (int x = 0; x < p.kernel_w; ++x, tap_sums += p.epilogue.channels) {
+        bool is_outside[2];
+        for (int h = 0; h < 2; ++h) {
+          const ChunkRow& row = rows_of_lane[h];
+          is_outside[h] = row.is_border && !(row.y.holds(y) && row.x.holds(x));
+        }
+        if (!__any_sync(kAllLanes, is_outside[0] || is_outside[1])) continue;
+        for (int j = 0; j < kFragmentColumns / 2; ++j) {
+          for (int e = 0; e < 2; ++e) {
+            const int output = first + 8 * j + 2 * t + e;
+            const int32_t tap_sum = output < outputs ? tap_sums[output] : 0;
+            for (int h = 0; h < 2; ++h) {
+              int32_t& value = values[j][2 * h + e];
+              if (is_outside[h]) value = Op::correct(p, value, 0, 1, tap_sum);
+            }
+          }
+        }
+      }
+    }
+  }
+
   // The `outputs` signs of a pixel, from channel o on, word by word of the output. A word that has
   // other channels too, which another warp may be writing, is only added to.
-  __device__ void write_signs(int64_t pixel, uint64_t signs) const {
+  __device__ void write_signs(int64_t pixel, uint32_t low, uint32_t high) const {
     const BinaryEpilogue& e = p.epilogue;
-    // 32 bits divide faster, and are enough for what has a weight for each channel
-    const auto per_group = static_cast<uint32_t>(e.channels) / static_cast<uint32_t>(e.out_groups);
-    const auto out_group = static_cast<uint32_t>(o) / per_group;
-    const int64_t group_words = packed_bytes(per_group) / 4;
-    auto* words =
-        static_cast<uint32_t*>(e.output) + (pixel * e.out_groups + out_group) * group_words;
-    uint32_t channel = static_cast<uint32_t>(o) - out_group * per_group;
+    // 32 bits hold what has a weight for each channel, and divide faster
+    const auto channels = static_cast<uint32_t>(e.channels), first = static_cast<uint32_t>(o);
+    const auto groups = static_cast<uint32_t>(e.out_groups);
+    const uint32_t per_group = groups == 1 ? channels : channels / groups;
+    const uint32_t out_group = groups == 1 ? 0 : first / per_group;
+    const uint32_t group_words = static_cast<uint32_t>(packed_bytes(per_group) / 4);
+    auto* words = static_cast<uint32_t*>(e.output) + (pixel * groups + out_group) * group_words;
+    uint32_t channel = first - out_group * per_group;
+    if (channel % kChunkOutputs == 0 &&
+        static_cast<uint32_t>(outputs) == min(per_group - channel, uint32_t{kChunkOutputs})) {
+      *reinterpret_cast<uint2*>(words + channel / 32) = make_uint2(low, high);  // words of our own
+      return;
+    }
+    const uint64_t signs = uint64_t{high} << 32 | low;
     int count;
     for (int done = 0; done < outputs; done += count) {
       const int bit = static_cast<int>(channel % 32);
@@ -498,6 +617,38 @@ __device__ inline void store_sums(const typename Op::Params& p, int64_t first_ro
   }
   if (p.epilogue.channels_last) return chunk.store_channels_last();
   chunk.store_pixels_last();
+}
+
+// The same of sums that the lanes hold, where signs leave: p.epilogue.threshold is there. `bits` are
+// those of the rows g and g + 8.
+template <class Op>
+__device__ inline void store_signs(const typename Op::Params& p, int64_t first_row, int rows,
+                                   int group, int64_t first_output, int outputs,
+                                   const Fragment& sums, const int32_t (&bits)[2]) {
+  const Chunk<Op, 1> chunk{p,       first_row, rows,
+                           group,   outputs,   group * p.shape.out_channels + first_output,
+                           nullptr, 0,         nullptr};
+  chunk.store_signs(sums, bits);
+}
+
+// To shared memory, for store_sums.
+__device__ inline void stage_sums(const Fragment& sums, int32_t* staged, int pitch) {
+  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    int32_t* row = staged + (g + 8 * h) * pitch + 2 * t;
+#pragma unroll
+    for (int j = 0; j < kFragmentColumns; ++j) {
+      *reinterpret_cast<int2*>(row + j * 8) = make_int2(sums[j][2 * h], sums[j][2 * h + 1]);
+    }
+  }
+}
+
+__device__ inline void stage_bits(const int32_t (&bits)[2], int32_t* staged_bits) {
+  const int g = threadIdx.x % 32 / 4;
+  if (threadIdx.x % 4 != 0) return;
+  staged_bits[g] = bits[0];
+  staged_bits[g + 8] = bits[1];
 }
 
 }  // namespace nncx::cuda

@@ -34,6 +34,7 @@ struct BinaryGemm {
 
   static constexpr bool corrects_borders(const Params& p) { return p.pad_value != -1; }
 
+  static constexpr bool term_is_of_image(const Params&) { return false; }
   __device__ static int32_t term(const Params&, int64_t, int32_t bits) { return bits; }
 
   static constexpr uint32_t offset(const Params& p, int32_t tap_sums) {
@@ -80,6 +81,9 @@ struct Int8Gemm {
 
   static constexpr bool corrects_borders(const Params& p) { return p.zero_point != nullptr; }
 
+  static constexpr bool term_is_of_image(const Params& p) {
+    return p.zero_point != nullptr && p.zero_point_per_image;
+  }
   __device__ static int32_t term(const Params& p, int64_t n, int32_t) {
     return zero_point_of(p, n);
   }

@@ -272,30 +272,25 @@ class Sm80Block {
       const int64_t row = first_row() + warp_row() + i * kChunkRows;
       const int count = static_cast<int>(min(rows() - row, static_cast<int64_t>(kChunkRows)));
       if (count <= 0) return;
-      stage_chunk(i, staged, staged_bits);
+      if constexpr (Op::kCountsBits) {
+        for (int32_t& count : bits[i]) {
+          count += __shfl_xor_sync(kAllLanes, count, 1);
+          count += __shfl_xor_sync(kAllLanes, count, 2);
+        }
+      }
+      if constexpr (Op::kHasSigns) {
+        if (p.epilogue.threshold) {
+          store_signs<Op>(p, row, count, static_cast<int>(tile.group), output, outputs, sums[i],
+                          bits[i]);
+          continue;
+        }
+      }
+      stage_sums(sums[i], staged, kChunkPitch);
+      if (Op::kCountsBits) stage_bits(bits[i], staged_bits);
       __syncwarp();
       store_sums<Op, 2>(p, row, count, static_cast<int>(tile.group), output, outputs, staged,
                         kChunkPitch, staged_bits);
       __syncwarp();
-    }
-  }
-
-  __device__ void stage_chunk(int i, int32_t* staged, int32_t* staged_bits) const {
-    const int g = lane() / 4, t = lane() % 4;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      int32_t* row = staged + (g + 8 * half) * kChunkPitch + 2 * t;
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
-        *reinterpret_cast<int2*>(row + j * 8) =
-            make_int2(sums[i][j][2 * half], sums[i][j][2 * half + 1]);
-      }
-      if constexpr (Op::kCountsBits) {
-        int32_t count = bits[i][half];
-        count += __shfl_xor_sync(kAllLanes, count, 1);
-        count += __shfl_xor_sync(kAllLanes, count, 2);
-        if (t == 0) staged_bits[g + 8 * half] = count;
-      }
     }
   }
 };
