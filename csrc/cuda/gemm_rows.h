@@ -19,10 +19,9 @@ constexpr OutputPixel output_pixel_in(const Conv2dGeometry& g, Unsigned pixel) {
   const auto height = static_cast<Unsigned>(g.out_height);
   const Unsigned line = pixel / width;
   const Unsigned n = line / height;
-  const Unsigned y = line - n * height;
-  const Unsigned x = pixel - line * width;
-  return {static_cast<int64_t>(n), static_cast<int64_t>(y) * g.out_width + x,
-          static_cast<int64_t>(y), static_cast<int64_t>(x)};
+  const auto y = static_cast<int64_t>(line - n * height);
+  const auto x = static_cast<int64_t>(pixel - line * width);
+  return {static_cast<int64_t>(n), y * g.out_width + x, y, x};
 }
 
 constexpr OutputPixel output_pixel(const Conv2dGeometry& g, int64_t pixel) {
