@@ -9,7 +9,7 @@ ARGS ?=
 BIN := .venv/bin
 NATIVE := setup.py CMakeLists.txt pyproject.toml $(shell find csrc -type f)
 
-.PHONY: help demo test lint asan tsan fuzz release-check torch
+.PHONY: help demo test lint asan tsan fuzz gpu release-check torch
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 16
@@ -23,7 +23,7 @@ test: .venv/installed  ## run the tests
 lint: .venv/lint-tools  ## check style and format of Python and C++
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run -Werror $$(find csrc -type f)
+	$(BIN)/clang-format --dry-run -Werror $$(find csrc tests/emulator -name '*.cpp' -o -name '*.h' -o -name '*.cu')
 
 asan: .venv/installed .venv/build-tools  ## run the native tests under AddressSanitizer and UBSan
 	PYTHON=$(BIN)/python scripts/sanitize.sh address $(ARGS)
@@ -33,6 +33,9 @@ tsan: .venv/installed .venv/build-tools  ## run the native tests under ThreadSan
 
 fuzz: .venv/installed  ## load 100,000 damaged and forged files
 	$(BIN)/python tests/fuzz_files.py $(ARGS)
+
+gpu:  ## build, test and time on this NVIDIA GPU with PYTHON and no network; SANITIZER=memcheck, OUT=folder
+	$(PYTHON) scripts/run_on_gpu.py $(if $(SANITIZER),--sanitizer $(SANITIZER)) $(if $(OUT),--out $(OUT)) $(ARGS)
 
 release-check:  ## install in every supported way, in throwaway environments (needs about 20 GB)
 	PYTHON=$(PYTHON) scripts/release_check.sh

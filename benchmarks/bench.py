@@ -6,24 +6,25 @@ TURN_SECONDS. A time is the median over the rounds. A ratio is the median of the
 round, so that a clock or a neighbour that changes slowly cancels; the order reverses from round to
 round. The rival that counts is the fastest one; where rivals are of several kinds ("float32:nchw",
 "quantized:onednn"), the fastest of each kind. Behind the shapes stands the geometric mean of their
-ratios. A wrong result gets no time, and exit code 1.
+ratios. A wrong result gets no time, and exit code 1. cpu.py and gpu.py say what a call is on each.
 """
 
 import argparse
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import geometric_mean, median
-from time import perf_counter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
+from cpu import Cpu
+from gpu import Gpu
+from roofline import Record, Roof, Work
 from torch import Tensor
 
 from nncx import _C
-from nncx._machine import describe
 
 ROUNDS = 21
 TURN_SECONDS = 0.005
@@ -34,6 +35,38 @@ COLUMNS = ("shape", "time", "rate", "against the fastest rival", "of the limit")
 
 class WrongResult(AssertionError):
     """An op that does not give what its reference gives."""
+
+
+class Device(Protocol):
+    """What a benchmark runs on.
+
+    Attributes:
+        name: "cpu" or "cuda".
+        path: What stands behind a shape.
+        roof: The limits of a GPU.
+    """
+
+    name: str
+    path: str
+    roof: Roof | None
+
+    def active(self) -> AbstractContextManager[None]:
+        """Runs on this device, inside."""
+
+    def preparing(self) -> AbstractContextManager[None]:
+        """New tensors are on this device, and references exact, inside."""
+
+    def describe(self) -> str:
+        """Machine and versions, to stand over the figures."""
+
+    def copies(self, moved: int) -> int:
+        """How many sets of tensors a contender runs on, if a call moves so many bytes."""
+
+    def contender(self, runs: Sequence[Callable[[], object]]) -> Callable[[], object]:
+        """All `runs` in one call."""
+
+    def turn(self, run: Callable[[], object], calls: int) -> float:
+        """Seconds of a call of a contender."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +80,7 @@ class Case:
         work: MACs or bytes of one call.
         tolerance: How far a value may be off, as a share of the largest in the reference.
         limits: As those of the benchmark, and instead of them.
+        reads: The tensors that `ours` has to read, weights as they are packed in a file.
     """
 
     ours: Callable[[], Tensor]
@@ -55,9 +89,14 @@ class Case:
     work: int
     tolerance: float = 0.0
     limits: Mapping[str, float] | None = None
+    reads: Sequence[Tensor] = ()
 
-    def check(self) -> None:
-        """Raises WrongResult unless `ours` gives what `reference` gives."""
+    def check(self) -> int:
+        """The bytes that a call moves: those it reads, and those of its result.
+
+        Raises:
+            WrongResult: unless `ours` gives what `reference` gives.
+        """
         result, expected = self.ours(), self.reference()
         if result.shape != expected.shape:
             raise WrongResult(f"shape {[*result.shape]}, the reference has {[*expected.shape]}")
@@ -65,13 +104,23 @@ class Case:
         wrong = int(((result != expected) & ~((result - expected).abs() <= bound)).sum())
         if wrong:
             raise WrongResult(f"{wrong} of {expected.numel()} values differ from the reference")
+        return sum(tensor.nbytes for tensor in (*self.reads, result))
 
 
 class Measurement(NamedTuple):
-    """What a shape's line says behind its name, and the ratio to the fastest rival of each kind."""
+    """One shape.
+
+    Attributes:
+        cells: What its line says behind its name.
+        ratios: To the fastest rival of each kind.
+        seconds: Of a call.
+        work: What a call had to do.
+    """
 
     cells: list[str]
     ratios: dict[str, float]
+    seconds: float
+    work: Work
 
 
 @dataclass(frozen=True)
@@ -80,34 +129,43 @@ class Benchmark:
 
     Attributes:
         name: The op.
-        unit: Unit of `Case.work` per nanosecond.
+        unit: "GMAC/s" or "GB/s": unit of `Case.work` per nanosecond.
         rival: What the rivals are, together; of those of a kind the kind says it.
-        shapes: Anything whose `str` names it in a line.
-        prepare: Makes the case of a shape, for the CPU path that is active.
-        limits: What a path could reach at most, as a multiple of the rate of torch.mm.
+        shapes: By device, anything whose `str` names it in a line.
+        prepare: Makes the case of a shape, for the device and CPU path that are active.
+        limits: What a CPU path could reach at most, as a multiple of the rate of torch.mm.
+        peak: The unit of roofline.py that does the MACs on a GPU.
     """
 
     name: str
     unit: str
     rival: str
-    shapes: Sequence[Any]
+    shapes: Mapping[str, Sequence[Any]]
     prepare: Callable[[Any], Case]
     limits: Mapping[str, float] = field(default_factory=dict)
+    peak: str = ""
 
-    def measure(self, shape: Any, rounds: int) -> Measurement:
+    def measure(self, shape: Any, rounds: int, device: Device) -> Measurement:
         """Checks and times one shape.
 
         Raises:
             WrongResult: before anything is timed.
         """
         torch.manual_seed(0)
-        case = self.prepare(shape)
-        case.check()
-        contenders = {"ours": case.ours, **case.rivals}
-        limit = (self.limits if case.limits is None else case.limits).get(_C.isa())
+        with device.preparing():
+            case = self.prepare(shape)
+            moved = case.check()
+            cases = [case, *(self.prepare(shape) for _ in range(device.copies(moved) - 1))]
+        contenders = {"ours": device.contender([case.ours for case in cases])}
+        for name in case.rivals:
+            contenders[name] = device.contender([case.rivals[name] for case in cases])
+        limit = (self.limits if case.limits is None else case.limits).get(device.path)
         if limit:
             contenders["mm"] = _matmul()
-        seconds = take_turns(contenders, rounds)
+        seconds = {
+            name: [turn / len(cases) for turn in turns]
+            for name, turns in take_turns(contenders, rounds, device).items()
+        }
 
         time = median(seconds["ours"])
         rivals = ", ".join(f"{name} {_ms(median(seconds[name]))}" for name in case.rivals)
@@ -115,15 +173,27 @@ class Benchmark:
             kind or self.rival: _median_ratio(seconds[_fastest(names, seconds)], seconds["ours"])
             for kind, names in _by_kind(case.rivals).items()
         }
-        cells = [
-            _ms(time),
-            f"{_digits(case.work / time / 1e9, 3)} {self.unit}",
-            f"{_ratios_text(ratios)} ({rivals})",
-        ]
-        if limit:
+        work = Work(moved, 2 * case.work if self.peak else 0, self.peak)
+        rate = _rate(work, time) if device.roof else f"{_per_ns(case.work, time)} {self.unit}"
+        cells = [_ms(time), rate, f"{_ratios_text(ratios)} ({rivals})"]
+        if device.roof:
+            floor, unit = device.roof.floor(work)
+            cells.append(f"{floor / time:.0%} of the {unit} roof")
+        elif limit:
             of_mm = _median_ratio(seconds["mm"], seconds["ours"]) * case.work / MM_SIZE**3
             cells.append(f"{of_mm / limit:.0%} of {limit}x torch.mm")
-        return Measurement(cells, ratios)
+        return Measurement(cells, ratios, time, work)
+
+
+def _rate(work: Work, seconds: float) -> str:
+    """Operations, or bytes read and written."""
+    if work.operations:
+        return f"{_per_ns(work.operations / 1e3, seconds)} TOP/s"
+    return f"{_per_ns(work.moved, seconds)} GB/s"
+
+
+def _per_ns(count: float, seconds: float) -> str:
+    return _digits(count / seconds / 1e9, 3)
 
 
 def _by_kind(rivals: Iterable[str]) -> dict[str, list[str]]:
@@ -142,28 +212,22 @@ def _ratios_text(ratios: Mapping[str, float]) -> str:
     return ", ".join(f"{_digits(ratio, 2)}x {rival}" for rival, ratio in ratios.items())
 
 
-def take_turns(contenders: dict[str, Callable[[], Tensor]], rounds: int) -> dict[str, list[float]]:
+def take_turns(
+    contenders: dict[str, Callable[[], object]], rounds: int, device: Device
+) -> dict[str, list[float]]:
     """Seconds of one call, per contender and round."""
-    calls = {name: _calls_in_a_turn(run) for name, run in contenders.items()}
+    calls = {name: _calls_in_a_turn(run, device) for name, run in contenders.items()}
     seconds = {name: [] for name in contenders}
     order = list(contenders)
     for _ in range(rounds):
         for name in order:
-            seconds[name].append(_turn(contenders[name], calls[name]))
+            seconds[name].append(device.turn(contenders[name], calls[name]))
         order.reverse()
     return seconds
 
 
-def _turn(run: Callable[[], Tensor], calls: int) -> float:
-    run()
-    start = perf_counter()
-    for _ in range(calls):
-        run()
-    return (perf_counter() - start) / calls
-
-
-def _calls_in_a_turn(run: Callable[[], Tensor]) -> int:
-    return max(1, round(TURN_SECONDS / min(_turn(run, 1) for _ in range(3))))
+def _calls_in_a_turn(run: Callable[[], object], device: Device) -> int:
+    return max(1, round(TURN_SECONDS / min(device.turn(run, 1) for _ in range(3))))
 
 
 def _matmul() -> Callable[[], Tensor]:
@@ -188,25 +252,42 @@ def _ms(seconds: float) -> str:
 def main(benchmark: Benchmark, arguments: Sequence[str] | None = None) -> int:
     """The command line of a benchmark; returns the exit code: 1 if a result is wrong."""
     options = _options(benchmark, arguments)
-    shapes = [shape for shape in benchmark.shapes if options.shapes in str(shape)]
-    if not shapes:
-        raise SystemExit(f"{benchmark.name}: no shape contains {options.shapes!r}")
     correct = True
-    for isa in options.isa:
-        for threads in options.threads:
-            with _running_on(isa, threads), torch.inference_mode():
-                correct &= _run(benchmark, shapes, options.rounds, options.markdown)
+    for device in _devices(options):
+        shapes = [s for s in benchmark.shapes[device.name] if options.shapes in str(s)]
+        if not shapes:
+            raise SystemExit(f"{benchmark.name}: no shape contains {options.shapes!r}")
+        with device.active(), torch.inference_mode():
+            correct &= _run(benchmark, shapes, device, options)
     return 0 if correct else 1
 
 
 def _options(benchmark: Benchmark, arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=f"Times {benchmark.name} against its rivals.")
-    parser.add_argument("--threads", type=_positive, nargs="+", default=[torch.get_num_threads()])
-    parser.add_argument("--isa", nargs="+", choices=_C.supported_isas(), default=[_C.isa()])
+    parser.add_argument("--device", choices=tuple(benchmark.shapes), default="cpu")
+    parser.add_argument("--threads", type=_positive, nargs="+", help="of the CPU")
+    parser.add_argument("--isa", nargs="+", choices=_C.supported_isas(), help="paths of the CPU")
     parser.add_argument("--shapes", default="", metavar="TEXT", help="those whose name contains it")
     parser.add_argument("--rounds", type=_positive, default=ROUNDS)
     parser.add_argument("--markdown", type=Path, metavar="FILE", help="append the results to it")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--records", type=Path, metavar="FILE", help="append for roofline.py (with --device cuda)"
+    )
+    options = parser.parse_args(arguments)
+    if options.device == "cuda" and (options.threads or options.isa):
+        parser.error("--threads and --isa are of the CPU, got --device cuda; leave them out")
+    if options.device == "cpu" and options.records:
+        parser.error("--records needs the limits of a GPU, got --device cpu; use --markdown")
+    if options.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda needs an NVIDIA GPU that torch sees, found none")
+    return options
+
+
+def _devices(options: argparse.Namespace) -> list[Device]:
+    if options.device == "cuda":
+        return [Gpu()]
+    isas = options.isa or [_C.isa()]
+    return [Cpu(isa, n) for isa in isas for n in options.threads or [torch.get_num_threads()]]
 
 
 def _positive(text: str) -> int:
@@ -216,31 +297,30 @@ def _positive(text: str) -> int:
     return value
 
 
-@contextmanager
-def _running_on(isa: str, threads: int) -> Iterator[None]:
-    before = _C.isa(), torch.get_num_threads()
-    try:
-        _C.set_isa(isa)
-        torch.set_num_threads(threads)
-        yield
-    finally:
-        _C.set_isa(before[0])
-        torch.set_num_threads(before[1])
-
-
-def _run(benchmark: Benchmark, shapes: Sequence[Any], rounds: int, markdown: Path | None) -> bool:
-    header = f"{describe()}; median of {rounds} round{'s' * (rounds != 1)}"
+def _run(
+    benchmark: Benchmark, shapes: Sequence[Any], device: Device, options: argparse.Namespace
+) -> bool:
+    rounds = f"median of {options.rounds} round{'s' * (options.rounds != 1)}"
+    header = f"{device.describe()}; {rounds}"
     print(header)
     width = max(len(str(shape)) for shape in shapes)
     rows, ratios, correct = [], {}, True
     for shape in shapes:
         try:
-            cells, of_shape = benchmark.measure(shape, rounds)
-        except WrongResult as wrong:
-            cells, of_shape, correct = [f"wrong: {wrong}"], {}, False
-        for rival, ratio in of_shape.items():
-            ratios.setdefault(rival, []).append(ratio)
-        name = f"{benchmark.name}  {shape}  {_C.isa()}"
+            measured = benchmark.measure(shape, options.rounds, device)
+        except (WrongResult, RuntimeError) as error:  # a GPU may have too little memory for one
+            kind = "wrong" if isinstance(error, WrongResult) else "failed"
+            cells, correct = [f"{kind}: {str(error).splitlines()[0]}"], False
+        else:
+            cells = measured.cells
+            for rival, ratio in measured.ratios.items():
+                ratios.setdefault(rival, []).append(ratio)
+            if options.records:
+                record = Record(
+                    benchmark.name, str(shape), measured.seconds, measured.work, device.roof
+                )
+                record.append_to(options.records)
+        name = f"{benchmark.name}  {shape}  {device.path}"
         padding = " " * (width - len(str(shape)))
         print(" | ".join([name + padding, *cells]), flush=True)
         rows.append([str(shape), *cells])
@@ -249,8 +329,8 @@ def _run(benchmark: Benchmark, shapes: Sequence[Any], rounds: int, markdown: Pat
     if len(rows) > 1 and means:
         print(footer)
         rows.append([footer])
-    if markdown:
-        with markdown.open("a") as file:
+    if options.markdown:
+        with options.markdown.open("a") as file:
             file.write(_as_markdown(benchmark.name, header, rows))
     return correct
 

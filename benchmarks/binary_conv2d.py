@@ -1,4 +1,4 @@
-"""binary_conv2d on signs that are packed already, against torch's float32 convolution.
+"""binary_conv2d on signs that are packed already, against torch's float convolution.
 
 The limit of the avx2 path. The kernel is a table GEMM: one `pshufb` looks up 32 counts, each of 4
 products of signs, and one `paddb` adds them: 128 MACs for a pair of instructions. Current cores
@@ -19,8 +19,8 @@ rate (Intel servers, Zen 5) the share is too small instead.
 
 from dataclasses import dataclass
 
+import rivals
 import torch
-import torch.nn.functional as F
 from bench import Benchmark, Case, main
 
 from nncx import ops
@@ -56,38 +56,47 @@ class ConvShape:
         return f"n={self.n} c={self.c}{out_channels} hw={self.hw} k={self.k}{stride}"
 
 
-SHAPES = (
-    ConvShape(1, 64, 64, 56, 3),  # the four stages of ResNet-18
-    ConvShape(1, 128, 128, 28, 3),
-    ConvShape(1, 256, 256, 14, 3),
-    ConvShape(1, 512, 512, 7, 3),
-    ConvShape(1, 64, 128, 56, 3, stride=2),
-    ConvShape(1, 256, 256, 14, 1),
-    ConvShape(1, 16, 16, 32, 3),  # the first stage of ResNet-20: little work, much around it
+STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))  # channels and size in ResNet-18 and 50
+RESNET_3X3 = (
+    *(ConvShape(128, c, c, hw, 3) for c, hw in STAGES),
+    *(ConvShape(128, c, 2 * c, hw, 3, stride=2) for c, hw in STAGES[:3]),
+    *(ConvShape(128, 2 * c, 2 * c, hw, 3, stride=2) for c, hw in STAGES[:3]),
 )
+RESNET_1X1 = (
+    *(ConvShape(128, c, 4 * c, hw, 1) for c, hw in STAGES),
+    *(ConvShape(128, 4 * c, c, hw, 1) for c, hw in STAGES),
+)
+
+SHAPES = {
+    "cpu": (
+        *(ConvShape(1, c, c, hw, 3) for c, hw in STAGES),
+        ConvShape(1, 64, 128, 56, 3, stride=2),
+        ConvShape(1, 256, 256, 14, 1),
+        ConvShape(1, 16, 16, 32, 3),  # the first stage of ResNet-20: little work, much around it
+    ),
+    "cuda": (*RESNET_3X3[:4], *RESNET_1X1[:2]),
+}
 
 
 def prepare(shape: ConvShape) -> Case:
     x = torch.randn(shape.n, shape.c, shape.hw, shape.hw)
     w = torch.randn(shape.o, shape.c, shape.k, shape.k)
-    alpha = w.abs().mean((1, 2, 3))
     packed, signs = ops.pack_signs(x), ops.pack_signs(w)
     weight = ops.binary_conv2d_prepack(signs, shape.c)
     geometry = (shape.c, shape.o, shape.k, shape.stride, shape.padding)
-    x_nhwc, w_nhwc = (t.to(memory_format=torch.channels_last) for t in (x, w))
+    out_dtype = torch.float16 if x.is_cuda else torch.float32
+    epilogue = {"scale": w.abs().mean((1, 2, 3)), "out_dtype": out_dtype}
     return Case(
-        ours=lambda: ops.binary_conv2d(packed, weight, *geometry, scale=alpha),
-        rivals={
-            "nchw": lambda: F.conv2d(x, w, None, shape.stride, shape.padding),
-            "nhwc": lambda: F.conv2d(x_nhwc, w_nhwc, None, shape.stride, shape.padding),
-        },
-        reference=lambda: binary_conv2d_reference(packed, signs, *geometry, scale=alpha),
+        ours=lambda: ops.binary_conv2d(packed, weight, *geometry, **epilogue),
+        rivals=rivals.conv2d(x, w, None, shape.stride, shape.padding),
+        reference=lambda: binary_conv2d_reference(packed, signs, *geometry, **epilogue),
         work=shape.macs,
+        reads=(packed, signs, epilogue["scale"]),
     )
 
 
 BENCHMARK = Benchmark(
-    "binary_conv2d", "GMAC/s", "torch float32", SHAPES, prepare, limits=BINARY_LIMITS
+    "binary_conv2d", "GMAC/s", "torch float32", SHAPES, prepare, BINARY_LIMITS, peak="b1"
 )
 
 if __name__ == "__main__":

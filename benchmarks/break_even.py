@@ -15,9 +15,11 @@ from statistics import median
 
 import torch
 from bench import take_turns
+from cpu import Cpu
 from torch import Tensor, nn
 
 import nncx
+from nncx import _C
 from nncx._machine import describe
 
 CHANNELS = (8, 16, 32, 64, 128, 256, 512)
@@ -55,7 +57,7 @@ def ratio(ours: nn.Module, theirs: nn.Module, x: Tensor, rounds: int) -> float:
             rival = deepcopy(theirs).to(memory_format=strides)
         contenders[f"ours {strides}"] = lambda inputs=inputs: ours(inputs)
         contenders[f"torch {strides}"] = lambda inputs=inputs, rival=rival: rival(inputs)
-    seconds = take_turns(contenders, rounds)
+    seconds = take_turns(contenders, rounds, Cpu(_C.isa(), torch.get_num_threads()))
 
     def fastest(name: str) -> list[float]:
         """Of each round, the time in the memory format that suits the layer."""

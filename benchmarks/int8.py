@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
+from rivals import Rivals
 from torch import Tensor
 
 # Of the rate of torch.mm, which is near that of FMA, 16 products a cycle: what the instructions
@@ -46,7 +47,12 @@ def quantized_input(codes: Tensor, scale: float, zero_point: int) -> Tensor:
         return torch.quantize_per_tensor(values, scale, zero_point + 128, torch.quint8)
 
 
-def by_engine(prepack: Callable[[], Callable[[], Tensor]]) -> dict[str, Callable[[], Tensor]]:
+def with_kinds(rivals: Rivals) -> Rivals:
+    """Those of a CPU, which are float32, beside others."""
+    return {name if ":" in name else f"float32:{name}": run for name, run in rivals.items()}
+
+
+def by_engine(prepack: Callable[[], Callable[[], Tensor]]) -> Rivals:
     """A rival for each engine: what `prepack` gives while that engine is chosen."""
     before = torch.backends.quantized.engine
     rivals = {}

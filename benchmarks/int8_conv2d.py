@@ -1,8 +1,9 @@
-"""int8_conv2d, int8 in and float32 or int8 out, against torch's float32 and quantized convolutions.
+"""int8_conv2d, int8 in and float or int8 out, against torch's float and quantized convolutions.
 
 Activations are channels_last for ours and the quantized rivals. They are "symmetric", with zero
 point 0 and never negative (as after a ReLU), or "affine", all 256 codes with the zero point -128;
-avx2 has a faster kernel for the former. The quantized rivals give quint8 with the same arithmetic.
+avx2 has a faster kernel for the former. The quantized rivals, on CPUs, give quint8 with the same
+arithmetic.
 
 ONEDNN_MAX_CPU_ISA=AVX2 shows the rivals as they are on a CPU without VNNI, on one that has it:
 oneDNN obeys, and the engine fbgemm, which has no such switch, is left out.
@@ -10,10 +11,10 @@ oneDNN obeys, and the engine fbgemm, which has no such switch, is left out.
 
 from dataclasses import dataclass
 
+import rivals
 import torch
-import torch.nn.functional as F
 from bench import Benchmark, Case, main
-from binary_conv2d import ConvShape
+from binary_conv2d import RESNET_1X1, RESNET_3X3, STAGES, ConvShape
 from int8 import (
     ANY_SIGN,
     LOWEST,
@@ -22,6 +23,7 @@ from int8 import (
     quantized,
     quantized_input,
     weights,
+    with_kinds,
 )
 
 from nncx import ops
@@ -38,7 +40,7 @@ class Int8ConvShape:
         return f"{self.conv} {self.activations} to {self.out}"
 
 
-RESNET18 = tuple(ConvShape(1, c, c, hw, 3) for c, hw in ((64, 56), (128, 28), (256, 14), (512, 7)))
+RESNET18 = tuple(ConvShape(1, c, c, hw, 3) for c, hw in STAGES)
 MOBILENET = tuple(
     ConvShape(1, c, o, hw, 1)
     for c, o, hw in (
@@ -47,12 +49,19 @@ MOBILENET = tuple(
     )
 )
 STEM = ConvShape(1, 3, 64, 224, 7, 2)
-SHAPES = tuple(
-    Int8ConvShape(conv, activations, out)
-    for activations in LOWEST
-    for out in ("float32", "int8")
-    for conv in (*RESNET18, *MOBILENET, STEM)
-)
+SHAPES = {
+    "cpu": tuple(
+        Int8ConvShape(conv, activations, out)
+        for activations in LOWEST
+        for out in ("float32", "int8")
+        for conv in (*RESNET18, *MOBILENET, STEM)
+    ),
+    "cuda": (
+        *(Int8ConvShape(conv, "affine", "int8") for conv in (*RESNET_3X3, *RESNET_1X1)),
+        *(Int8ConvShape(conv, "affine", "float16") for conv in RESNET_3X3[:4]),
+        Int8ConvShape(ConvShape(128, 3, 64, 224, 7, 2), "affine", "int8"),
+    ),
+}
 
 
 def prepare(shape: Int8ConvShape) -> Case:
@@ -70,33 +79,33 @@ def prepare(shape: Int8ConvShape) -> Case:
     if shape.out == "int8":
         epilogue["out_scale"] = torch.tensor(out_scale)
         epilogue["out_zero_point"] = torch.tensor(0, dtype=torch.int8)
+    else:
+        epilogue["out_dtype"] = getattr(torch, shape.out)
     prepacked = ops.int8_conv2d_prepack(codes)
 
     float_x = (x.float() - zero_point) * x_scale
     float_w = codes.float() * w_scale.view(-1, 1, 1, 1)
-    nchw = float_x.contiguous(), float_w
-    nhwc = float_x, float_w.to(memory_format=torch.channels_last)
-    quantized_x, quantized_w = quantized_input(x, x_scale, zero_point), quantized(codes, w_scale)
 
     def prepack():
-        stride, padding = [conv.stride] * 2, [conv.padding] * 2
-        packed = torch.ops.quantized.conv2d_prepack(quantized_w, bias, stride, padding, [1, 1], 1)
+        geometry = [conv.stride] * 2, [conv.padding] * 2, [1, 1], 1
+        packed = torch.ops.quantized.conv2d_prepack(quantized(codes, w_scale), bias, *geometry)
+        quantized_x = quantized_input(x, x_scale, zero_point)
         return lambda: torch.ops.quantized.conv2d(quantized_x, packed, out_scale, 128)
 
     return Case(
         ours=lambda: ops.int8_conv2d(x, prepacked, *geometry, **epilogue),
         rivals={
-            "float32:nchw": lambda: F.conv2d(*nchw, bias, conv.stride, conv.padding),
-            "float32:nhwc": lambda: F.conv2d(*nhwc, bias, conv.stride, conv.padding),
-            **by_engine(prepack),
+            **with_kinds(rivals.conv2d(float_x, float_w, bias, conv.stride, conv.padding)),
+            **({} if x.is_cuda else by_engine(prepack)),
         },
         reference=lambda: int8_conv2d_reference(x, codes, *geometry, **epilogue),
         work=conv.macs,
+        reads=(x, codes, w_scale, bias),
         limits=NON_NEGATIVE if shape.activations == "symmetric" else ANY_SIGN,
     )
 
 
-BENCHMARK = Benchmark("int8_conv2d", "GMAC/s", "torch", SHAPES, prepare)
+BENCHMARK = Benchmark("int8_conv2d", "GMAC/s", "torch", SHAPES, prepare, peak="int8")
 
 if __name__ == "__main__":
     raise SystemExit(main(BENCHMARK))

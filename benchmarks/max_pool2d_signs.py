@@ -1,6 +1,6 @@
 """max_pool2d_signs against torch's max-pool of the float images behind the bits.
 
-GB/s counts the bytes that the floats would take.
+On a CPU GB/s counts the bytes that the floats would take. On a GPU they are float16.
 """
 
 from typing import NamedTuple
@@ -24,26 +24,37 @@ class PoolShape(NamedTuple):
         return f"n={self.n} c={self.c} hw={self.hw} k={self.k} s={self.stride}"
 
 
-SHAPES = (
-    PoolShape(1, 64, 112, 3, 2),
-    PoolShape(1, 128, 56, 2, 2),
-    PoolShape(1, 512, 14, 2, 2),
-    PoolShape(1, 16, 32, 2, 2),
-)
+SHAPES = {
+    "cpu": (
+        PoolShape(1, 64, 112, 3, 2),
+        PoolShape(1, 128, 56, 2, 2),
+        PoolShape(1, 512, 14, 2, 2),
+        PoolShape(1, 16, 32, 2, 2),
+    ),
+    "cuda": (
+        PoolShape(128, 64, 112, 3, 2),
+        PoolShape(128, 128, 56, 2, 2),
+        PoolShape(128, 512, 14, 2, 2),
+    ),
+}
 
 
 def prepare(shape: PoolShape) -> Case:
     x = torch.randn(shape.n, shape.c, shape.hw, shape.hw)
+    kind = ""
+    if x.is_cuda:
+        x, kind = x.half(), "float16:"
     x_nhwc = x.to(memory_format=torch.channels_last)
     packed, window = ops.pack_signs(x), (shape.k, shape.stride, shape.k // 2)
     return Case(
         ours=lambda: ops.max_pool2d_signs(packed, *window),
         rivals={
-            "nchw": lambda: F.max_pool2d(x, *window),
-            "nhwc": lambda: F.max_pool2d(x_nhwc, *window),
+            f"{kind}nchw": lambda: F.max_pool2d(x, *window),
+            f"{kind}nhwc": lambda: F.max_pool2d(x_nhwc, *window),
         },
         reference=lambda: max_pool2d_signs_reference(packed, *window),
         work=x.nbytes,
+        reads=(packed,),
     )
 
 

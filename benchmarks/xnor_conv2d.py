@@ -1,16 +1,17 @@
 """A frozen nncx.XNORConv2d from floats to floats, against nn.Conv2d: what a user's network gains.
 
-Packing, alpha, bias and the way back to the memory format of the input are included.
+Packing, alpha, bias and the way back to the memory format of the input are included. On a GPU the
+input and the output are float16.
 """
 
 from copy import deepcopy
 from dataclasses import dataclass
 
+import rivals
 import torch
 from bench import Benchmark, Case, main
-from binary_conv2d import BINARY_LIMITS, ConvShape
+from binary_conv2d import BINARY_LIMITS, RESNET_1X1, RESNET_3X3, ConvShape
 from binary_conv2d import SHAPES as CONV_SHAPES
-from torch import nn
 
 import nncx
 
@@ -26,7 +27,15 @@ class LayerShape:
         return f"{self.conv} {self.layout}"
 
 
-SHAPES = tuple(LayerShape(conv, layout) for conv in CONV_SHAPES for layout in ("nchw", "nhwc"))
+SHAPES = {
+    "cpu": tuple(
+        LayerShape(conv, layout) for conv in CONV_SHAPES["cpu"] for layout in ("nchw", "nhwc")
+    ),
+    "cuda": (
+        *(LayerShape(conv, "nhwc") for conv in (*RESNET_3X3, *RESNET_1X1[:2])),
+        *(LayerShape(conv, "nchw") for conv in RESNET_3X3[:2]),
+    ),
+}
 
 
 def prepare(shape: LayerShape) -> Case:
@@ -34,21 +43,24 @@ def prepare(shape: LayerShape) -> Case:
     arguments = (conv.c, conv.o, conv.k, conv.stride, conv.padding)
     trained = nncx.XNORConv2d(*arguments).train()  # in training it computes with torch's kernels
     ours = nncx.freeze(deepcopy(trained).eval())
-    float_nchw = nn.Conv2d(*arguments).eval()
-    float_nhwc = deepcopy(float_nchw).to(memory_format=torch.channels_last)
-    x_nchw = torch.randn(conv.n, conv.c, conv.hw, conv.hw)
-    x_nhwc = x_nchw.to(memory_format=torch.channels_last)
-    x = x_nchw if shape.layout == "nchw" else x_nhwc
+    x = torch.randn(conv.n, conv.c, conv.hw, conv.hw)
+    weight, bias = torch.randn(conv.o, conv.c, conv.k, conv.k), torch.randn(conv.o)
+    floats = rivals.conv2d(x, weight, bias, conv.stride, conv.padding)
+    if shape.layout == "nhwc":
+        x = x.to(memory_format=torch.channels_last)
+    if x.is_cuda:
+        x = x.half()
     return Case(
         ours=lambda: ours(x),
-        rivals={"nchw": lambda: float_nchw(x_nchw), "nhwc": lambda: float_nhwc(x_nhwc)},
+        rivals=floats,
         reference=lambda: trained(x),
         work=conv.macs,
+        reads=(x, *ours.state_dict().values()),
     )
 
 
 BENCHMARK = Benchmark(
-    "xnor_conv2d", "GMAC/s", "nn.Conv2d float32", SHAPES, prepare, limits=BINARY_LIMITS
+    "xnor_conv2d", "GMAC/s", "torch float32", SHAPES, prepare, BINARY_LIMITS, peak="b1"
 )
 
 if __name__ == "__main__":

@@ -11,7 +11,8 @@
 // terms the error is at most K * 2^-23 * sum |w a|. NaN and infinity pass as in a float
 // convolution; padding is a zero that is multiplied, so an infinite weight makes NaN there.
 //
-// Input   [batch, height, width, groups * channels] float32, channels innermost
+// Input   [batch, height, width, groups * channels], channels innermost: float32 for the paths of
+//         the CPU, and float16 or bfloat16 too for CUDA
 // Weight  prepacked: an order that one path likes, made by its codebook_conv2d_prepack from codes
 //         in weight order [groups * out_channels, channels, kernel_h, kernel_w], dense: code i is
 //         the bits i*bits ... (i+1)*bits - 1, least significant bit first
@@ -25,7 +26,8 @@
 namespace nncx {
 
 struct CodebookConv2dParams : Conv2dGeometry {
-  const float* input;
+  const void* input;
+  Dtype input_dtype;
   const uint8_t* weight;
   const float* codebook;
   int64_t codebook_stride;  // to the next output channel's; 0: one codebook for all
@@ -36,12 +38,15 @@ struct CodebookConv2dParams : Conv2dGeometry {
 
 constexpr int64_t kCodebookBlock = 16;  // output channels, of one group
 
+// Prepacked codes have slots of 2^this bits, so that none straddles words.
+static constexpr int slot_log2(int bits) { return bits <= 2 ? bits - 1 : bits <= 4 ? 2 : 3; }
+
 static constexpr int64_t codebook_blocks(const Conv2dWeightShape& s) {
   return (s.out_channels + kCodebookBlock - 1) / kCodebookBlock;
 }
 
 // Code `index` of a dense stream.
-static inline uint8_t code_at(const uint8_t* codes, int64_t index, int bits) {
+static constexpr uint8_t code_at(const uint8_t* codes, int64_t index, int bits) {
   const int64_t first = index * bits;
   const int shift = static_cast<int>(first % 8);
   unsigned window = codes[first / 8];

@@ -37,13 +37,10 @@ constexpr int64_t kFewRows = 2;    // from 3 on the panel is faster (2 bits; 4 b
 constexpr int64_t kTableRows = 8;  // the panel catches up at 4 rows of 256 outputs, 13 of 2048
 constexpr int64_t kStripPointers = 1 << 13;  // where taps are many, a strip is shorter
 
-// Widths in memory: a code never straddles words, and shifting by a constant is enough.
-constexpr int slot_bits(int bits) { return bits <= 2 ? bits : bits <= 4 ? 4 : 8; }
-
 inline int64_t terms(const Conv2dWeightShape& s) { return s.taps * s.channels; }
 
 inline int64_t steps(const Conv2dWeightShape& s, int bits) {
-  const int64_t codes = 32 / slot_bits(bits);
+  const int64_t codes = 32 >> slot_log2(bits);
   return (terms(s) + codes - 1) / codes;
 }
 
@@ -61,7 +58,7 @@ struct Place {
 template <class PlaceOf>
 void prepack(const Conv2dWeightShape& s, int bits, const uint8_t* codes, uint8_t* prepacked,
              const PlaceOf& place) {
-  const int slot = slot_bits(bits);
+  const int slot = 1 << slot_log2(bits);
   const int64_t per_step = 32 / slot;
   const int64_t block_bytes = steps(s, bits) * kStepBytes;
   std::memset(prepacked, 0, prepacked_bytes(s, bits));
@@ -181,7 +178,7 @@ inline void codebook_starts(const CodebookConv2dParams& p, const Outputs& output
 template <class V>
 void locate(const CodebookConv2dParams& p, const Strip& strip, const Scratch& scratch) {
   const int64_t pixel_floats = p.shape.groups * p.shape.channels;
-  const float* input = p.input + strip.group * p.shape.channels;
+  const float* input = static_cast<const float*>(p.input) + strip.group * p.shape.channels;
   for (int64_t i = 0; strip.begin + i < strip.end; ++i) {
     const int64_t pixel = strip.begin + i;
     const int64_t n = pixel / (p.out_height * p.out_width);

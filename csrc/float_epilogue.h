@@ -26,7 +26,7 @@ static constexpr float activate(Activation activation, float y) {
   return activation == Activation::relu6 && y > 6 ? 6 : y;
 }
 
-static inline float finish(const FloatEpilogue& e, float sum, int64_t o) {
+static constexpr float finish(const FloatEpilogue& e, float sum, int64_t o) {
   return activate(e.activation, e.bias ? sum + e.bias[o] : sum);
 }
 

@@ -4,6 +4,8 @@ import importlib
 import re
 import subprocess
 import sys
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -26,12 +28,28 @@ SMALLEST = {
     "quantize_int8": "c=16 hw=32 nhwc",
     "xnor_conv2d": "c=16 hw=32 k=3 nhwc",
 }
+# Of those for a GPU, small ones.
+SMALL_ON_GPU = {
+    "binary_conv2d": lambda m: m.ConvShape(2, 9, 9, 5, 3),
+    "binary_conv2d_sign": lambda m: m.ConvShape(2, 9, 9, 5, 3),
+    "binary_linear": lambda m: m.BinaryLinearShape(m.LinearShape(3, 70, 9), "float16"),
+    "codebook_conv2d": lambda m: m.CodebookConvShape(
+        m.ConvShape(2, 9, 9, 5, 3), 4, "nhwc", "float16"
+    ),
+    "codebook_linear": lambda m: m.CodebookLinearShape(m.LinearShape(3, 70, 9), 4, dtype="float16"),
+    "int8_conv2d": lambda m: m.Int8ConvShape(m.ConvShape(2, 9, 9, 5, 3), "affine", "float16"),
+    "int8_linear": lambda m: m.Int8LinearShape(m.LinearShape(3, 70, 9), "affine"),
+    "max_pool2d_signs": lambda m: m.PoolShape(2, 9, 8, 2, 2),
+    "pack_signs": lambda m: m.PackShape((2, 9, 5, 5), "nhwc", "float16"),
+    "quantize_int8": lambda m: replace(m.SHAPES["cuda"][0], size=(2, 9, 5, 5)),
+    "xnor_conv2d": lambda m: m.LayerShape(m.ConvShape(2, 9, 9, 5, 3), "nhwc"),
+}
 LINE = re.compile(
     r"(?P<name>\w+)  \w+=\d+( \w+=\d+)+( nchw| nhwc| per-channel)?"
-    r"( symmetric| affine)?( to int8)?  \w+ *"
-    r" \| [\d.]+ ms \| [\d.]+ (GMAC|GB)/s"
-    r" \| [\d.]+x [\w. ]+(, [\d.]+x \w+)* \([\w.:]+ [\d.]+ ms(, [\w.:]+ [\d.]+ ms)*\)"
-    r"( \| \d+% of (1|2|2\.67|4|13|21)x torch\.mm)?"
+    r"( float16)?( symmetric| affine)?( to \w+)?  \w+ *"
+    r" \| [\d.]+ ms \| [\d.]+ (GMAC|GB|TOP)/s"
+    r" \| [\d.]+x [\w. ]+(, [\d.]+x [\w ]+)* \([\w.: ]+ [\d.]+ ms(, [\w.: ]+ [\d.]+ ms)*\)"
+    r"( \| \d+% of ((1|2|2\.67|4|13|21)x torch\.mm|the (memory|b1|int8|float16) roof))?"
 )
 
 
@@ -50,14 +68,17 @@ def run(bench: ModuleType, name: str, *arguments: str) -> int:
 
 
 def test_every_benchmark_is_tested_and_collected(bench: ModuleType) -> None:
-    files = {path.stem for path in FOLDER.glob("*.py")} - {
-        "bench",
-        "int8",
-        "test_speed",
-        "break_even",
-    }
+    not_ops = {"bench", "break_even", "cpu", "gpu", "int8", "rivals", "roofline", "test_speed"}
+    files = {path.stem for path in FOLDER.glob("*.py")} - not_ops
     assert files == set(SMALLEST)
     assert files == {op.name for op in importlib.import_module("test_speed").BENCHMARKS}
+
+
+def test_every_shape_has_its_name(bench: ModuleType) -> None:
+    for op in importlib.import_module("test_speed").BENCHMARKS:
+        for shapes in op.shapes.values():
+            names = [str(shape) for shape in shapes]
+            assert len(set(names)) == len(names)
 
 
 @pytest.mark.parametrize("name", SMALLEST)
@@ -128,11 +149,11 @@ def test_each_path_and_thread_count_has_its_header(bench: ModuleType, capsys, tm
 
 def test_time_rate_and_ratio(bench: ModuleType, monkeypatch) -> None:
     seconds = {"ours": [1.0, 2.0, 4.0], "slow": [9.0, 9.0, 9.0], "fast": [2.0, 6.0, 16.0]}
-    monkeypatch.setattr(bench, "take_turns", lambda contenders, rounds: seconds)
+    monkeypatch.setattr(bench, "take_turns", lambda *_: seconds)
     run = torch.ones(3).clone
     case = bench.Case(run, {"slow": run, "fast": run}, run, work=5 * 10**9)
-    benchmark = bench.Benchmark("op", "GMAC/s", "rival", ["n=1"], lambda shape: case)
-    measurement = benchmark.measure("n=1", rounds=3)
+    benchmark = bench.Benchmark("op", "GMAC/s", "rival", {"cpu": ["n=1"]}, lambda shape: case)
+    measurement = benchmark.measure("n=1", rounds=3, device=bench.Cpu("scalar", 1))
     assert measurement.cells == [
         "2000 ms",
         "2.50 GMAC/s",
@@ -143,11 +164,11 @@ def test_time_rate_and_ratio(bench: ModuleType, monkeypatch) -> None:
 
 def test_the_fastest_rival_of_each_kind_counts(bench: ModuleType, monkeypatch) -> None:
     seconds = {"ours": [1.0], "a:slow": [9.0], "a:fast": [2.0], "b:other": [4.0]}
-    monkeypatch.setattr(bench, "take_turns", lambda contenders, rounds: seconds)
+    monkeypatch.setattr(bench, "take_turns", lambda *_: seconds)
     run = torch.ones(3).clone
     case = bench.Case(run, dict.fromkeys(["a:slow", "a:fast", "b:other"], run), run, work=10**9)
-    benchmark = bench.Benchmark("op", "GMAC/s", "rival", ["n=1"], lambda shape: case)
-    measurement = benchmark.measure("n=1", rounds=1)
+    benchmark = bench.Benchmark("op", "GMAC/s", "rival", {"cpu": ["n=1"]}, lambda shape: case)
+    measurement = benchmark.measure("n=1", rounds=1, device=bench.Cpu("scalar", 1))
     assert measurement.ratios == {"a": 2.0, "b": 4.0}
     assert measurement.cells[2].startswith("2.0x a, 4.0x b (a:slow 9000 ms, ")
 
@@ -156,13 +177,14 @@ def test_the_geometric_mean_stands_behind_the_shapes(
     bench: ModuleType, monkeypatch, capsys
 ) -> None:
     ratios = iter([1.0, 4.0])
-    cells = bench.Measurement(["1 ms", "1 GB/s", ""], {})
+    cells = bench.Measurement(["1 ms", "1 GB/s", ""], {}, 1e-3, bench.Work(1))
     monkeypatch.setattr(
         bench.Benchmark,
         "measure",
         lambda *_: cells._replace(ratios={"rival": next(ratios)}),
     )
-    benchmark = bench.Benchmark("op", "GB/s", "rival", ["n=1", "n=2"], lambda shape: None)
+    shapes = {"cpu": ["n=1", "n=2"]}
+    benchmark = bench.Benchmark("op", "GB/s", "rival", shapes, lambda shape: None)
     assert bench.main(benchmark, ["--threads", "1"]) == 0
     assert capsys.readouterr().out.endswith("geometric mean of 2 shapes: 2.0x rival\n")
 
@@ -173,6 +195,8 @@ def test_the_geometric_mean_stands_behind_the_shapes(
         (["--shapes", "c=17"], "pack_signs: no shape contains 'c=17'"),
         (["--rounds", "0"], "must be at least 1, got 0"),
         (["--isa", "mmx"], "invalid choice: 'mmx'"),
+        (["--device", "cuda", "--threads", "1"], "--threads and --isa are of the CPU"),
+        (["--records", "file"], "--records needs the limits of a GPU, got --device cpu"),
     ],
 )
 def test_bad_options(bench: ModuleType, arguments, message: str, capsys) -> None:
@@ -181,6 +205,133 @@ def test_bad_options(bench: ModuleType, arguments, message: str, capsys) -> None
         bench.main(benchmark, arguments)
     assert error.value.code != 0
     assert message in f"{error.value.code}{capsys.readouterr().err}"
+
+
+class TwoCopies:
+    """A device with a roof, on which all calls of a contender take 4 ms."""
+
+    name, path = "cuda", "cuda"
+
+    def __init__(self, roof: object) -> None:
+        self.roof = roof
+
+    def active(self):
+        return nullcontext()
+
+    preparing = active
+
+    def describe(self) -> str:
+        return str(self.roof)
+
+    def copies(self, moved: int) -> int:
+        self.moved = moved
+        return 2
+
+    def contender(self, runs):
+        return lambda: [run() for run in runs]
+
+    def turn(self, run, calls: int) -> float:
+        assert len(run()) == 2
+        return 4e-3
+
+
+def test_a_gpu_has_sets_of_tensors_and_a_roof(
+    bench: ModuleType, capsys, monkeypatch, tmp_path
+) -> None:
+    roofline = importlib.import_module("roofline")
+    device = TwoCopies(roofline.Roof("NVIDIA H200", 4e12))
+    monkeypatch.setattr(bench, "_devices", lambda options: [device])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+
+    inputs = []
+
+    def prepare(shape: str) -> object:
+        x = torch.randn(1000)
+        inputs.append(x)
+        return bench.Case(x.clone, {"float16:F.conv2d": x.clone}, x.clone, 10**12, reads=[x])
+
+    file = tmp_path / "records.jsonl"
+    for name, peak in (("bytes", ""), ("products", "int8")):
+        benchmark = bench.Benchmark(
+            name, "GMAC/s", "torch", {"cuda": ["n=1"]}, prepare, {"avx2": 1}, peak
+        )
+        arguments = ["--device", "cuda", "--rounds", "3", "--records", str(file)]
+        assert bench.main(benchmark, arguments) == 0
+    assert len(inputs) == 4 and not inputs[0].equal(inputs[1])
+    assert device.moved == 8000
+
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0] == "NVIDIA H200, copy 4.00 TB/s; median of 3 rounds"
+    ratio = "1.0x float16 (float16:F.conv2d 2.00 ms)"
+    assert (
+        lines[1] == f"bytes  n=1  cuda | 2.00 ms | 0.00400 GB/s | {ratio} | 0% of the memory roof"
+    )
+    assert (
+        lines[3] == f"products  n=1  cuda | 2.00 ms | 1000 TOP/s | {ratio} | 51% of the int8 roof"
+    )
+    assert [record.op for record in roofline.read(file)] == ["bytes", "products"]
+    assert roofline.main([str(file)]) == 0
+    assert "products" in file.with_suffix(".svg").read_text()
+
+
+@pytest.mark.parametrize("name", SMALL_ON_GPU)
+def test_cases_of_a_gpu(bench: ModuleType, name: str, capsys, monkeypatch) -> None:
+    """Its rivals, formats and names, on tensors of the CPU that say they are a GPU's."""
+    module = importlib.import_module(name)
+    shape = SMALL_ON_GPU[name](module)
+    assert type(shape) is type(module.SHAPES["cuda"][0])
+    monkeypatch.setitem(module.SHAPES, "cuda", [shape])
+    roof = importlib.import_module("roofline").Roof("NVIDIA H200", 4e12)
+    monkeypatch.setattr(bench, "_devices", lambda options: [TwoCopies(roof)])
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True, raising=False)
+    assert bench.main(module.BENCHMARK, ["--device", "cuda", "--rounds", "1"]) == 0
+    _, line = capsys.readouterr().out.splitlines()
+    assert LINE.fullmatch(line)["name"] == name
+    assert "float16" in line or name in ("pack_signs", "quantize_int8")
+
+
+def test_the_floor_is_the_longer_of_two_times(bench: ModuleType) -> None:
+    roofline = importlib.import_module("roofline")
+    roof = roofline.Roof("NVIDIA H200", 4e12)
+    assert roof.floor(roofline.Work(8 * 10**12)) == (2.0, "memory")
+    assert roof.floor(roofline.Work(4, 2 * 989 * 10**12, "float16")) == (2.0, "float16")
+    assert roof.floor(roofline.Work(4 * 10**12, 100, "b1")) == (1.0, "memory")
+    unknown = roofline.Roof("a GPU", 1e9)
+    assert unknown.floor(roofline.Work(10**9, 10**18, "b1")) == (1.0, "memory")
+
+
+def test_peaks_by_name(bench: ModuleType) -> None:
+    peaks = importlib.import_module("roofline").peaks
+    assert peaks("NVIDIA H100 80GB HBM3") == peaks("NVIDIA H200")
+    assert peaks("NVIDIA H100 PCIe")["int8"] < peaks("NVIDIA H100 80GB HBM3")["int8"]
+    assert peaks("NVIDIA A100-SXM4-80GB")["b1"] == 4992e12
+    assert peaks("AMD Instinct") == {}
+
+
+def test_rivals_of_a_gpu_compute_the_same(bench: ModuleType) -> None:
+    rivals = importlib.import_module("rivals")
+    x, w, bias = torch.randn(5, 60), torch.randn(33, 60), torch.randn(33)
+    expected = torch.nn.functional.linear(x, w, bias)
+    for run in rivals.gpu_linear(x, w, bias).values():
+        assert torch.allclose(run().float(), expected, rtol=0, atol=0.5)
+    x, w = torch.randn(2, 8, 6, 6), torch.randn(9, 8, 3, 3)
+    expected = torch.nn.functional.conv2d(x, w, None, 2, 1)
+    for run in rivals.gpu_conv2d(x, w, None, 2, 1).values():
+        result = run()
+        assert result.is_contiguous(memory_format=torch.channels_last)
+        assert torch.allclose(result.float(), expected, rtol=0, atol=0.5)
+
+
+@pytest.mark.parametrize(("size", "name"), [((1, 61, 33), "padded"), ((17, 64, 32), "_int_mm")])
+def test_int_mm_is_padded_where_a_gpu_wants_it(bench: ModuleType, size, name: str) -> None:
+    m, k, o = size
+    x, codes = (torch.randint(-128, 128, shape, dtype=torch.int8) for shape in ((m, k), (o, k)))
+    (rival,) = importlib.import_module("rivals").gpu_int_mm(x, codes).items()
+    assert rival[0] == f"_int_mm:{name}"
+    result = rival[1]()
+    assert result.shape[0] > 16 and result.shape[1] % 8 == 0
+    assert torch.equal(result[:m, :o].long(), x.long() @ codes.long().T)
 
 
 def test_runs_as_a_script() -> None:

@@ -68,7 +68,7 @@ struct Choices {
 // and `vpermi2ps` at 5; of larger codebooks all parts are looked up, and the bits above choose.
 template <int Bits>
 struct Registers {
-  static constexpr int kSlot = slot_bits(Bits);
+  static constexpr int kSlot = 1 << slot_log2(Bits);
   static constexpr int kTables = Bits <= 4 ? 1 : 1 << (Bits - 4);
   __m512 tables[kTables];
 

@@ -31,4 +31,9 @@ class Divider {
   uint64_t multiplier_;
 };
 
+static_assert(Divider(1).quotient(INT64_MAX) == INT64_MAX);
+static_assert(Divider(7).quotient(INT64_MAX) == INT64_MAX / 7);
+static_assert(Divider(7).quotient(INT64_MAX / 7 * 7 - 1) == INT64_MAX / 7 - 1);
+static_assert(Divider((int64_t{1} << 62) + 1).quotient(INT64_MAX) == 1);
+
 }  // namespace nncx::cuda

@@ -50,50 +50,57 @@ __device__ inline ChunkRow chunk_row(const typename Op::Params& p, int64_t first
       row.x = valid_taps_x(p, at);
     }
   }
-  row.term = Op::term(p, row.n, row_bits ? row_bits[r] : 0);
+  row.term = Op::term(p, row.n, Op::kCountsBits && row_bits ? row_bits[r] : 0);
   return row;
 }
 
-// Of row r, for all lanes, which may ask for different ones; few chunks need it.
-__device__ inline void shuffle_border(const ChunkRow& row, int r, ChunkRow& result) {
+// Of row r, to all lanes that ask for it: the taps that lie in the image.
+__device__ inline ChunkRow shuffle_taps(const ChunkRow& row, int r) {
+  ChunkRow result{};
+  result.is_border = __shfl_sync(kAllLanes, static_cast<int>(row.is_border), r) != 0;
   result.y.begin = __shfl_sync(kAllLanes, row.y.begin, r);
   result.y.end = __shfl_sync(kAllLanes, row.y.end, r);
   result.x.begin = __shfl_sync(kAllLanes, row.x.begin, r);
   result.x.end = __shfl_sync(kAllLanes, row.x.end, r);
+  result.term = __shfl_sync(kAllLanes, row.term, r);
+  return result;
 }
 
-// The dot products of a row, from sums, for `Count` channels `kStep` apart from o on, of which
-// `count` exist.
-template <class Op, int kCount, int kStep>
+// The dot products of a row, from sums, for the channels from o on, of which `count` exist.
+template <class Op, int kCount>
 class ChunkChannels {
  public:
   __device__ ChunkChannels(const typename Op::Params& p, int64_t o, int count)
       : tap_sums_(tap_sums_of<Op>(p) + o), count_(count) {
     const int64_t totals = p.shape.taps * p.epilogue.channels;
     for (int i = 0; i < kCount; ++i) {
-      offset_[i] = i < count ? Op::offset(p, tap_sums_[totals + i * kStep]) : 0;
+      offset_[i] = i < count ? Op::offset(p, tap_sums_[totals + i]) : 0;
     }
   }
 
+  // Of a row whose taps all lie in the image.
   __device__ void finish(int32_t term, int32_t (&sums)[kCount]) const {
     for (int i = 0; i < kCount; ++i) sums[i] = Op::dot(sums[i], term, offset_[i]);
   }
 
-  // The same of a border row, for those that finish() has gone over.
+  // Then, of any other.
   __device__ void correct(const typename Op::Params& p, const ChunkRow& row,
                           int32_t (&sums)[kCount]) const {
+    if (!row.is_border) return;
     uint32_t outside[kCount] = {};
     int taps = 0;
     const auto kernel_w = static_cast<int>(p.kernel_w);
+#pragma unroll 1
     for (int y = 0; y < p.kernel_h; ++y) {
       const bool is_inside = row.y.holds(y);
+#pragma unroll 1
       for (int x = 0; x < kernel_w; ++x) {
         if (is_inside && x == row.x.begin) x = max(x, row.x.end);
         if (x >= kernel_w) break;
         const int32_t* line = tap_sums_ + (int64_t{y} * kernel_w + x) * p.epilogue.channels;
         ++taps;
         for (int i = 0; i < kCount; ++i) {
-          if (i < count_) outside[i] += static_cast<uint32_t>(line[i * kStep]);
+          if (i < count_) outside[i] += static_cast<uint32_t>(line[i]);
         }
       }
     }
@@ -139,6 +146,22 @@ __device__ inline bool is_aligned(const void* tensor, int bytes) {
 }
 
 __device__ inline int bytes_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
+
+__device__ inline float load_number(const void* input, Dtype dtype, int64_t at) {
+  if (dtype == Dtype::float32) return static_cast<const float*>(input)[at];
+  if (dtype == Dtype::float16) return to_float(static_cast<const Half*>(input)[at]);
+  return to_float(static_cast<const BFloat16*>(input)[at]);
+}
+
+__device__ inline void store_number(float v, Dtype dtype, void* output, int64_t at) {
+  if (dtype == Dtype::float32) {
+    static_cast<float*>(output)[at] = v;
+  } else if (dtype == Dtype::float16) {
+    from_float(v, static_cast<Half*>(output) + at);
+  } else {
+    from_float(v, static_cast<BFloat16*>(output) + at);
+  }
+}
 
 __device__ inline void store_four(const float (&v)[4], float* to) {
   *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]);
@@ -320,7 +343,6 @@ __device__ inline Int8Numbers numbers_of(const Int8Epilogue& e) { return Int8Num
 // output 8 * j + 2 * t + i % 2.
 constexpr int kFragmentColumns = kChunkOutputs / 8;
 using Fragment = int32_t[kFragmentColumns][4];
-using HalfFragment = int32_t[kFragmentColumns / 2][4];
 
 // From which value of 4 * sum - 2 * bits on the sign of an output is set (binary_epilogue.h), before
 // the flips. A lane knows the outputs `lane` and `lane + 32` of a chunk.
@@ -375,7 +397,7 @@ struct Chunk {
     const int lane = threadIdx.x % 32;
     const int column = lane % kLanes * kCount;
     const int count = min(max(outputs - column, 0), kCount);
-    const ChunkChannels<Op, kCount, 1> channels(p, o + column, count);
+    const ChunkChannels<Op, kCount> channels(p, o + column, count);
     ChannelScale scales[kCount];
 #pragma unroll
     for (int i = 0; i < kCount; ++i) scales[i] = channel_scale(e, o + column + i, i < count);
@@ -393,10 +415,7 @@ struct Chunk {
       }
       if constexpr (kAtATime == 1) {
         if (borders >> first & ((1 << kAtOnce) - 1)) {
-          ChunkRow row{};
-          row.term = __shfl_sync(kAllLanes, own.term, r);
-          shuffle_border(own, r, row);
-          if (borders >> r & 1) channels.correct(p, row, dots[0]);
+          channels.correct(p, shuffle_taps(own, r), dots[0]);
         }
       }
       float v[kAtATime][kCount];
@@ -427,77 +446,71 @@ struct Chunk {
   }
 
   __device__ void store_pixels_last() const {
-    constexpr int kCount = 4;
+    constexpr int kAtOnce = 32 / kChunkRows;
     const auto& e = p.epilogue;
     const auto numbers = numbers_of(e);
     const int r = threadIdx.x % kChunkRows;
     const ChunkRow row = chunk_row<Op>(p, first_row, rows, group, row_bits, true);
     if (r >= rows) return;
-    for (int column = threadIdx.x % 32 / kChunkRows * kCount; column < outputs;
-         column += 32 / kChunkRows * kCount) {
-      const int count = min(outputs - column, kCount);
-      const ChunkChannels<Op, kCount, 1> channels(p, o + column, count);
-      int32_t dots[kCount];
-      read_four(r, column, dots);
-      channels.finish(row.term, dots);
-      if (row.is_border) channels.correct(p, row, dots);
-      float v[kCount][1];
+    for (int column = threadIdx.x % 32 / kChunkRows; column < outputs; column += kLines * kAtOnce) {
+      const int lines = min((outputs - column + kAtOnce - 1) / kAtOnce, kLines);
+      float v[kLines][1];
 #pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        v[i][0] = scaled(dots[i], channel_scale(e, o + column + i, i < count), row.input_scale);
+      for (int line = 0; line < kLines; ++line) {
+        const int at = column + min(line, lines - 1) * kAtOnce;
+        int32_t dot[1] = {sums[r * pitch + at]};
+        const ChunkChannels<Op, 1> channel(p, o + at, 1);
+        channel.finish(row.term, dot);
+        channel.correct(p, row, dot);
+        v[line][0] = scaled(dot[0], channel_scale(e, o + at, true), row.input_scale);
       }
-      const int64_t at = (row.n * e.channels + o + column) * e.image + row.in_image;
-      numbers.store(v, Block{at, e.image, count, 1, false});
+      numbers.store(v, Block{(row.n * e.channels + o + column) * e.image + row.in_image,
+                             kAtOnce * e.image, lines, 1, false});
     }
   }
 
-  __device__ void read_four(int r, int column, int32_t (&four)[4]) const {
-    const int4 read = *reinterpret_cast<const int4*>(sums + r * pitch + column);
-    four[0] = read.x, four[1] = read.y, four[2] = read.z, four[3] = read.w;
-  }
-
+  // Of sums in shared memory, and rows whose taps all lie in the image.
   __device__ void store_signs() const {
-    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    int32_t bits[2];
-    for (int h = 0; h < 2; ++h) bits[h] = row_bits[min(g + 8 * h, rows - 1)];
-    store_signs_of(bits, [&](int j, int h) {
-      const int r = min(g + 8 * h, rows - 1);
-      return *reinterpret_cast<const int2*>(sums + r * pitch + 8 * j + 2 * t);
-    });
+    const int lane = threadIdx.x % 32;
+    const SignBounds bounds(p, o, outputs);
+    for (int r = 0; r < rows; ++r) {
+      uint32_t words[2];
+      for (int half = 0; half < 2; ++half) {
+        const int32_t value = Op::dot(sums[r * pitch + lane + 32 * half], row_bits[r], 0);
+        words[half] = __ballot_sync(kAllLanes, value >= bounds.of[half]) ^ bounds.flips[half];
+      }
+      if (lane == 0) write_signs(first_row + r, words[0], words[1]);
+    }
   }
 
   // Of sums as mma.sync and wgmma hold them (Fragment), bits being those of the rows g and g + 8. A
   // sum is compared where it is: through shared memory it would take three times as long.
-  __device__ void store_signs(const Fragment& sums, const int32_t (&bits)[2]) const {
-    store_signs_of(bits,
-                   [&](int j, int h) { return make_int2(sums[j][2 * h], sums[j][2 * h + 1]); });
-  }
-
-  // two_sums(j, h): those of the row g + 8 * h and the outputs 8 * j + 2 * t, + 1.
-  template <class TwoSums>
-  __device__ void store_signs_of(const int32_t (&bits)[2], const TwoSums& two_sums) const {
-    const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
+  __device__ void store_signs(const Fragment& fragment, const int32_t (&bits)[2]) const {
+    const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    Fragment values;
+    for (int j = 0; j < kFragmentColumns; ++j) {
+      for (int i = 0; i < 4; ++i) values[j][i] = Op::dot(fragment[j][i], bits[i / 2], 0);
+    }
     const ChunkRow own = chunk_row<Op>(p, first_row, rows, group, nullptr, false);
-    const bool has_border = __any_sync(kAllLanes, own.is_border);
+    if (__any_sync(kAllLanes, own.is_border)) correct(own, values);
     const SignBounds bounds(p, o, outputs);
-    uint32_t words[2][2];  // [row g or g + 8][low or high]
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      HalfFragment values;
-#pragma unroll
-      for (int j = 0; j < kFragmentColumns / 2; ++j) {
-#pragma unroll
+    uint32_t words[2][2] = {};  // [row g or g + 8][low or high], but for the shift by 2 * t
+    for (int j = 0; j < kFragmentColumns; ++j) {
+      for (int e = 0; e < 2; ++e) {
+        const int32_t bound = __shfl_sync(kAllLanes, bounds.of[j / 4], 8 * (j % 4) + 2 * t + e);
         for (int h = 0; h < 2; ++h) {
-          const int2 two = two_sums(half * (kFragmentColumns / 2) + j, h);
-          values[j][2 * h] = Op::dot(two.x, bits[h], 0);
-          values[j][2 * h + 1] = Op::dot(two.y, bits[h], 0);
+          if (values[j][2 * h + e] >= bound) words[h][j / 4] |= 1u << (8 * (j % 4) + e);
         }
       }
-      if (has_border) correct(own, half * 32, values);
-      uint32_t word[2];
-      compare(values, bounds.of[half], word);
-#pragma unroll
-      for (int h = 0; h < 2; ++h) words[h][half] = word[h] ^ bounds.flips[half];
+    }
+    for (int h = 0; h < 2; ++h) {
+      for (int half = 0; half < 2; ++half) {
+        uint32_t& word = words[h][half];
+        word <<= 2 * t;
+        word |= __shfl_xor_sync(kAllLanes, word, 1);
+        word |= __shfl_xor_sync(kAllLanes, word, 2);
+        word ^= bounds.flips[half];
+      }
     }
     const int r = g + 8 * t;
     if (t < 2 && r < rows) {
@@ -506,41 +519,14 @@ struct Chunk {
     }
   }
 
-  // The words of the rows g and g + 8: bit i tells whether the value of output i reaches the bound
-  // that lane i knows.
-  __device__ static void compare(const HalfFragment& values, int32_t bound_of_lane,
-                                 uint32_t (&words)[2]) {
-    const int t = threadIdx.x % 4;
-    words[0] = words[1] = 0;
-#pragma unroll
-    for (int j = 0; j < kFragmentColumns / 2; ++j) {
-#pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        const int32_t bound = __shfl_sync(kAllLanes, bound_of_lane, 8 * j + 2 * t + e);
-#pragma unroll
-        for (int h = 0; h < 2; ++h) {
-          if (values[j][2 * h + e] >= bound) words[h] |= 1u << (8 * j + e);
-        }
-      }
-    }
-#pragma unroll
-    for (uint32_t& word : words) {
-      word <<= 2 * t;
-      word |= __shfl_xor_sync(kAllLanes, word, 1);
-      word |= __shfl_xor_sync(kAllLanes, word, 2);
-    }
-  }
-
-  // Adds what the taps outside the image make of the values in border rows, of outputs from `first` on.
-  __device__ void correct(const ChunkRow& own, int first, HalfFragment& values) const {
+  // Adds what the taps outside the image make of the values in border rows.
+  __device__ void correct(const ChunkRow& own, Fragment& values) const {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-    ChunkRow rows_of_lane[2];
-    for (int h = 0; h < 2; ++h) {
-      rows_of_lane[h].is_border = __shfl_sync(kAllLanes, int{own.is_border}, g + 8 * h) != 0;
-      shuffle_border(own, g + 8 * h, rows_of_lane[h]);
-    }
+    const ChunkRow rows_of_lane[2] = {shuffle_taps(own, g), shuffle_taps(own, g + 8)};
     const int32_t* tap_sums = tap_sums_of<Op>(p) + o;
+#pragma unroll 1
     for (int y = 0; y < p.kernel_h; ++y) {
+#pragma unroll 1
       for (int x = 0; x < p.kernel_w; ++x, tap_sums += p.epilogue.channels) {
         bool is_outside[2];
         for (int h = 0; h < 2; ++h) {
@@ -548,9 +534,9 @@ struct Chunk {
           is_outside[h] = row.is_border && !(row.y.holds(y) && row.x.holds(x));
         }
         if (!__any_sync(kAllLanes, is_outside[0] || is_outside[1])) continue;
-        for (int j = 0; j < kFragmentColumns / 2; ++j) {
+        for (int j = 0; j < kFragmentColumns; ++j) {
           for (int e = 0; e < 2; ++e) {
-            const int output = first + 8 * j + 2 * t + e;
+            const int output = 8 * j + 2 * t + e;
             const int32_t tap_sum = output < outputs ? tap_sums[output] : 0;
             for (int h = 0; h < 2; ++h) {
               int32_t& value = values[j][2 * h + e];
@@ -562,21 +548,26 @@ struct Chunk {
     }
   }
 
+  __device__ void read_four(int r, int column, int32_t (&four)[4]) const {
+    const int4 read = *reinterpret_cast<const int4*>(sums + r * pitch + column);
+    four[0] = read.x, four[1] = read.y, four[2] = read.z, four[3] = read.w;
+  }
+
   // The `outputs` signs of a pixel, from channel o on, word by word of the output. A word that has
   // other channels too, which another warp may be writing, is only added to.
   __device__ void write_signs(int64_t pixel, uint32_t low, uint32_t high) const {
     const BinaryEpilogue& e = p.epilogue;
-    // 32 bits hold what has a weight for each channel, and divide faster
-    const auto channels = static_cast<uint32_t>(e.channels), first = static_cast<uint32_t>(o);
-    const auto groups = static_cast<uint32_t>(e.out_groups);
-    const uint32_t per_group = groups == 1 ? channels : channels / groups;
-    const uint32_t out_group = groups == 1 ? 0 : first / per_group;
-    const uint32_t group_words = static_cast<uint32_t>(packed_bytes(per_group) / 4);
-    auto* words = static_cast<uint32_t*>(e.output) + (pixel * groups + out_group) * group_words;
-    uint32_t channel = first - out_group * per_group;
+    // 32 bits divide faster, and are enough for what has a weight for each channel
+    const auto per_group = static_cast<uint32_t>(e.channels) / static_cast<uint32_t>(e.out_groups);
+    const auto out_group = static_cast<uint32_t>(o) / per_group;
+    const int64_t group_words = packed_bytes(per_group) / 4;
+    auto* words =
+        static_cast<uint32_t*>(e.output) + (pixel * e.out_groups + out_group) * group_words;
+    uint32_t channel = static_cast<uint32_t>(o) - out_group * per_group;
     if (channel % kChunkOutputs == 0 &&
-        static_cast<uint32_t>(outputs) == min(per_group - channel, uint32_t{kChunkOutputs})) {
-      *reinterpret_cast<uint2*>(words + channel / 32) = make_uint2(low, high);  // words of our own
+        outputs == static_cast<int>(
+                       min(per_group - channel, 1u * kChunkOutputs))) {  // two words of our own
+      *reinterpret_cast<uint2*>(words + channel / 32) = make_uint2(low, high);
       return;
     }
     const uint64_t signs = uint64_t{high} << 32 | low;
@@ -601,10 +592,10 @@ struct Chunk {
 };
 
 // One warp stores `rows` x `outputs` sums, at most 16 x 64: sums[row * pitch + output], in shared
-// memory, 16-byte aligned, `pitch` a multiple of 4; of the `rows`, all 64 sums may be read. `group` is that of the
-// weight and `first_output` counts in it. row_bits[row] is how many bits of the row of A are 1, for
-// ops that count them, else it is not read. Each lane has kLines rows or channels in flight at a time,
-// which hides latencies and takes registers.
+// memory, 16-byte aligned, `pitch` a multiple of 4; of the `rows`, all 64 sums may be read. `group` is
+// that of the weight and `first_output` counts in it. row_bits[row] is how many bits of the row of A are
+// 1, for ops that count them. Each lane has kLines rows or channels in flight at a time, which hides
+// latencies and takes registers. Where signs leave, all taps of the rows must lie in the image.
 template <class Op, int kLines>
 __device__ inline void store_sums(const typename Op::Params& p, int64_t first_row, int rows,
                                   int group, int64_t first_output, int outputs, const int32_t* sums,
@@ -619,8 +610,8 @@ __device__ inline void store_sums(const typename Op::Params& p, int64_t first_ro
   chunk.store_pixels_last();
 }
 
-// The same of sums that the lanes hold, where signs leave: p.epilogue.threshold is there. `bits` are
-// those of the rows g and g + 8.
+// The same where signs leave (p.epilogue.threshold) of sums that the lanes hold, with any taps. `bits`
+// are those of the rows g and g + 8.
 template <class Op>
 __device__ inline void store_signs(const typename Op::Params& p, int64_t first_row, int rows,
                                    int group, int64_t first_output, int outputs,
@@ -629,26 +620,6 @@ __device__ inline void store_signs(const typename Op::Params& p, int64_t first_r
                            group,   outputs,   group * p.shape.out_channels + first_output,
                            nullptr, 0,         nullptr};
   chunk.store_signs(sums, bits);
-}
-
-// To shared memory, for store_sums.
-__device__ inline void stage_sums(const Fragment& sums, int32_t* staged, int pitch) {
-  const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    int32_t* row = staged + (g + 8 * h) * pitch + 2 * t;
-#pragma unroll
-    for (int j = 0; j < kFragmentColumns; ++j) {
-      *reinterpret_cast<int2*>(row + j * 8) = make_int2(sums[j][2 * h], sums[j][2 * h + 1]);
-    }
-  }
-}
-
-__device__ inline void stage_bits(const int32_t (&bits)[2], int32_t* staged_bits) {
-  const int g = threadIdx.x % 32 / 4;
-  if (threadIdx.x % 4 != 0) return;
-  staged_bits[g] = bits[0];
-  staged_bits[g + 8] = bits[1];
 }
 
 }  // namespace nncx::cuda

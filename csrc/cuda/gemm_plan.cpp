@@ -28,18 +28,17 @@ int sm80_tile_outputs(const GemmProblem& p, const Device& device) {
   return device.path == Path::cuda_cores || wastes || !fills || is_rare ? 64 : 128;
 }
 
-// Three stages for each of two blocks, which hide each other's beginnings and ends; where memory is
-// short as many as one block can have; and never more than there are K tiles. For CUDA cores one: they
-// have no asynchronous copies, and Turing's memory is better used by more blocks.
+// Four for a block that has a multiprocessor to itself, or three for each of two that hide each other's
+// beginnings and ends, if they fit; never more than there are K tiles. For CUDA cores one: they have no
+// asynchronous copies, and Turing's memory is better used by more blocks.
 int sm80_stages(const GemmProblem& p, const Device& device, int tile_outputs) {
-  constexpr int kMostStages = 4;
+  if (device.path == Path::cuda_cores) return 1;
   const auto fit = [&](int shared_bytes) {
-    int stages = kMostStages;
+    int stages = 4;
     while (stages > 1 && sm80_shared_bytes(tile_outputs, stages) > shared_bytes) --stages;
     return stages;
   };
-  if (device.path == Path::cuda_cores) return 1;
-  const int shared = fit(device.shared_bytes / 2);
+  const int shared = sm80_resident_blocks(tile_outputs) > 1 ? fit(device.shared_bytes / 2) : 0;
   const int stages = shared >= 3 ? shared : fit(device.shared_bytes);
   const int64_t k_tiles = std::max<int64_t>(divided_up(p.k_bytes(), kSm80TileBytes), 1);
   return static_cast<int>(std::min<int64_t>(stages, k_tiles));

@@ -29,6 +29,9 @@ constexpr int sm80_threads(int tile_outputs) {
   return kSm80TileRows / 32 * tile_outputs / kChunkOutputs * 32;
 }
 
+// So many blocks share a multiprocessor's registers.
+constexpr int sm80_resident_blocks(int tile_outputs) { return tile_outputs == 128 ? 1 : 3; }
+
 constexpr int sm80_stage_bytes(int tile_outputs) {
   return (kSm80TileRows + tile_outputs) * kSm80TileBytes;
 }

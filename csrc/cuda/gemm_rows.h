@@ -12,24 +12,24 @@ struct OutputPixel {
   int64_t y, x;
 };
 
-// `pixel` counts through the batch. A division of 32 bits takes a third of the time.
-template <class Unsigned>
-constexpr OutputPixel output_pixel_in(const Conv2dGeometry& g, Unsigned pixel) {
-  const auto width = static_cast<Unsigned>(g.out_width);
-  const auto height = static_cast<Unsigned>(g.out_height);
-  const Unsigned line = pixel / width;
-  const Unsigned n = line / height;
-  const auto y = static_cast<int64_t>(line - n * height);
-  const auto x = static_cast<int64_t>(pixel - line * width);
-  return {static_cast<int64_t>(n), y * g.out_width + x, y, x};
+template <class Integer>
+constexpr OutputPixel output_pixel_in(const Conv2dGeometry& g, Integer pixel) {
+  const auto width = static_cast<Integer>(g.out_width);
+  const auto height = static_cast<Integer>(g.out_height);
+  const Integer line = pixel / width;
+  const Integer n = line / height;
+  const Integer y = line - n * height;
+  const Integer x = pixel - line * width;
+  return {n, y * g.out_width + x, y, x};
 }
 
+// `pixel` counts through the batch. A division of 32 bits takes a third of the time.
 constexpr OutputPixel output_pixel(const Conv2dGeometry& g, int64_t pixel) {
   constexpr int64_t kMost = 0xFFFFFFFF;
   if (pixel <= kMost && g.out_width <= kMost && g.out_height <= kMost) {
     return output_pixel_in(g, static_cast<uint32_t>(pixel));
   }
-  return output_pixel_in(g, static_cast<uint64_t>(pixel));
+  return output_pixel_in(g, pixel);
 }
 
 // Of one direction: the taps in [begin, end) lie inside the image.

@@ -36,11 +36,12 @@ class SkinnyBlock {
         p(skinny.params),
         group(static_cast<int>(blockIdx.x / skinny.output_tiles)),
         first_output(int64_t{blockIdx.x % skinny.output_tiles} * blockDim.y * kWarpOutputs),
-        k_bytes(Op::weight(p.shape).k_bytes()),
-        row_bytes(Op::weight(p.shape).row_bytes()),
+        k_bytes(static_cast<int>(Op::weight(p.shape).k_bytes())),
+        row_bytes(static_cast<int>(Op::weight(p.shape).row_bytes())),
         pitch(static_cast<int>(blockDim.y) * kWarpOutputs + kPad) {}
 
   __device__ void run() {
+    prefetch_end();
     multiply();
     stage();
     __syncthreads();
@@ -56,7 +57,8 @@ class SkinnyBlock {
   const Skinny<Params>& s;
   const Params& p;
   const int group;
-  const int64_t first_output, k_bytes, row_bytes;
+  const int64_t first_output;
+  const int k_bytes, row_bytes;  // less than 2^30, as a dot product's terms
   const int pitch;
 
   // As mma.sync holds them: with g = lane / 4, t = lane % 4, element i is of output g + 8 * (i / 2) of
@@ -82,18 +84,18 @@ class SkinnyBlock {
 
   // 16 bytes from k on. Beyond the row's end those of A are zeros, and of B anything: a load without
   // a branch, of the last ones.
-  __device__ uint4 load_b(const uint8_t* row, int64_t k) const {
+  __device__ uint4 load_b(const uint8_t* row, int k) const {
     return *reinterpret_cast<const uint4*>(row + min(k, row_bytes - 16));
   }
 
-  __device__ uint4 load_a(const uint8_t* row, int64_t k) const {
+  __device__ uint4 load_a(const uint8_t* row, int k) const {
     const uint4 a = *reinterpret_cast<const uint4*>(row + min(k, k_bytes - 16));
     const uint32_t mask = k < k_bytes ? 0xFFFFFFFF : 0;
     return {a.x & mask, a.y & mask, a.z & mask, a.w & mask};
   }
 
   // The same where A must be read in smaller pieces, none of which crosses a row's end.
-  __device__ uint4 gather_a(const uint8_t* row, int64_t k) const {
+  __device__ uint4 gather_a(const uint8_t* row, int k) const {
     uint32_t words[4] = {};
     for (int i = 0; i < 4; ++i, k += 4) {
       if (s.piece > 1) {
@@ -110,8 +112,8 @@ class SkinnyBlock {
 
   __device__ void multiply() {
     const uint8_t* const b_rows[2] = {b_row(g()), b_row(g() + 8)};
-    const int64_t step = blockDim.z * kSkinnyStepBytes;
-    for (int64_t k = threadIdx.z * kSkinnyStepBytes + t() * 16; k < row_bytes;
+    const int step = static_cast<int>(blockDim.z) * kSkinnyStepBytes;
+    for (int k = static_cast<int>(threadIdx.z) * kSkinnyStepBytes + t() * 16; k < row_bytes;
          k += kInFlight * step) {
       uint4 a[kInFlight][kRowTiles], b[kInFlight][2];
 #pragma unroll
@@ -151,17 +153,17 @@ class SkinnyBlock {
   // A lane multiplies its bytes of K with those of all rows, which other lanes hold; then the four that
   // share the outputs add up.
   __device__ void multiply_without_mma(int r, const uint4& own, const uint4 (&b)[2]) {
-    for (int row = 0; row < 8; ++row) {
-      const int source = row * 4 + t();
-      const uint32_t a[4] = {
-          __shfl_sync(kAllLanes, own.x, source), __shfl_sync(kAllLanes, own.y, source),
-          __shfl_sync(kAllLanes, own.z, source), __shfl_sync(kAllLanes, own.w, source)};
-      for (int j = 0; j < 2; ++j) {
-        int32_t sum = Op::add_products(a[0], b[j].x, 0);
-        sum = Op::add_products(a[1], b[j].y, sum);
-        sum = Op::add_products(a[2], b[j].z, sum);
-        sum = quad_sum(Op::add_products(a[3], b[j].w, sum));
-        if (row / 2 == t()) sums[r][2 * j + row % 2] += sum;
+#pragma unroll 1
+    for (int pair = 0; pair < 4; ++pair) {
+      for (int i = 0; i < 4; ++i) {
+        const int source = (2 * pair + i % 2) * 4 + t();
+        const uint4& other = b[i / 2];
+        int32_t sum = Op::add_products(__shfl_sync(kAllLanes, own.x, source), other.x, 0);
+        sum = Op::add_products(__shfl_sync(kAllLanes, own.y, source), other.y, sum);
+        sum = Op::add_products(__shfl_sync(kAllLanes, own.z, source), other.z, sum);
+        sum = Op::add_products(__shfl_sync(kAllLanes, own.w, source), other.w, sum);
+        sum = quad_sum(sum);
+        if (pair == t()) sums[r][i] += sum;
       }
     }
   }
@@ -171,7 +173,24 @@ class SkinnyBlock {
     return x + __shfl_xor_sync(kAllLanes, x, 2);
   }
 
-  // ---- The end: [k_warps][kRows][pitch] sums, behind those of a row its bits
+  // ---- The end. It would wait for memory once more, were not asked for before the weight what it
+  // reads of the output channels.
+
+  __device__ void prefetch_end() const {
+    const auto& e = p.epilogue;
+    const int64_t in_group = first_output + threadIdx.y * kWarpOutputs;
+    if (threadIdx.z > 0 || in_group >= p.shape.out_channels) return;
+    const int64_t o = group * p.shape.out_channels + in_group;
+    if (threadIdx.x == 0) ptx::prefetch(tap_sums_of<Op>(p) + p.shape.taps * e.channels + o);
+    if (threadIdx.x == 1 && e.scale) ptx::prefetch(e.scale + o);
+    if (threadIdx.x == 2 && e.bias) ptx::prefetch(e.bias + o);
+    if constexpr (Op::kHasSigns) {
+      if (threadIdx.x == 3 && e.threshold) ptx::prefetch(e.threshold + o);
+      if (threadIdx.x == 4 && e.threshold) ptx::prefetch(e.flip + o);
+    }
+  }
+
+  // Staged: [k_warps][kRows][pitch] sums, behind those of a row its bits
 
   __device__ static int32_t* staged() {
     // store_sums may read 64 outputs of a row.

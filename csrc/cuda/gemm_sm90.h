@@ -11,8 +11,6 @@
 // B lies in a stage as [outputs][128 bytes] with the 128-byte swizzle. A lies there in parts of `span`
 // bytes, [128 / span][128 rows][span] with the swizzle of that span (InputTile); span is 128 but for
 // im2col of narrow taps.
-//
-// TODO
 #pragma once
 
 #include <algorithm>
@@ -115,8 +113,6 @@ template <int kStages>
 struct RingPosition {
   int stage = 0, parity = 0;
 
-  __device__ int last_stage() const { return stage == 0 ? kStages - 1 : stage - 1; }
-
   __device__ void advance() {
     if (++stage < kStages) return;
     stage = 0;
@@ -133,7 +129,7 @@ __device__ constexpr int full_arrivals(InputLoader loader) {
   return loader == InputLoader::gather ? 1 + kWarpgroup : 1;
 }
 
-// One thread loads. Calls load_input(stage, bytes of k from there on, whether a tile begins, tile).
+// Fills stages in the order in which they are used, tile after tile: with TMA one thread does it all.
 template <class Op, int kOutputs>
 class Loader {
  public:
@@ -271,16 +267,13 @@ class Loader {
 // ------------------------------------------------------------------------------------------------
 // Multiplying
 
-// A chunk of 64 outputs after another, which is the order of wgmma's registers.
-template <class Op, int kChunks>
-__device__ inline void multiply(Fragment (&sums)[kChunks], uint64_t a, uint64_t b,
+template <class Op, int kOutputs>
+__device__ inline void multiply(int32_t (&sums)[kOutputs / 2], uint64_t a, uint64_t b,
                                 bool accumulate) {
-  constexpr int kOutputs = kChunks * kChunkOutputs;
-  auto& registers = reinterpret_cast<int32_t (&)[kOutputs / 2]>(sums);
   if constexpr (Op::kCountsBits) {
-    ptx::wgmma_b1_and<kOutputs>(registers, a, b, accumulate);
+    ptx::wgmma_b1_and<kOutputs>(sums, a, b, accumulate);
   } else {
-    ptx::wgmma_s8<kOutputs>(registers, a, b, accumulate);
+    ptx::wgmma_s8<kOutputs>(sums, a, b, accumulate);
   }
 }
 
@@ -288,43 +281,45 @@ __device__ inline uint32_t popcount(const uint4& bits) {
   return __popc(bits.x) + __popc(bits.y) + __popc(bits.z) + __popc(bits.w);
 }
 
-// The bits that are 1 in the 16 rows of a warp. A lane counts in rows lane / 4 and lane / 4 + 8, which
-// are swizzled alike, two of their eight chunks; eight lanes that read at the same time meet eight
-// different banks.
+// The bits that are 1 in the 16 rows of a warp. A lane counts in rows lane / 4 and lane / 4 + 8, two
+// of their eight chunks; eight lanes that read at the same time meet eight different banks.
 class RowBits {
  public:
-  __device__ RowBits(const InputTile& layout, int first_row)
-      : k_((threadIdx.x % 4 + threadIdx.x / 4 % 2 * 4) * 16), next_rows_(8 << layout.span_shift) {
-    const uint32_t row = first_row + threadIdx.x % 32 / 4;
-    offset_[0] = layout.chunk(row, k_);
-    offset_[1] = layout.chunk(row, k_ ^ 64);
-  }
-
-  // Of the first `bytes` of k in a stage.
-  __device__ void count(const uint8_t* input, uint32_t bytes) {
-#pragma unroll
+  __device__ RowBits(const InputTile& layout, int first_row) {
+    const int lane = threadIdx.x % 32;
     for (int i = 0; i < 2; ++i) {
-      if ((k_ ^ i * 64) >= bytes) continue;
-#pragma unroll
+      const int chunk = lane % 4 + (lane / 4 + i) % 2 * 4;
+      k_[i] = chunk * 16;
       for (int half = 0; half < 2; ++half) {
-        const uint8_t* chunk = input + offset_[i] + half * next_rows_;
-        count_[half] += popcount(*reinterpret_cast<const uint4*>(chunk));
+        offset_[half][i] = layout.chunk(first_row + lane / 4 + 8 * half, k_[i]);
       }
     }
   }
 
-  // Those of the rows lane / 4 and lane / 4 + 8.
-  __device__ void sum(int32_t (&bits)[2]) const {
+  // Of the first `bytes` of k in a stage.
+  __device__ void count(const uint8_t* input, int bytes) {
+    for (int i = 0; i < 2; ++i) {
+      if (k_[i] >= bytes) continue;
+      for (int half = 0; half < 2; ++half) {
+        count_[half] += popcount(*reinterpret_cast<const uint4*>(input + offset_[half][i]));
+      }
+    }
+  }
+
+  // Writes those of all rows, and counts from 0.
+  __device__ void finish(int32_t* row_bits) {
     for (int half = 0; half < 2; ++half) {
-      bits[half] = static_cast<int32_t>(count_[half]);
-      bits[half] += __shfl_xor_sync(kAllLanes, bits[half], 1);
-      bits[half] += __shfl_xor_sync(kAllLanes, bits[half], 2);
+      uint32_t count = count_[half];
+      count += __shfl_xor_sync(kAllLanes, count, 1);
+      count += __shfl_xor_sync(kAllLanes, count, 2);
+      row_bits[threadIdx.x % 32 / 4 + 8 * half] = static_cast<int32_t>(count);
+      count_[half] = 0;
     }
   }
 
  private:
-  uint32_t k_, next_rows_;
-  uint32_t offset_[2];
+  int k_[2];
+  uint32_t offset_[2][2];
   uint32_t count_[2] = {};
 };
 
@@ -338,41 +333,44 @@ class Multiplier {
       : p_(p),
         problem_(problem),
         layout_{problem.span_shift},
-        warp_(static_cast<int>(threadIdx.x - kWarpgroup) / 32) {}
+        warp_(static_cast<int>(threadIdx.x - kWarpgroup) / 32),
+        input_(memory_.input(0) + (warp_ / 4 * 64 << problem.span_shift), problem.span_shift),
+        weight_(memory_.weight(0), 7),
+        bits_(layout_, warp_ * kChunkRows) {}
 
   __device__ void run() {
     const auto tiles = static_cast<uint32_t>(problem_.tiles.count());
     for (uint32_t index = blockIdx.x; index < tiles; index += gridDim.x) {
-      Sums sums;
-      RowBits bits(layout_, warp_ * kChunkRows);
-      multiply_tile(sums, bits);
+      int32_t sums[kOutputs / 2];
+      multiply_tile(sums);
       const GemmTiles::Tile tile = problem_.tiles.at(index);  // while the last wgmma run
       ptx::wgmma_wait<0>();
-      release(at_.last_stage());
-      store_tile(tile, sums, bits);
+      release(last_stage_);
+      store_tile(tile, sums);
     }
   }
 
  private:
   static constexpr int kStageBytes = sm90_stage_bytes(kOutputs);
-  static constexpr int kChunks = kOutputs / kChunkOutputs;
-  using Sums = Fragment[kChunks];
 
   const Params& p_;
   const Sm90Problem& problem_;
   const Memory memory_;
   const InputTile layout_;
   const int warp_;
+  const Operand input_, weight_;  // of the warpgroup, in stage 0
+  RowBits bits_;
   RingPosition<Memory::kStages> at_;
+  int last_stage_ = 0;
 
   // wgmma of a block starts while that of the one before may still run; when that is known to be done,
   // its stage is given back. The last block is left running. The compiler knows the number of steps:
   // where it does not, ptxas lets each of them wait for the one before.
-  __device__ void multiply_tile(Sums& sums, RowBits& bits) {
+  __device__ void multiply_tile(int32_t (&sums)[kOutputs / 2]) {
     int k = 0;
     for (; k + kSm90TileBytes <= problem_.k_bytes; k += kSm90TileBytes) {
       start_block<4>(sums, k > 0);
-      finish_block(bits, kSm90TileBytes, k > 0);
+      finish_block(kSm90TileBytes, k > 0);
     }
     const int left = problem_.k_bytes - k;
     if (left > 0) {
@@ -385,29 +383,29 @@ class Multiplier {
       } else {
         start_block<1>(sums, k > 0);
       }
-      finish_block(bits, left, k > 0);
+      finish_block(left, k > 0);
     }
   }
 
   template <int kSteps>
-  __device__ void start_block(Sums& sums, bool accumulate) const {
+  __device__ void start_block(int32_t (&sums)[kOutputs / 2], bool accumulate) const {
     ptx::barrier_wait(memory_.full(at_.stage), at_.parity);
     if (problem_.loader == InputLoader::gather) ptx::fence_async();
-    const uint32_t strip = warp_ / 4 * 64 << problem_.span_shift;  // of the warpgroup
-    const Operand input(memory_.input(at_.stage) + strip, problem_.span_shift);
-    const Operand weight(memory_.weight(at_.stage), 7);
+    const uint32_t stage = at_.stage * kStageBytes;
     ptx::wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kSteps * kStepBytes; k += kStepBytes) {
-      multiply<Op>(sums, input.at(layout_.part(k)), weight.at(k), k > 0 || accumulate);
+      multiply<Op, kOutputs>(sums, input_.at(stage + layout_.part(k)), weight_.at(stage + k),
+                             k > 0 || accumulate);
     }
     ptx::wgmma_commit();
   }
 
-  __device__ void finish_block(RowBits& bits, int bytes, bool has_last) {
-    if constexpr (Op::kCountsBits) bits.count(memory_.input(at_.stage), bytes);
+  __device__ void finish_block(int bytes, bool has_last) {
+    if constexpr (Op::kCountsBits) bits_.count(memory_.input(at_.stage), bytes);
     ptx::wgmma_wait<1>();
-    if (has_last) release(at_.last_stage());
+    if (has_last) release(last_stage_);
+    last_stage_ = at_.stage;
     at_.advance();
   }
 
@@ -417,32 +415,67 @@ class Multiplier {
   }
 
   // A warp's 16 rows, 64 outputs at a time.
-  __device__ void store_tile(const GemmTiles::Tile& tile, const Sums& sums,
-                             const RowBits& counted) {
-    int32_t bits[2];
-    counted.sum(bits);
+  __device__ void store_tile(const GemmTiles::Tile& tile, const int32_t (&sums)[kOutputs / 2]) {
+    int32_t* chunk = memory_.sums(warp_);
+    int32_t* row_bits = memory_.row_bits(warp_);
+    if constexpr (Op::kCountsBits) bits_.finish(row_bits);
     const int64_t first_row = tile.row * kSm90TileRows + warp_ * kChunkRows;
     const auto rows = static_cast<int>(min(problem_.rows - first_row, int64_t{kChunkRows}));
     if (rows <= 0) return;
-    const auto group = static_cast<int>(tile.group);
-    const auto first_output = static_cast<int>(tile.output) * kOutputs;
-    int32_t* staged = memory_.sums(warp_);
-    int32_t* staged_bits = memory_.row_bits(warp_);
-    __syncwarp();
-    if constexpr (Op::kCountsBits) stage_bits(bits, staged_bits);
-#pragma unroll 1
-    for (int i = 0; i < kChunks; ++i) {
-      const int output = first_output + i * kChunkOutputs;
-      if (output >= problem_.outputs) return;
-      __syncwarp();
-#pragma unroll
-      for (int chunk = 0; chunk < kChunks; ++chunk) {  // registers have no run-time index
-        if (chunk == i) stage_sums(sums[chunk], staged, kSm90ChunkPitch);
+    int64_t output = tile.output * kOutputs;
+    if constexpr (Op::kHasSigns) {
+      if (p_.epilogue.threshold) {
+        return store_tile_signs(static_cast<int>(tile.group), first_row, rows, output, sums,
+                                row_bits);
       }
+    }
+#pragma unroll 1
+    for (int i = 0; i < kOutputs / kChunkOutputs && output < problem_.outputs; ++i) {
+      const auto outputs = static_cast<int>(min(problem_.outputs - output, int64_t{kChunkOutputs}));
       __syncwarp();
-      store_sums<Op, 4>(p_, first_row, rows, group, output,
-                        min(problem_.outputs - output, kChunkOutputs), staged, kSm90ChunkPitch,
-                        staged_bits);
+      put_chunk(i, sums, chunk);
+      __syncwarp();
+      store_sums<Op, 4>(p_, first_row, rows, static_cast<int>(tile.group), output, outputs, chunk,
+                        kSm90ChunkPitch, row_bits);
+      output += kChunkOutputs;
+    }
+    __syncwarp();
+  }
+
+  __device__ void store_tile_signs(int group, int64_t first_row, int rows, int64_t output,
+                                   const int32_t (&sums)[kOutputs / 2], const int32_t* row_bits) {
+    __syncwarp();
+    const int g = threadIdx.x % 32 / 4;
+#pragma unroll
+    for (int i = 0; i < kOutputs / kChunkOutputs; ++i, output += kChunkOutputs) {
+      if (output >= problem_.outputs) break;
+      Fragment fragment;
+#pragma unroll
+      for (int j = 0; j < kFragmentColumns; ++j) {
+#pragma unroll
+        for (int k = 0; k < 4; ++k) fragment[j][k] = sums[i * 32 + j * 4 + k];
+      }
+      const int32_t bits[2] = {row_bits[g], row_bits[g + 8]};
+      const auto outputs = static_cast<int>(min(problem_.outputs - output, int64_t{kChunkOutputs}));
+      store_signs<Op>(p_, first_row, rows, group, output, outputs, fragment, bits);
+    }
+    __syncwarp();
+  }
+
+  // Registers have no run-time index: the chunk that is asked for is one of those known here.
+  __device__ static void put_chunk(int wanted, const int32_t (&sums)[kOutputs / 2],
+                                   int32_t* chunk) {
+    const int lane = threadIdx.x % 32;
+    int32_t* to = chunk + lane / 4 * kSm90ChunkPitch + lane % 4 * 2;
+#pragma unroll
+    for (int i = 0; i < kOutputs / kChunkOutputs; ++i) {
+      if (i != wanted) continue;
+#pragma unroll
+      for (int j = 0; j < kChunkOutputs / 8; ++j) {
+        const int32_t* four = sums + i * 32 + j * 4;
+        *reinterpret_cast<int2*>(to + j * 8) = make_int2(four[0], four[1]);
+        *reinterpret_cast<int2*>(to + j * 8 + 8 * kSm90ChunkPitch) = make_int2(four[2], four[3]);
+      }
     }
   }
 };

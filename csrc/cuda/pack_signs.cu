@@ -71,18 +71,67 @@ struct Rows {
   RowOffsets offsets;
 };
 
-// No piece crosses the end of a row.
+// 8 neighbours, of which `left` are in the row: in pieces, none of which crosses the row's end.
+template <class T, int Bytes>
+class Eight {
+ public:
+  using Register = typename Signs<T>::Register;
+  static constexpr int kRegisters = 8 * int{sizeof(T)} / int{sizeof(Register)};
+
+  __device__ void load(const T* from, int64_t left) {
+    constexpr int kNumbers = Bytes / int{sizeof(T)};
+#pragma unroll
+    for (int i = 0; i < 8 / kNumbers; ++i) {
+      fill_with_nan(pieces_[i]);
+      if (i * kNumbers < left) pieces_[i] = reinterpret_cast<const Piece<Bytes>*>(from)[i];
+    }
+  }
+
+  __device__ Register operator[](int i) const { return registers_[i]; }
+
+ private:
+  union {
+    Piece<Bytes> pieces_[8 * sizeof(T) / Bytes];
+    Register registers_[kRegisters];
+  };
+};
+
+// The same of 16-bit numbers at any address. In the midst of a row they are in 5 aligned words, where
+// that is odd behind another number, which is in memory too and is shifted out when all is loaded.
+template <class T>
+class Eight<T, 2> {
+ public:
+  static constexpr int kRegisters = 4;
+
+  __device__ void load(const T* from, int64_t left) {
+    const int before = left >= 10 && reinterpret_cast<uintptr_t>(from) % 4 == 2 ? 1 : 0;
+    shift_ = 16 * before;
+#pragma unroll
+    for (int i = 0; i < 5; ++i) {
+      words_[i] = 0xFFFFFFFF;
+      if (left >= 10) words_[i] = reinterpret_cast<const uint32_t*>(from - before)[i];
+    }
+    if (left >= 10) return;
+#pragma unroll
+    for (int i = 0; i < 8; ++i) {
+      if (i < left) words_[i / 2] ^= uint32_t{static_cast<uint16_t>(~from[i].bits)} << 16 * (i % 2);
+    }
+  }
+
+  __device__ uint32_t operator[](int i) const {
+    return __funnelshift_r(words_[i], words_[i + 1], shift_);
+  }
+
+ private:
+  uint32_t words_[5];
+  int shift_;
+};
+
 template <class T, int Bytes>
 __global__ void __launch_bounds__(kThreads) pack_rows(const __grid_constant__ Rows p) {
-  using Register = typename Signs<T>::Register;
   constexpr int kInFlight = 64 / (8 * int{sizeof(T)});  // output bytes of a thread
-  constexpr int kNumbers = Bytes / int{sizeof(T)};
-  constexpr int kRegisters = 8 * int{sizeof(T)} / int{sizeof(Register)};
   const int64_t first = int64_t{blockIdx.x} * (kThreads * kInFlight) + threadIdx.x;
-  union {
-    Piece<Bytes> pieces[8 / kNumbers];
-    Register registers[kRegisters];
-  } x[kInFlight];
+  Eight<T, Bytes> x[kInFlight];
   int64_t channel = p.channels;
   const T* from = nullptr;
 #pragma unroll
@@ -93,13 +142,7 @@ __global__ void __launch_bounds__(kThreads) pack_rows(const __grid_constant__ Ro
       channel = (at - row * p.row_bytes.divisor()) * 8;
       from = static_cast<const T*>(p.input) + p.offsets(row) + channel;
     }
-#pragma unroll
-    for (int j = 0; j < 8 / kNumbers; ++j) {
-      fill_with_nan(x[i].pieces[j]);
-      if (at < p.bytes && channel + j * kNumbers < p.channels) {
-        x[i].pieces[j] = reinterpret_cast<const Piece<Bytes>*>(from)[j];
-      }
-    }
+    x[i].load(from, at < p.bytes ? p.channels - channel : 0);
     channel += kThreads * 8;
     from += kThreads * 8;
   }
@@ -107,7 +150,7 @@ __global__ void __launch_bounds__(kThreads) pack_rows(const __grid_constant__ Ro
   for (int i = 0; i < kInFlight; ++i) {
     uint32_t signs = 0;
 #pragma unroll
-    for (int j = 0; j < kRegisters; ++j) signs = Signs<T>::push(signs, x[i].registers[j]);
+    for (int j = 0; j < x[i].kRegisters; ++j) signs = Signs<T>::push(signs, x[i][j]);
     const int64_t at = first + i * kThreads;
     if (at < p.bytes) p.output[at] = static_cast<uint8_t>(Signs<T>::byte(signs));
   }

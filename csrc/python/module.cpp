@@ -40,9 +40,14 @@ int64_t binary_prepacked_numel(int64_t groups, int64_t out_channels, int64_t tap
 }
 
 int64_t codebook_prepacked_numel(int64_t groups, int64_t out_channels, int64_t taps,
-                                 int64_t channels, int bits) {
+                                 int64_t channels, int bits, const std::string& device) {
   const nncx::Conv2dWeightShape shape = {groups, out_channels, taps, channels};
-  return static_cast<int64_t>(sizeof(nncx::PrepackedHeader)) +
+  if (device == "cuda") {
+    const int64_t bytes = nncx::cuda::codebook_conv2d_prepacked_bytes(shape, bits);
+    const std::string format = "codebook" + std::to_string(bits);
+    return kHeaderBytes + nncx::sized_header(format, shape, bytes).bytes;
+  }
+  return kHeaderBytes +
          NNCX_ON_PATH(nncx::active_isa(), codebook_conv2d_prepacked_bytes(shape, bits));
 }
 
@@ -121,8 +126,9 @@ PYBIND11_MODULE(_C, m) {
   m.def(
       "codebook_prepacked_numel", &codebook_prepacked_numel, pybind11::arg("groups"),
       pybind11::arg("out_channels"), pybind11::arg("taps"), pybind11::arg("channels"),
-      pybind11::arg("bits"),
-      "Bytes of a prepacked codebook weight under the active path; sizes are those of one group.");
+      pybind11::arg("bits"), pybind11::arg("device"),
+      "Bytes of a prepacked codebook weight: on \"cuda\", or else under the active CPU path; sizes "
+      "are those of one group.");
   m.def("int8_prepacked_numel", &int8_prepacked_numel, pybind11::arg("groups"),
         pybind11::arg("out_channels"), pybind11::arg("taps"), pybind11::arg("channels"),
         pybind11::arg("device"),

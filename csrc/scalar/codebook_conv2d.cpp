@@ -28,7 +28,7 @@ float dot(const CodebookConv2dParams& p, int64_t n, int64_t y, int64_t x, int64_
       const int64_t v = tap_position(x, p.stride_w, p.padding_w, j, p.dilation_w);
       const bool inside = h >= 0 && h < p.height && v >= 0 && v < p.width;
       const int64_t at = ((n * p.height + h) * p.width + v) * p.shape.groups + group;
-      const float* a = inside ? p.input + at * channels : nullptr;
+      const float* a = inside ? static_cast<const float*>(p.input) + at * channels : nullptr;
       for (int64_t c = 0; c < channels; ++c) sum += (a ? a[c] : 0.0f) * w[c];
     }
   }

@@ -70,7 +70,7 @@ inline PrepackedHeader binary_header(const Backend& backend, const BinaryWeightS
 inline Tensor binary_prepack(const char* op, const Tensor& weight, const BinaryWeightShape& s) {
   const Backend backend(weight);
   return prepack(
-      backend, weight, binary_header(backend, s),
+      op, backend, weight, binary_header(backend, s),
       [&](const uint8_t* packed, uint8_t* bytes) { binary_fill(op, backend, s, packed, bytes); });
 }
 
@@ -83,7 +83,7 @@ inline void execute(const char* op, BinaryConv2dParams p, const Tensor& input, c
   const Tensor prepacked = open_prepacked(op, backend, weight, binary_header(backend, p.shape));
   if (output.numel() == 0) return;
   p.weight = behind_header(prepacked);
-  if (p.epilogue.threshold) backend.zero(output);  // of the signs, which are OR-ed in
+  if (p.epilogue.threshold) backend.zero(op, output);  // of the signs, which are OR-ed in
   const Tensor packed = dense(input);
   p.input = static_cast<const uint8_t*>(packed.const_data_ptr());
   p.epilogue.output = output.mutable_data_ptr();

@@ -15,6 +15,9 @@ inline int check_bits(const char* op, int64_t bits) {
 
 #ifdef NNCX_DEVICE_CUDA
 
+// The format that the sums read: any.
+inline ScalarType read_type(const Tensor& input) { return input.scalar_type(); }
+
 inline int64_t codebook_prepacked_bytes(const Backend&, const Conv2dWeightShape& s, int bits) {
   return cuda::codebook_conv2d_prepacked_bytes(s, bits);
 }
@@ -31,6 +34,8 @@ inline void run(const char* op, const Backend& backend, const CodebookConv2dPara
 }
 
 #else
+
+inline ScalarType read_type(const Tensor&) { return ScalarType::Float; }
 
 inline int64_t codebook_prepacked_bytes(const Backend& backend, const Conv2dWeightShape& s,
                                         int bits) {
@@ -82,7 +87,7 @@ inline Tensor codebook_prepack(const char* op, const Tensor& codes, const Conv2d
              ": codes must be uint8 [", bytes, "] from pack_codes, got ",
              torch::headeronly::toString(codes.scalar_type()), " of shape ", shape_text(codes));
   const Backend backend(codes);
-  return prepack(backend, codes, codebook_header(backend, s, bits),
+  return prepack(op, backend, codes, codebook_header(backend, s, bits),
                  [&](const uint8_t* dense, uint8_t* prepacked) {
                    codebook_fill(op, backend, s, bits, dense, prepacked);
                  });
@@ -112,7 +117,7 @@ struct CodebookTensors {
 };
 
 // Everything else of `p` is filled and checked: opens the weight and fills `output`. `pixels` is
-// the input as float32, channels innermost.
+// the input in its read_type, channels innermost.
 inline void execute(const char* op, CodebookConv2dParams p, const Tensor& pixels,
                     const Tensor& weight, const CodebookTensors& tensors, const Tensor& output) {
   check_device(op, pixels, weight);
@@ -121,7 +126,8 @@ inline void execute(const char* op, CodebookConv2dParams p, const Tensor& pixels
       open_prepacked(op, backend, weight, codebook_header(backend, p.shape, p.bits));
   if (output.numel() == 0) return;
   p.weight = behind_header(prepacked);
-  p.input = static_cast<const float*>(pixels.const_data_ptr());
+  p.input = pixels.const_data_ptr();
+  p.input_dtype = to_dtype(pixels.scalar_type(), op, "input");
   p.codebook = tensors.codebook.data();
   p.epilogue.bias = tensors.bias.data();
   p.epilogue.output = output.mutable_data_ptr();

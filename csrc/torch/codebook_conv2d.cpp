@@ -26,10 +26,10 @@ bool keeps_channels_last(const Tensor& input) {
   return true;
 }
 
-// float32, channels innermost: in one pass where torch has to copy.
+// Channels innermost: in one pass where torch has to copy.
 Tensor as_pixels(const Tensor& input) {
   return torch::stable::contiguous(
-      torch::stable::to(input, ScalarType::Float, std::nullopt, std::nullopt, std::nullopt, false,
+      torch::stable::to(input, read_type(input), std::nullopt, std::nullopt, std::nullopt, false,
                         false, MemoryFormat::ChannelsLast),
       MemoryFormat::ChannelsLast);
 }

@@ -30,7 +30,7 @@ Tensor codebook_linear(const Tensor& input, const Tensor& weight, const Tensor& 
                                    check_out_dtype(op, out_dtype.value_or(input.scalar_type())));
   p.epilogue.stride_n = out_features;
   p.epilogue.stride_o = 1;
-  const Tensor rows = torch::stable::contiguous(torch::stable::to(input, ScalarType::Float));
+  const Tensor rows = torch::stable::contiguous(torch::stable::to(input, read_type(input)));
   execute(op, p, rows, weight, tensors, output);
   return output;
 }

@@ -36,11 +36,11 @@ inline bool is_empty(const Conv2dWeightShape& s) {
 
 // A tensor of the header and what fill(dense weight, bytes behind the header) writes.
 template <class Fill>
-Tensor prepack(const Backend& backend, const Tensor& weight, const PrepackedHeader& header,
-               const Fill& fill) {
+Tensor prepack(const char* op, const Backend& backend, const Tensor& weight,
+               const PrepackedHeader& header, const Fill& fill) {
   const Tensor prepacked =
       new_tensor(weight, {static_cast<int64_t>(sizeof header) + header.bytes}, ScalarType::Byte);
-  backend.write(header, prepacked);
+  backend.write(op, header, prepacked);
   if (header.bytes == 0) return prepacked;  // an empty weight has no address
   const Tensor contiguous = dense(weight);
   fill(static_cast<const uint8_t*>(contiguous.const_data_ptr()),

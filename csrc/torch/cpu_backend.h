@@ -15,8 +15,8 @@ struct Backend {
 
   explicit Backend(const Tensor&) {}
 
-  void zero(const Tensor& tensor) const {
-    if (tensor.numel()) std::memset(tensor.mutable_data_ptr(), 0, tensor.numel());
+  void zero(const char*, const Tensor& bytes) const {
+    std::memset(bytes.mutable_data_ptr(), 0, bytes.numel());
   }
 
   PrepackedHeader header(const std::string& format, const Conv2dWeightShape& s,
@@ -24,7 +24,7 @@ struct Backend {
     return prepacked_header(format + "/" + std::string(isa_name(isa)), s, bytes);
   }
 
-  void write(const PrepackedHeader& header, const Tensor& prepacked) const {
+  void write(const char*, const PrepackedHeader& header, const Tensor& prepacked) const {
     std::memcpy(prepacked.mutable_data_ptr(), &header, sizeof header);
   }
 

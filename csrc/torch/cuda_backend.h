@@ -1,11 +1,9 @@
 // A GPU as a Backend. Everything is enqueued; nothing waits for the GPU or reads its memory.
 #pragma once
 
-#include <optional>
-
 #include "common.h"
 #include "cuda/error.h"
-#include "cuda/write_header.h"
+#include "cuda/memory.h"
 #include "prepacked.h"
 
 namespace nncx {
@@ -31,8 +29,8 @@ class Backend {
     NNCX_CHECK(error == 0, op, ": the GPU must take its kernel, got ", cuda::error_text(error));
   }
 
-  void zero(const Tensor& tensor) const {
-    NNCX_CHECK(aoti_torch_zero_(tensor.get()) == 0, "nncx: torch must fill a tensor with 0");
+  void zero(const char* op, const Tensor& bytes) const {
+    check(op, cuda::zero(bytes.mutable_data_ptr(), bytes.numel(), stream_));
   }
 
   PrepackedHeader header(const std::string& format, const Conv2dWeightShape& s,
@@ -41,10 +39,10 @@ class Backend {
   }
 
   // With zeros behind it, so that the same weights prepack to the same bytes.
-  void write(const PrepackedHeader& header, const Tensor& prepacked) const {
-    zero(prepacked);
+  void write(const char* op, const PrepackedHeader& header, const Tensor& prepacked) const {
+    zero(op, prepacked);
     auto* bytes = static_cast<uint8_t*>(prepacked.mutable_data_ptr());
-    check("nncx", cuda::write_header(header, bytes, stream_));
+    check(op, cuda::write_header(header, bytes, stream_));
   }
 
   // A part of another tensor can begin anywhere, where kernels read 16 bytes at a time.
@@ -57,8 +55,8 @@ class Backend {
   void check_weight(const char* op, const PrepackedHeader& expected, const Tensor& weight) const {
     const int64_t bytes = static_cast<int64_t>(sizeof expected) + expected.bytes;
     NNCX_CHECK(weight.numel() == bytes, op, ": weight must be prepacked for ",
-               geometry_text(expected), ", on the GPU in ", bytes, " bytes, got ", weight.numel(),
-               "; prepack it again (nncx.repack(model))");
+               geometry_text(expected), ", got ", weight.numel(), " bytes instead of ", bytes,
+               " on this GPU; prepack it again (nncx.repack(model))");
   }
 
  private:

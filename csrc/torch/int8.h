@@ -188,7 +188,7 @@ inline PrepackedHeader int8_header(const Backend& backend, const Conv2dWeightSha
 
 inline Tensor int8_prepack(const char* op, const Tensor& weight, const Conv2dWeightShape& s) {
   const Backend backend(weight);
-  return prepack(backend, weight, int8_header(backend, s),
+  return prepack(op, backend, weight, int8_header(backend, s),
                  [&](const uint8_t* dense, uint8_t* bytes) {
                    int8_fill(op, backend, s, reinterpret_cast<const int8_t*>(dense), bytes);
                  });

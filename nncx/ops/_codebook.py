@@ -31,7 +31,10 @@ def prepack_fake(
             f"{shape_text(codes)}"
         ),
     )
-    return codes.new_empty(_C.codebook_prepacked_numel(groups, out_channels, taps, channels, bits))
+    numel = _C.codebook_prepacked_numel(
+        groups, out_channels, taps, channels, bits, codes.device.type
+    )
+    return codes.new_empty(numel)
 
 
 def check_operands(

@@ -176,5 +176,6 @@ def int8_linear_reference(
 ) -> Tensor:
     """`int8_linear` in plain PyTorch, on weights ``[out_features, in_features]``."""
     e = Epilogue(**{name: None for name in Epilogue._fields} | {"activation": "none"} | epilogue)
-    zero_point = 0 if e.input_zero_point is None else e.input_zero_point.long().view(-1, 1)
-    return finish((input.long() - zero_point) @ weight.long().T, e)
+    zero_point = 0 if e.input_zero_point is None else e.input_zero_point.double().view(-1, 1)
+    # float64 holds the sums: they are below 2^53. GPUs have no product of int64.
+    return finish(((input.double() - zero_point) @ weight.double().T).long(), e)

@@ -68,5 +68,5 @@ def pack_signs_reference(input: Tensor, groups: int = 1) -> Tensor:
     pixels = input if input.dim() == 2 else input.permute(0, 2, 3, 1)
     bits = (pixels >= 0).to(torch.uint8).reshape(*shape[:-1], input.shape[1] // groups)
     bits = torch.nn.functional.pad(bits, (0, shape[-1] * 8 - bits.shape[-1]))
-    weights = 2 ** torch.arange(8, dtype=torch.uint8)
+    weights = 2 ** torch.arange(8, dtype=torch.uint8, device=input.device)
     return (bits.reshape(*shape, 8) * weights).sum(-1, dtype=torch.uint8)

@@ -14,15 +14,10 @@
 
 #define __global__
 #define __device__
-#define __host__
-#define __constant__
-#define __restrict__
 #define __shared__ static thread_local  // emulator.cpp says why
 #define __align__(n) __attribute__((aligned(n)))
-#define __forceinline__ inline
 #define __launch_bounds__(...)
 #define __grid_constant__
-#define __builtin_assume(condition) ((void)0)
 
 // ------------------------------------------------------------------------------------------------
 // Types.
@@ -35,16 +30,9 @@
   inline name##2 make_##name##2(type x, type y) { return {x, y}; }              \
   inline name##4 make_##name##4(type x, type y, type z, type w) { return {x, y, z, w}; }
 #define uint3 uint3_of_cuda  // emulator.h has it
-NNCX_VECTORS(signed char, char, 1)
-NNCX_VECTORS(unsigned char, uchar, 1)
-NNCX_VECTORS(short, short, 2)
-NNCX_VECTORS(unsigned short, ushort, 2)
 NNCX_VECTORS(int, int, 4)
 NNCX_VECTORS(unsigned, uint, 4)
-NNCX_VECTORS(long long, longlong, 8)
-NNCX_VECTORS(unsigned long long, ulonglong, 8)
 NNCX_VECTORS(float, float, 4)
-NNCX_VECTORS(double, double, 8)
 #undef uint3
 #undef NNCX_VECTORS
 
@@ -57,9 +45,6 @@ inline void __syncthreads(NNCX_PLACE) { nncx::emulator::meet_threads(0, 0, where
 inline void __syncwarp(unsigned mask = 0xFFFFFFFF, NNCX_PLACE) {
   nncx::emulator::meet_lanes(mask, nullptr, nullptr, "__syncwarp", where);
 }
-inline void __threadfence() {}
-inline void __threadfence_block() {}
-inline void __nanosleep(unsigned) {}
 
 namespace nncx::emulator {
 
@@ -99,29 +84,6 @@ T shuffle(unsigned mask, T value, int source, Place where) {
   return meet<Shuffled<T>>(mask, {value, value, source}, exchange, "__shfl_sync", where).result;
 }
 
-// The sum of an unsigned or signed number over the lanes, and the like.
-template <class T>
-struct Reduced {
-  T value, result;
-};
-
-template <class T, class Operation>
-T reduce(unsigned mask, T value, Operation, const char* what, Place where) {
-  const auto fold = [](Reduced<T>* const* lanes) {
-    bool first = true;
-    T result{};
-    for (int i = 0; i < kWarp; ++i) {
-      if (!lanes[i]) continue;
-      result = first ? lanes[i]->value : Operation{}(result, lanes[i]->value);
-      first = false;
-    }
-    for (int i = 0; i < kWarp; ++i) {
-      if (lanes[i]) lanes[i]->result = result;
-    }
-  };
-  return meet<Reduced<T>>(mask, {value, value}, fold, what, where).result;
-}
-
 inline int lane_index() { return thread_index() % kWarp; }
 
 }  // namespace nncx::emulator
@@ -131,9 +93,6 @@ inline unsigned __ballot_sync(unsigned mask, int yes, NNCX_PLACE) {
 }
 inline int __any_sync(unsigned mask, int yes, NNCX_PLACE) {
   return nncx::emulator::vote(mask, yes != 0, "__any_sync", where) != 0;
-}
-inline int __all_sync(unsigned mask, int yes, NNCX_PLACE) {
-  return nncx::emulator::vote(mask, yes != 0, "__all_sync", where) == mask;
 }
 
 template <class T>
@@ -160,34 +119,9 @@ T __shfl_up_sync(unsigned mask, T value, unsigned by, int width = 32, NNCX_PLACE
   return nncx::emulator::shuffle(mask, value, inside ? source : lane, where);
 }
 
-template <class T>
-T __reduce_add_sync(unsigned mask, T value, NNCX_PLACE) {
-  const auto add = [](T a, T b) { return a + b; };
-  return nncx::emulator::reduce(mask, value, add, "__reduce_add_sync", where);
-}
-template <class T>
-T __reduce_min_sync(unsigned mask, T value, NNCX_PLACE) {
-  const auto smaller = [](T a, T b) { return std::min(a, b); };
-  return nncx::emulator::reduce(mask, value, smaller, "__reduce_min_sync", where);
-}
-template <class T>
-T __reduce_max_sync(unsigned mask, T value, NNCX_PLACE) {
-  const auto larger = [](T a, T b) { return std::max(a, b); };
-  return nncx::emulator::reduce(mask, value, larger, "__reduce_max_sync", where);
-}
-template <class T>
-T __reduce_or_sync(unsigned mask, T value, NNCX_PLACE) {
-  const auto either = [](T a, T b) { return a | b; };
-  return nncx::emulator::reduce(mask, value, either, "__reduce_or_sync", where);
-}
-
 // ------------------------------------------------------------------------------------------------
 // Atomics: a fiber is interrupted only where it waits, so plain code is atomic.
 
-template <class T>
-T atomicExch(T* address, std::type_identity_t<T> value) {
-  return std::exchange(*address, value);
-}
 template <class T>
 T atomicAdd(T* address, std::type_identity_t<T> value) {
   return std::exchange(*address, static_cast<T>(*address + value));
@@ -195,26 +129,6 @@ T atomicAdd(T* address, std::type_identity_t<T> value) {
 template <class T>
 T atomicOr(T* address, std::type_identity_t<T> value) {
   return std::exchange(*address, static_cast<T>(*address | value));
-}
-template <class T>
-T atomicAnd(T* address, std::type_identity_t<T> value) {
-  return std::exchange(*address, static_cast<T>(*address & value));
-}
-template <class T>
-T atomicXor(T* address, std::type_identity_t<T> value) {
-  return std::exchange(*address, static_cast<T>(*address ^ value));
-}
-template <class T>
-T atomicMin(T* address, std::type_identity_t<T> value) {
-  return std::exchange(*address, std::min(*address, value));
-}
-template <class T>
-T atomicMax(T* address, std::type_identity_t<T> value) {
-  return std::exchange(*address, std::max(*address, value));
-}
-template <class T>
-T atomicCAS(T* address, std::type_identity_t<T> expected, std::type_identity_t<T> value) {
-  return std::exchange(*address, *address == expected ? value : *address);
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -226,15 +140,9 @@ inline unsigned min(unsigned a, int b) { return std::min(a, static_cast<unsigned
 inline unsigned max(unsigned a, int b) { return std::max(a, static_cast<unsigned>(b)); }
 
 inline int __popc(unsigned x) { return std::popcount(x); }
-inline int __popcll(unsigned long long x) { return std::popcount(x); }
-inline int __clz(int x) { return std::countl_zero(static_cast<unsigned>(x)); }
-inline int __ffs(int x) { return x == 0 ? 0 : std::countr_zero(static_cast<unsigned>(x)) + 1; }
-inline unsigned __brev(unsigned x) {
-  unsigned reversed = 0;
-  for (int i = 0; i < 32; ++i) reversed |= (x >> i & 1) << (31 - i);
-  return reversed;
-}
 
+// Byte i of the result is the one of low's and high's eight that four bits of the selector name; with
+// their highest bit, the sign of it eight times.
 inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
   const uint64_t bytes = uint64_t{high} << 32 | low;
   unsigned result = 0;
@@ -250,9 +158,6 @@ inline unsigned __byte_perm(unsigned low, unsigned high, unsigned selector) {
 inline unsigned __funnelshift_r(unsigned low, unsigned high, unsigned by) {
   return static_cast<unsigned>((uint64_t{high} << 32 | low) >> (by & 31));
 }
-inline unsigned __funnelshift_l(unsigned low, unsigned high, unsigned by) {
-  return static_cast<unsigned>((uint64_t{high} << 32 | low) << (by & 31) >> 32);
-}
 
 inline int __dp4a(int a, int b, int sum) {
   auto total = static_cast<unsigned>(sum);
@@ -266,14 +171,8 @@ inline unsigned __dp4a(unsigned a, unsigned b, unsigned sum) {
   return sum;
 }
 
-inline float __int_as_float(int x) { return std::bit_cast<float>(x); }
 inline float __uint_as_float(unsigned x) { return std::bit_cast<float>(x); }
-inline int __float_as_int(float x) { return std::bit_cast<int>(x); }
 inline unsigned __float_as_uint(float x) { return std::bit_cast<unsigned>(x); }
-inline float __int2float_rn(int x) { return static_cast<float>(x); }
-inline float __fadd_rn(float a, float b) { return a + b; }
-inline float __fmul_rn(float a, float b) { return a * b; }
-inline float __fdiv_rn(float a, float b) { return a / b; }
 inline float __fmaf_rn(float a, float b, float c) { return std::fma(a, b, c); }
 // Beyond an int the GPU takes the nearest one, and 0 for NaN.
 inline int __float2int_rn(float x) {
@@ -282,26 +181,9 @@ inline int __float2int_rn(float x) {
   return x < -0x1p31f ? INT32_MIN : static_cast<int>(std::nearbyint(x));
 }
 
-// Reads and writes with a hint for the caches.
 template <class T>
 T __ldg(const T* address) {
   return *address;
-}
-template <class T>
-T __ldcs(const T* address) {
-  return *address;
-}
-template <class T>
-T __ldcg(const T* address) {
-  return *address;
-}
-template <class T>
-void __stcs(T* address, std::type_identity_t<T> value) {
-  *address = value;
-}
-template <class T>
-void __stcg(T* address, std::type_identity_t<T> value) {
-  *address = value;
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -345,11 +227,10 @@ cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, void (*kernel)
 }
 
 inline cudaError_t cudaGetLastError() { return cudaSuccess; }
-inline cudaError_t cudaPeekAtLastError() { return cudaSuccess; }
 inline const char* cudaGetErrorString(cudaError_t error) {
   return error == cudaSuccess ? "no error" : "an error of the emulator";
 }
-inline cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaStream_t = nullptr) {
+inline cudaError_t cudaMemsetAsync(void* address, int value, size_t bytes, cudaStream_t) {
   std::memset(address, value, bytes);
   return cudaSuccess;
 }

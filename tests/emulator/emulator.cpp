@@ -1,10 +1,9 @@
-// The machine behind emulator.h: fibers, their scheduler, shared memory, and the CUDA runtime.
+// The machine behind emulator.h: fibers and their scheduler, and faults.
 #include "emulator.h"
 
 #include <cxxabi.h>
-#include <link.h>
+#include <setjmp.h>
 #include <signal.h>
-#include <sys/mman.h>
 
 #include <algorithm>
 #include <bit>
@@ -18,17 +17,11 @@
 #include <stdexcept>
 #include <vector>
 
-#include "cuda_runtime.h"
 #include "fiber.h"
+#include "shared_memory.h"
 
 namespace nncx::emulator {
 namespace {
-
-// The last one is older than any code.
-constexpr Gpu kGpus[] = {{75, 64 * 1024}, {80, 163 * 1024}, {90, 227 * 1024}, {70, 96 * 1024}};
-constexpr size_t kAlignment = 1024;  // of dynamic shared memory
-constexpr size_t kPage = 4096;
-constexpr uint8_t kGuard = 0xE7;
 
 // Lanes of a warp that meet: those of one mask.
 struct Meeting {
@@ -40,7 +33,7 @@ struct Meeting {
 struct Thread {
   Fiber fiber;
   uint3 index;
-  int number = 0;  // in the block
+  int number = 0;                        // in the block
   std::map<uint32_t, Meeting> meetings;  // by mask; of the warp, kept by its first lane
   void* condition = nullptr;             // what suspend() was told
   bool (*holds)(void*) = nullptr;
@@ -63,15 +56,6 @@ struct Work {
   Place where;
 };
 
-struct Range {
-  uint8_t* begin = nullptr;
-  size_t bytes = 0;
-  bool holds(const void* address, size_t size) const {
-    const auto offset = static_cast<size_t>(static_cast<const uint8_t*>(address) - begin);
-    return offset <= bytes && size <= bytes - offset;
-  }
-};
-
 struct Machine {
   Context scheduler;
   Stacks stacks;
@@ -81,6 +65,7 @@ struct Machine {
   int unfinished = 0;
   ThreadBarrier barriers[16];
   std::vector<Work> background;
+  sigjmp_buf background_fault;
   std::vector<std::function<void()>> end_checks;
   uint64_t serial = 0;  // of the block, in this process
   const std::function<void()>* kernel = nullptr;
@@ -92,8 +77,6 @@ struct Machine {
 };
 
 Machine& the_machine = *new Machine;  // never destroyed: threads may outlive main
-
-int device = 0;
 
 // xorshift: a number below `bound`.
 uint64_t random_below(uint64_t bound) {
@@ -121,79 +104,6 @@ std::string text(Place where) {
 bool same_place(Place a, Place b) {
   return a.line() == b.line() && a.column() == b.column() &&
          (a.file_name() == b.file_name() || std::strcmp(a.file_name(), b.file_name()) == 0);
-}
-
-// ------------------------------------------------------------------------------------------------
-// Shared memory. Static variables are `thread_local` (see __shared__ in cuda_runtime.h), because
-// that is the one kind of static whose memory can be found and poisoned: this library's TLS block.
-// Host code may have some in there too, so it gets its own back when a launch ends.
-
-thread_local char anchor;  // a variable of the block that is looked for
-
-Range static_shared_memory() {
-  Range range = {reinterpret_cast<uint8_t*>(&anchor), 1};
-  const auto visit = [](dl_phdr_info* info, size_t, void* found) {
-    auto& range = *static_cast<Range*>(found);
-    for (int i = 0; i < info->dlpi_phnum; ++i) {
-      const auto& header = info->dlpi_phdr[i];
-      if (header.p_type != PT_TLS || info->dlpi_tls_data == nullptr) continue;
-      const Range block = {static_cast<uint8_t*>(info->dlpi_tls_data), header.p_memsz};
-      if (block.holds(range.begin, 1)) range = block;
-    }
-    return 0;
-  };
-  dl_iterate_phdr(visit, &range);
-  return range;
-}
-
-class StaticSharedMemory {
- public:
-  StaticSharedMemory() : range_(static_shared_memory()) {
-    hosts_.assign(range_.begin, range_.begin + range_.bytes);
-  }
-  ~StaticSharedMemory() { std::copy(hosts_.begin(), hosts_.end(), range_.begin); }
-  Range range() const { return range_; }
-
- private:
-  Range range_;
-  std::vector<uint8_t> hosts_;
-};
-
-// A window of memory between pages that cannot be touched. Blocks use its end, so that the first
-// byte beyond is not there, up to kAlignment.
-class SharedWindow {
- public:
-  SharedWindow() {
-    const size_t all = kBytes + 2 * kUntouchable;
-    auto* pages = static_cast<uint8_t*>(
-        mmap(nullptr, all, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0));
-    begin_ = pages + kUntouchable;
-    if (pages == MAP_FAILED || mprotect(begin_, kBytes, PROT_READ | PROT_WRITE) != 0) std::abort();
-  }
-
-  uint8_t* open(size_t bytes) const {
-    const size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;
-    uint8_t* base = begin_ + kBytes - rounded;
-    std::memset(base - kPage, kGuard, kPage);
-    std::memset(base, kPoison, bytes);
-    std::memset(base + bytes, kGuard, rounded - bytes);
-    return base;
-  }
-
-  bool guards_hold(const uint8_t* base, size_t bytes) const {
-    const auto intact = [](uint8_t byte) { return byte == kGuard; };
-    return std::all_of(base - kPage, base, intact) &&
-           std::all_of(base + bytes, static_cast<const uint8_t*>(begin_ + kBytes), intact);
-  }
-
- private:
-  static constexpr size_t kBytes = 256 * 1024, kUntouchable = 1024 * 1024;
-  uint8_t* begin_;
-};
-
-const SharedWindow& window() {
-  static const SharedWindow window;
-  return window;
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -250,6 +160,7 @@ void do_background_work(size_t at) {
   std::swap(background[at], background.back());
   const Work work = std::move(background.back());
   background.pop_back();
+  if (sigsetjmp(the_machine.background_fault, 0) != 0) throw std::runtime_error(the_machine.error);
   work.run();
 }
 
@@ -296,16 +207,21 @@ void run_block(dim3 block) {
 // ------------------------------------------------------------------------------------------------
 // A fault in a kernel ends the launch, not the process.
 
-[[maybe_unused]] void on_fault(int, siginfo_t* info, void*) {
+[[maybe_unused]] void on_fault(int signal, siginfo_t* info, void*) {
   Machine& m = the_machine;
   const auto* address = static_cast<const uint8_t*>(info->si_addr);
-  m.error = "emulator: memory that is not there was accessed, ";
+  m.error = signal == SIGSEGV ? "emulator: memory that is not there was accessed, "
+                              : "emulator: an access must be aligned as its type is, ";
   const int64_t offset = address - m.shared.begin;
   if (std::abs(offset) < 2 * 1024 * 1024) {
     m.error += "byte " + std::to_string(offset) + " of " + std::to_string(m.shared.bytes) +
                " in dynamic shared memory, ";
   } else if (m.stacks.is_guard(address)) {
     m.error += "the fiber's stack is too small for the kernel, ";
+  }
+  if (m.running == nullptr) {
+    m.error += "in the background, " + block_text();
+    siglongjmp(m.background_fault, 1);
   }
   const Thread& t = *m.running;
   m.error += "thread " + triple(t.index.x, t.index.y, t.index.z) + " after " +
@@ -322,25 +238,27 @@ class FaultHandler {
     struct sigaction action = {};
     action.sa_sigaction = on_fault;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK | SA_NODEFER;
-    sigaction(SIGSEGV, &action, &old_action_);
+    sigaction(SIGSEGV, &action, &old_segv_);
+    sigaction(SIGILL, &action, &old_ill_);    // of the sanitizer's traps
+    sigaction(SIGTRAP, &action, &old_trap_);  // the same on ARM
 #endif
   }
   ~FaultHandler() {
 #ifndef __SANITIZE_ADDRESS__
-    sigaction(SIGSEGV, &old_action_, nullptr);
+    sigaction(SIGSEGV, &old_segv_, nullptr);
+    sigaction(SIGILL, &old_ill_, nullptr);
+    sigaction(SIGTRAP, &old_trap_, nullptr);
     sigaltstack(&old_stack_, nullptr);
 #endif
   }
 
  private:
   stack_t old_stack_ = {};
-  struct sigaction old_action_ = {};
+  struct sigaction old_segv_ = {}, old_ill_ = {}, old_trap_ = {};
   alignas(16) char stack_[64 * 1024];
 };
 
 }  // namespace
-
-const Gpu& current_gpu() { return kGpus[device]; }
 
 void fail(const std::string& what, Place where) {
   const Machine& m = the_machine;
@@ -430,7 +348,9 @@ void later(std::function<void()> work, const char* what, Place where) {
   the_machine.background.push_back({std::move(work), what, where});
 }
 
-void at_block_end(std::function<void()> check) { the_machine.end_checks.push_back(std::move(check)); }
+void at_block_end(std::function<void()> check) {
+  the_machine.end_checks.push_back(std::move(check));
+}
 
 uint64_t block_serial() { return the_machine.serial; }
 
@@ -484,64 +404,3 @@ void run_grid(dim3 grid, dim3 block, size_t shared_bytes, const std::function<vo
 }
 
 }  // namespace nncx::emulator
-
-// ------------------------------------------------------------------------------------------------
-// The CUDA runtime: device memory is ordinary memory, and everything has happened when it returns.
-
-using namespace nncx::emulator;
-
-cudaError_t cudaGetDeviceCount(int* count) {
-  *count = std::size(kGpus);
-  return cudaSuccess;
-}
-
-cudaError_t cudaGetDevice(int* current) {
-  *current = device;
-  return cudaSuccess;
-}
-
-cudaError_t cudaSetDevice(int chosen) {
-  if (chosen < 0 || chosen >= static_cast<int>(std::size(kGpus))) return cudaErrorInvalidDevice;
-  device = chosen;
-  return cudaSuccess;
-}
-
-// For tests: which GPU the ops run on.
-extern "C" __attribute__((visibility("default"))) int nncx_emulator_set_device(int chosen) {
-  return cudaSetDevice(chosen);
-}
-
-cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int of) {
-  if (of < 0 || of >= static_cast<int>(std::size(kGpus))) return cudaErrorInvalidDevice;
-  const Gpu& gpu = kGpus[of];
-  switch (attribute) {
-    case cudaDevAttrMultiProcessorCount:
-      *value = 4;  // few, so that persistent kernels have something to loop over
-      return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlock:
-      *value = 48 * 1024;
-      return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = gpu.shared_bytes;
-      return cudaSuccess;
-    case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
-      *value = gpu.shared_bytes + 1024;
-      return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMajor:
-      *value = gpu.architecture / 10;
-      return cudaSuccess;
-    case cudaDevAttrComputeCapabilityMinor:
-      *value = gpu.architecture % 10;
-      return cudaSuccess;
-  }
-  return cudaErrorInvalidValue;
-}
-
-cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void*) {
-  if (!current_gpu().has_code()) return cudaErrorNoKernelImageForDevice;
-  *attributes = {};
-  attributes->ptxVersion = attributes->binaryVersion = current_gpu().architecture;
-  attributes->maxThreadsPerBlock = 1024;
-  attributes->maxDynamicSharedSizeBytes = current_gpu().shared_bytes;
-  return cudaSuccess;
-}

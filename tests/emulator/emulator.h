@@ -3,7 +3,7 @@
 // How a kernel is tried, from the root of the checkout, with a main() that calls its entry point:
 //
 //   FLAGS='-std=c++20 -O2 -g -DNNCX_EMULATED -msse4.2 -Wno-psabi -I tests/emulator -I csrc'
-//   g++ $FLAGS -x c++ csrc/cuda/pack_signs.cu main.cpp tests/emulator/emulator.cpp -o try && ./try
+//   g++ $FLAGS -x c++ csrc/cuda/pack_signs.cu main.cpp tests/emulator/*.cpp -o try && ./try
 //
 //   #include "cuda_runtime.h"   // main.cpp; pointers of device memory are ordinary ones
 //   int main() { cudaSetDevice(2); return nncx::cuda::pack_signs(params, nullptr); }
@@ -19,7 +19,8 @@
 // wrong result. Shared memory starts poisoned. Chance is fixed by NNCX_EMULATOR_SEED (default 1).
 //
 // Errors, each with its place: deadlock; warp-wide operations that not all lanes reach; shared
-// memory accessed out of bounds (one page beyond at once, less at the end of the block); the rules
+// memory accessed out of bounds (one page beyond at once, less at the end of the block); accesses that
+// are not aligned as their type is (-fsanitize=alignment -fsanitize-undefined-trap-on-error); the rules
 // of the single instructions, see ptx_sm80.h and ptx_sm90.h.
 //
 // Not modelled: blocks that run at the same time, the memory model between threads (a missing

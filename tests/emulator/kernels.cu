@@ -47,6 +47,10 @@ __global__ void null_pointer(const Arguments p) {
   if (threadIdx.x == 5) *static_cast<volatile uint8_t*>(nullptr) = p.in[0];
 }
 
+__global__ void misaligned(const Arguments p) {
+  *reinterpret_cast<uint2*>(p.out) = *reinterpret_cast<const uint2*>(p.in + p.numbers[1]);
+}
+
 int endless(int n) {
   volatile char page[4096];
   page[n % 4096] = 1;
@@ -200,12 +204,22 @@ __global__ void load_box(const __grid_constant__ Arguments p) {
 // One wgmma of a warpgroup on a picture of shared memory, by the descriptors in numbers[2] and [3].
 // Mistakes 1: no fence_async after the stores. 2: no wgmma_fence. 3: registers read before the wait.
 // 4: no wait. 5: threads have different descriptors. 6: shared memory changes before the wait.
+// 7: the picture comes by cp.async, and fence_async before it has landed.
 template <bool Bits, int N>
 __global__ void multiply(const Arguments p) {
   const auto& [mistake, bytes, a, b, unused0, unused1, unused2, unused3] = p.numbers;
   uint8_t* shared = dynamic_shared_memory();
-  for (int64_t i = threadIdx.x; i < bytes; i += 128) shared[i] = p.in[i];
+  for (int64_t i = threadIdx.x * 16; i < bytes; i += 128 * 16) {
+    if (mistake == 7) {
+      ptx::cp_async<16>(shared + i, p.in + i, true);
+    } else {
+      *reinterpret_cast<uint4*>(shared + i) = *reinterpret_cast<const uint4*>(p.in + i);
+    }
+  }
   if (mistake != 1) ptx::fence_async();
+  __syncthreads();
+  ptx::cp_async_commit();
+  ptx::cp_async_wait<0>();
   __syncthreads();
   int32_t d[N / 2] = {};
   if (mistake != 2) ptx::wgmma_fence();
@@ -287,6 +301,7 @@ constexpr Named kKernels[] = {
     {"reversed", reversed},
     {"out_of_bounds", out_of_bounds},
     {"null_pointer", null_pointer},
+    {"misaligned", misaligned},
     {"stack_overflow", stack_overflow},
     {"barriers", barriers},
     {"warp", warp},

@@ -5,6 +5,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "dtype.h"
+
 #ifdef __SSE4_1__
 #include <immintrin.h>
 #endif
@@ -41,6 +43,19 @@ inline int dot_s8(const uint32_t* a, const uint32_t* b) {
   for (int i = 0; i < 32; ++i) sum += x[i] * y[i];
   return sum;
 #endif
+}
+
+// 16 words of 16 bits: the sum of products, in a precision that keeps every one of them.
+template <class T>
+double dot_16_bits(const uint32_t* a, const uint32_t* b) {
+  double sum = 0;
+  for (int i = 0; i < 16; ++i) {
+    const auto number = [&](const uint32_t* words) {
+      return load_float(T{static_cast<uint16_t>(words[i / 2] >> 16 * (i % 2))});
+    };
+    sum += double{number(a)} * number(b);
+  }
+  return sum;
 }
 
 }  // namespace nncx::emulator

@@ -25,7 +25,7 @@ LINES = {
 
 @pytest.fixture(scope="module")
 def kernels() -> ctypes.CDLL:
-    files = [build.EMULATOR / "emulator.cpp", build.EMULATOR / "kernels.cu"]
+    files = [*build.EMULATOR.glob("*.cpp"), build.EMULATOR / "kernels.cu"]
     library = ctypes.CDLL(str(build.build_or_skip(files, "kernels")))
     library.run_kernel.restype = ctypes.c_char_p
     return library
@@ -98,6 +98,13 @@ def test_faults_end_the_launch(kernels):
     assert "memory that is not there" in run(kernels, "null_pointer", out, out)
     assert "stack is too small" in run(kernels, "stack_overflow", out, out)
     assert not run(kernels, "out_of_bounds", out, out, shared=1)  # the next one works
+
+
+def test_misaligned_access(kernels):
+    x, out = random_bytes(32), random_bytes(8)
+    assert not run(kernels, "misaligned", x, out, [0, 8])
+    assert (out == x[8:16]).all()
+    assert "must be aligned" in run(kernels, "misaligned", x, out, [0, 12])
 
 
 def test_deadlock_names_the_places(kernels):
@@ -221,6 +228,16 @@ def test_tma_im2col_is_a_convolution(kernels, kernel, stride, dilation, padding,
             assert (out == swizzled(expected, span)).all()
 
 
+def test_tma_of_memory_that_is_not_there(kernels, monkeypatch):
+    x, errors = random_bytes(64, 128), set()
+    for seed in range(6):
+        monkeypatch.setenv("NNCX_EMULATOR_SEED", str(seed))
+        error = load_box(kernels, x, 8, 64, [128, 64, 1 << 38, 64, 8, 64], (0, 0))
+        assert "memory that is not there" in error
+        errors.add("in the background" in error)
+    assert errors == {False, True}
+
+
 def test_maps_that_the_driver_refuses(kernels):
     x = random_bytes(64, 128)
     good = [128, 64, 128, 64, 8, 64]
@@ -271,7 +288,7 @@ def multiply(kernels, format, n, span, mistake=0):
     picture_a, descriptor_a = operand(a, span, FIRST)
     start_b = -(-picture_a.size // 1024) * 1024
     picture_b, descriptor_b = operand(b, span, FIRST + start_b)
-    shared = np.zeros(start_b + picture_b.size, np.uint8)
+    shared = random_bytes(start_b + picture_b.size)
     shared[: picture_a.size] = picture_a
     shared[start_b:] = picture_b
     out = np.zeros((64, n), np.int32)
@@ -296,6 +313,7 @@ def test_wgmma(kernels, format: str, n: int, span: int):
         (4, "never waited for"),
         (5, "must agree"),
         (6, ""),
+        (7, "without fence_async"),
     ],
 )
 def test_mistakes_with_wgmma(kernels, monkeypatch, mistake: int, message: str):

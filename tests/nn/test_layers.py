@@ -460,3 +460,4 @@ def test_without_a_kernel_a_frozen_layer_refuses(no_kernel, family):
     message = f"frozen {type(layer).__name__} needs a native {layer.op} kernel"
     with pytest.raises(RuntimeError, match=message):
         layer(torch.randn(2, 5))
+    assert "NNCX_CUDA=1" in layer._why_not_packed(torch.device("cuda"))

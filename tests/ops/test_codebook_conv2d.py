@@ -168,7 +168,7 @@ def test_weight_of_another_geometry_is_refused(isa: str) -> None:
     prepacked = ops.codebook_conv2d_prepack(codes, 1, 8, 2, 3)
     with pytest.raises(RuntimeError, match="must be prepacked for groups=1, out_channels/groups=3"):
         ops.codebook_conv2d(x, prepacked, codebook, 1, 8, 3, 3)
-    with pytest.raises(RuntimeError, match="prepacked for .*taps=1, in_channels/groups=8, got"):
+    with pytest.raises(RuntimeError, match="prepacked for .*taps=1, in_channels/groups=8, .*got"):
         ops.codebook_conv2d(x, prepacked, codebook, 1, 8, 2, 1)
 
 

@@ -37,6 +37,15 @@ def test_empty_and_non_contiguous(isa: str) -> None:
     assert torch.equal(out, ops.pack_signs(F.max_pool2d(x[::2], 2)))
 
 
+def test_any_address(isa: str) -> None:
+    packed = ops.pack_signs(torch.randn(2, 128, 9, 11))
+    for offset in (0, 8):
+        memory = torch.zeros(offset + packed.numel(), dtype=torch.uint8)
+        moved = memory[offset:].view(packed.shape).copy_(packed)
+        pooled = max_pool2d_signs_reference(packed, 3, 2, 1)
+        assert torch.equal(ops.max_pool2d_signs(moved, 3, 2, 1), pooled)
+
+
 def test_window_of_more_words_than_int64_counts(isa: str) -> None:
     """Nearly all padding. The estimate of the work overflowed, which only a sanitizer tells."""
     packed = torch.full((1, 1, 1, 1, 2**20), 5, dtype=torch.uint8)

@@ -91,6 +91,20 @@ def test_strided_views(isa: str, view) -> None:
     assert torch.equal(ops.pack_signs(x), pack_signs_reference(x.contiguous()))
 
 
+@pytest.mark.parametrize("offset", [0, 1, 2, 3, 4, 8])
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_any_address(isa: str, dtype: torch.dtype, offset: int) -> None:
+    """Wide loads need numbers that are aligned, or have to be left."""
+    numbers = torch.randn(offset + 19_200).to(dtype)[offset:]
+    matrix = numbers.view(2, 9600)
+    image = numbers.view(2, 96, 10, 10)
+    last = numbers.view(3, 10, 10, 64).permute(0, 3, 1, 2)
+    assert torch.equal(ops.pack_signs(matrix), pack_signs_reference(matrix))
+    assert torch.equal(ops.pack_signs(matrix[:, :-1]), pack_signs_reference(matrix[:, :-1]))
+    assert torch.equal(ops.pack_signs(image, 2), pack_signs_reference(image, 2))
+    assert torch.equal(ops.pack_signs(last, 2), pack_signs_reference(last, 2))
+
+
 def test_strided_rows(isa: str) -> None:
     x = torch.randn(70, 33).T
     assert torch.equal(ops.pack_signs(x), pack_signs_reference(x))

@@ -73,7 +73,9 @@ def test_a_cpu_names_the_path_of_a_weight_from_a_gpu(emulated: str) -> None:
 def test_a_gpu_refuses_a_weight_of_the_cpu(emulated: str) -> None:
     with at(_C.isa()):
         weight = PREPACK["int8_linear"](5, 6, 1)
-    with pytest.raises(RuntimeError, match=f"on the GPU in [0-9]+ bytes, got {len(weight)}; "):
+    with pytest.raises(
+        RuntimeError, match=f"got {len(weight)} bytes instead of [0-9]+ on this GPU; "
+    ):
         ops.int8_linear(torch.ones(2, 6, dtype=torch.int8), weight, 6, 5)
 
 
@@ -86,10 +88,17 @@ def test_shapes_of_equal_size_are_told_apart() -> None:
     assert len({numel(1, 8, 1, 64, "cuda") for numel in kinds}) == 2
 
 
-def test_a_gpu_that_no_code_was_built_for_is_named() -> None:
+@pytest.mark.parametrize(
+    ("op", "call"),
+    [
+        ("pack_signs", lambda: _signs((2, 3))),
+        ("int8_conv2d_prepack", lambda: PREPACK["int8_conv2d"](2, 3, 3)),
+    ],
+)
+def test_a_gpu_that_no_code_was_built_for_is_named(op: str, call: Callable[[], Tensor]) -> None:
     with at(NO_CODE), pytest.raises(RuntimeError) as error:
-        _signs((2, 3))
+        call()
     assert str(error.value) == (
-        "pack_signs: the GPU must take its kernel, got an error of the emulator; build nncx for"
+        f"{op}: the GPU must take its kernel, got an error of the emulator; build nncx for"
         " this GPU, with TORCH_CUDA_ARCH_LIST=7.0"
     )

@@ -80,6 +80,21 @@ def test_any_strides(isa: str, name: str, dtype: torch.dtype) -> None:
     assert codes.is_contiguous(memory_format=format)
 
 
+@FLOATS
+@pytest.mark.parametrize("offset", [0, 1, 2, 3, 4, 8])
+def test_any_address(isa: str, offset: int, dtype: torch.dtype) -> None:
+    """Wide loads need numbers that are aligned, or have to be left."""
+    x = numbers(offset + 19_200).to(dtype)[offset:]
+    image = x.view(2, 96, 10, 10)
+    last = x.view(3, 10, 10, 64).permute(0, 3, 1, 2)
+    for view in (x, x[:-1], x.view(2, 9600)[:, :-1], image, image[:, 1:], last, last[:, :-4]):
+        assert torch.equal(quantize(view, 0.03, 5), expected(view, 0.03, 5))
+    rows, scale = x.view(80, 240), torch.rand(80) + 0.01
+    codes = ops.quantize_int8(rows, scale, torch.zeros(80, dtype=torch.int8))
+    assert torch.equal(codes[7], expected(rows[7], scale[7].item(), 0))
+    assert torch.equal(codes[79], expected(rows[79], scale[79].item(), 0))
+
+
 @pytest.mark.parametrize("columns", [1, 7, 8, 31, 32, 33, 100])
 def test_a_scale_for_each_row(isa: str, columns: int) -> None:
     x = numbers(23, columns)

@@ -8,6 +8,7 @@
 #include <cstdint>
 #include <cstring>
 #include <deque>
+#include <vector>
 
 #include "cuda_runtime.h"
 #include "products.h"
@@ -21,8 +22,18 @@ inline bool compiled_for(int architecture) {
   return emulator::current_gpu().architecture >= architecture;
 }
 
+inline void prefetch(const void*) {}
+
 // ------------------------------------------------------------------------------------------------
 // cp.async
+
+// What cp.async has written to shared memory, until someone asks (async_proxy.h).
+struct Landed {
+  uint8_t* at;
+  int bytes;
+};
+
+inline std::vector<Landed>& landed() { return emulator::block_state<std::vector<Landed>>(); }
 
 struct Copy {
   void* to;
@@ -36,6 +47,7 @@ struct Copy {
     } else {
       std::memcpy(to, from, bytes);
     }
+    landed().push_back({static_cast<uint8_t*>(to), bytes});
   }
 };
 
@@ -114,16 +126,17 @@ inline void ldmatrix_x4(uint32_t (&r)[4], const void* row, NNCX_PLACE) {
 //   b  register i: column g, word t + 4 * i
 //   d  register i: row g + 8 * (i / 2), column 2 * t + i % 2
 
+template <class Sum>
 struct MmaOperands {
-  int32_t* d;
+  Sum* d;
   const uint32_t* a;
   const uint32_t* b;
 };
 
-template <int (*Dot)(const uint32_t*, const uint32_t*)>
-void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Place where) {
+template <auto Dot, class Sum>
+void mma(Sum (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Place where) {
   emulator::require(compiled_for(80), "mma.sync needs code compiled for 8.0", where);
-  const auto multiply = [](MmaOperands* const* lanes) {
+  const auto multiply = [](MmaOperands<Sum>* const* lanes) {
     uint32_t rows[16][8], columns[8][8];
     for (int lane = 0; lane < 32; ++lane) {
       const int g = lane / 4, t = lane % 4;
@@ -137,7 +150,7 @@ void mma(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Place 
       }
     }
   };
-  emulator::meet<MmaOperands>(0xFFFFFFFF, {d, a, b}, multiply, "mma", where);
+  emulator::meet<MmaOperands<Sum>>(0xFFFFFFFF, {d, a, b}, multiply, "mma", where);
 }
 
 inline void mma_b1_and(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2],
@@ -147,6 +160,15 @@ inline void mma_b1_and(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (
 
 inline void mma_s8(int32_t (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], NNCX_PLACE) {
   mma<emulator::dot_s8>(d, a, b, where);
+}
+
+// The GPU rounds the sum of a product's terms in a way of its own; here it is rounded once.
+inline void mma_bf16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], NNCX_PLACE) {
+  mma<emulator::dot_16_bits<BFloat16>>(d, a, b, where);
+}
+
+inline void mma_f16(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], NNCX_PLACE) {
+  mma<emulator::dot_16_bits<Half>>(d, a, b, where);
 }
 
 }  // namespace nncx::cuda::ptx

@@ -1,6 +1,5 @@
-// The header travels as a kernel's argument: a copy from the host's memory would make the host wait.
 #include "cuda/launch.h"
-#include "cuda/write_header.h"
+#include "cuda/memory.h"
 
 namespace nncx::cuda {
 namespace {
@@ -11,6 +10,11 @@ __global__ void write(const __grid_constant__ PrepackedHeader header, uint8_t* p
 
 }  // namespace
 
+int zero(void* memory, int64_t bytes, void* stream) {
+  return cudaMemsetAsync(memory, 0, bytes, static_cast<cudaStream_t>(stream));
+}
+
+// As a kernel's argument: a copy from the host's memory would make the host wait.
 int write_header(const PrepackedHeader& header, uint8_t* prepacked, void* stream) {
   return launch(write, 1, sizeof header, 0, static_cast<cudaStream_t>(stream), header, prepacked);
 }
