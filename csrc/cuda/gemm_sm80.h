@@ -294,12 +294,25 @@ class Sm80Block {
           continue;
         }
       }
-      stage_sums(sums[i], staged, kChunkPitch);
-      if (Op::kCountsBits) stage_bits(bits[i], staged_bits);
+      stage_chunk(i, staged, staged_bits);
       __syncwarp();
       store_sums<Op, 2>(p, row, count, static_cast<int>(tile.group), output, outputs, staged,
                         kChunkPitch, staged_bits);
       __syncwarp();
+    }
+  }
+
+  __device__ void stage_chunk(int i, int32_t* staged, int32_t* staged_bits) const {
+    const int g = lane() / 4, t = lane() % 4;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int32_t* row = staged + (g + 8 * half) * kChunkPitch + 2 * t;
+#pragma unroll
+      for (int j = 0; j < kColumns; ++j) {
+        *reinterpret_cast<int2*>(row + j * 8) =
+            make_int2(sums[i][j][2 * half], sums[i][j][2 * half + 1]);
+      }
+      if (Op::kCountsBits && t == 0) staged_bits[g + 8 * half] = bits[i][half];
     }
   }
 };
