@@ -141,11 +141,11 @@ struct Block {
 };
 
 // Whether four neighbours are one access, of a tensor whose numbers have `bytes`.
-__device__ inline bool is_aligned(const void* tensor, int bytes) {
+__host__ __device__ inline bool is_aligned(const void* tensor, int bytes) {
   return reinterpret_cast<uintptr_t>(tensor) % (4 * bytes) == 0;
 }
 
-__device__ inline int bytes_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
+__host__ __device__ inline int bytes_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
 
 __device__ inline float load_number(const void* input, Dtype dtype, int64_t at) {
   if (dtype == Dtype::float32) return static_cast<const float*>(input)[at];
