@@ -7,12 +7,12 @@
 //   direct   groups of up to 8 outputs, at least 16 outputs in all: a depthwise convolution
 //   tiled    anything else
 //
-// Of the first two the reading of the weight is to be the limit. What they do for each weight of
+// With few rows the reading of the weight is to be the limit. What the kernels do for each weight of
 // each lane, with M rows, in loads from shared memory (of which an SM does one a cycle, for a warp):
 // sums M / 4 (1 bit) and M / 2 (2 bits), besides a quarter of that to build the tables; values
-// 1 + M / 8. And in instructions (four a cycle): sums about M and 2 M, values 3 + M * 9 / 8. planes
-// takes 1.2 instructions for 1 bit and 3 for 2 bits, up to 8 rows (of float32: and 1/4 and 3/4 more
-// from 3 rows on, where it has 24 columns instead of 8).
+// 1 + M / 8. And in instructions (four a cycle): sums 1.3 M and 2.5 M, values 2.4 + M * 9 / 8; planes
+// takes 1.2 for 1 bit and 3 for 2 bits, up to 8 rows (of float32: and 1/4 and 3/4 more from 3 rows
+// on, where it has 24 columns instead of 8).
 #pragma once
 
 #include <algorithm>
