@@ -14,6 +14,7 @@
 #include "emulator.h"
 
 #define __global__
+#define __host__
 #define __device__
 #define __host__
 #define __shared__ static thread_local  // emulator.cpp says why
