@@ -59,9 +59,9 @@ def test_rows(isa: str, m: int, bits: int) -> None:
 @all_bits
 def test_few_rows_of_many_outputs(isa: str, bits: int, dtype, per_channel: bool) -> None:
     """CUDA: blocks of 64 outputs, the last one half empty; terms that end within a load, or not."""
-    for k in (1, 30, 64, 332, 2200):
+    for k in (30, 332, 2200):
         weight = random_weight((161, k), bits, per_channel)
-        for m in (1, 3, 4, 7, 16):
+        for m in (1, 4, 7, 16):
             x = torch.randn(m, k).to(dtype)
             assert_right(native(x, weight, bits, out_dtype=torch.float32), x, weight)
 
