@@ -57,11 +57,11 @@ def test_rows(isa: str, m: int, bits: int) -> None:
 @per_channel
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @all_bits
-def test_few_rows_of_many_outputs(emulated: str, bits: int, dtype, per_channel: bool) -> None:
+def test_few_rows_of_many_outputs(isa: str, bits: int, dtype, per_channel: bool) -> None:
     """CUDA: blocks of 64 outputs, the last one half empty; terms that end within a load, or not."""
-    for k in (1, 30, 64, 332, 2200):
+    for k in (30, 332, 2200):
         weight = random_weight((161, k), bits, per_channel)
-        for m in (1, 3, 4, 7, 16):
+        for m in (1, 4, 7, 16):
             x = torch.randn(m, k).to(dtype)
             assert_right(native(x, weight, bits, out_dtype=torch.float32), x, weight)
 
@@ -86,7 +86,7 @@ def test_what_stands_behind_the_last_weight_is_not_multiplied(isa: str, bits: in
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("m", [2, 7, 16])
 @pytest.mark.parametrize("bits", [1, 2])
-def test_binary_planes(emulated: str, bits: int, m: int, dtype, per_channel: bool) -> None:
+def test_binary_planes(isa: str, bits: int, m: int, dtype, per_channel: bool) -> None:
     """A warp's terms come in turns, a block has 64 outputs, and there are more rows than its 8."""
     x, weight = torch.randn(m, 9004).to(dtype), random_weight((200, 9004), bits, per_channel)
     out = native(x, weight, bits, out_dtype=torch.float32)
