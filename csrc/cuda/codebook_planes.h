@@ -27,8 +27,8 @@
 #include "cuda/codebook_weight.h"
 #include "cuda/convert.h"
 #include "cuda/device.h"
-#include "cuda/gemm_epilogue.h"
 #include "cuda/launch.h"
+#include "cuda/numbers.h"
 #include "cuda/ptx_sm80.h"
 
 namespace nncx::cuda {

@@ -9,9 +9,9 @@
 #pragma once
 
 #include "cuda/codebook_plan.h"
-#include "cuda/gemm_epilogue.h"
 #include "cuda/gemm_rows.h"
 #include "cuda/launch.h"
+#include "cuda/numbers.h"
 #include "cuda/ptx_sm80.h"
 #include "cuda/rows.h"
 

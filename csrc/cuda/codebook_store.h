@@ -1,8 +1,8 @@
 // The end of the kernels of codebook_conv2d that compute a square of output pixels and outputs.
 #pragma once
 
-#include "cuda/gemm_epilogue.h"
 #include "cuda/gemm_rows.h"
+#include "cuda/numbers.h"
 
 namespace nncx::cuda {
 

@@ -13,10 +13,9 @@
 
 #include "cuda/gemm_ops.h"
 #include "cuda/gemm_plan.h"
+#include "cuda/numbers.h"
 
 namespace nncx::cuda {
-
-constexpr unsigned kAllLanes = 0xFFFFFFFF;
 
 // ------------------------------------------------------------------------------------------------
 // Rows and channels
@@ -139,29 +138,6 @@ struct Block {
   int lines, count;
   bool whole;
 };
-
-// Whether four neighbours are one access, of a tensor whose numbers have `bytes`.
-__host__ __device__ inline bool is_aligned(const void* tensor, int bytes) {
-  return reinterpret_cast<uintptr_t>(tensor) % (4 * bytes) == 0;
-}
-
-__host__ __device__ inline int bytes_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
-
-__device__ inline float load_number(const void* input, Dtype dtype, int64_t at) {
-  if (dtype == Dtype::float32) return static_cast<const float*>(input)[at];
-  if (dtype == Dtype::float16) return to_float(static_cast<const Half*>(input)[at]);
-  return to_float(static_cast<const BFloat16*>(input)[at]);
-}
-
-__device__ inline void store_number(float v, Dtype dtype, void* output, int64_t at) {
-  if (dtype == Dtype::float32) {
-    static_cast<float*>(output)[at] = v;
-  } else if (dtype == Dtype::float16) {
-    from_float(v, static_cast<Half*>(output) + at);
-  } else {
-    from_float(v, static_cast<BFloat16*>(output) + at);
-  }
-}
 
 __device__ inline void store_four(const float (&v)[4], float* to) {
   *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]);
