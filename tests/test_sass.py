@@ -95,11 +95,13 @@ def assert_all_have(found: dict[str, frozenset[str]], *patterns: str) -> None:
     [
         ("sm_80", ("gemm_sm80", "BinaryGemm"), (r"BMMA\.168256\.AND\.POPC", "LDGSTS", "LDSM")),
         ("sm_80", ("gemm_sm80", "Int8Gemm"), (r"IMMA\.16832\.S8\.S8", "LDGSTS", "LDSM")),
+        ("sm_80", ("codebook_planes",), ("HMMA",)),
+        ("sm_90a", ("codebook_planes",), ("HMMA",)),
         ("sm_90a", ("gemm_sm90", "BinaryGemm"), (r"BGMMA\.64x\d+x256\.AND\.POPC", "UTMALDG")),
         ("sm_90a", ("gemm_sm90", "Int8Gemm"), (r"IGMMA\.64x\d+x32\.S8\.S8", "UTMALDG")),
     ],
 )
-def test_gemms_use_tensor_cores(arch: str, words: tuple[str], patterns: tuple[str]) -> None:
+def test_products_use_tensor_cores(arch: str, words: tuple[str], patterns: tuple[str]) -> None:
     assert_all_have(kernels(arch, *words), *patterns)
 
 
@@ -121,6 +123,9 @@ WIDE = (
     ("4pool", "Li16E"),
     ("skinny_gemm", "BinaryGemm"),
     ("skinny_gemm", "Int8Gemm"),
+    ("codebook_planes",),
+    ("codebook_values",),
+    ("codebook_sums",),
 )
 
 

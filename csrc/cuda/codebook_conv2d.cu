@@ -1,7 +1,8 @@
 #include "codebook_conv2d.h"
+#include "cuda/codebook_direct.h"
 #include "cuda/codebook_plan.h"
 #include "cuda/codebook_planes.h"
-#include "cuda/codebook_skinny.h"
+#include "cuda/codebook_rows.h"
 #include "cuda/codebook_tiled.h"
 
 namespace nncx::cuda {
@@ -35,9 +36,18 @@ __global__ void __launch_bounds__(kPrepackThreads)
 template <class T>
 int run(const CodebookConv2dParams& p, const CodebookPlan& plan, const Device& device,
         cudaStream_t stream) {
-  if (plan.kernel == CodebookKernel::tiled) return run_tiled<T>(p, stream);
-  if (plan.kernel == CodebookKernel::planes) return run_planes<T>(p, device, stream);
-  return run_skinny(p, plan, stream);
+  switch (plan.kernel) {
+    case CodebookKernel::sums:
+    case CodebookKernel::values:
+      return run_few_rows(p, plan, stream);
+    case CodebookKernel::planes:
+      return run_planes<T>(p, device, stream);
+    case CodebookKernel::direct:
+      return run_direct<T>(p, stream);
+    case CodebookKernel::tiled:
+      return run_tiled<T>(p, stream);
+  }
+  return cudaErrorNotSupported;
 }
 
 }  // namespace

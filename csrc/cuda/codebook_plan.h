@@ -4,14 +4,15 @@
 //            bits: looks up sums of 4 or 2 products at a time
 //   planes   other linear layers of up to 16 rows and 1 or 2 bits, on tensor cores
 //   values   other linear layers of up to 16 rows: looks up weights, and multiplies
+//   direct   groups of up to 8 outputs, at least 16 outputs in all: a depthwise convolution
 //   tiled    anything else
 //
-// Of the first two the reading of the weight is to be the limit. What they do for each weight of
+// With few rows the reading of the weight is to be the limit. What the kernels do for each weight of
 // each lane, with M rows, in loads from shared memory (of which an SM does one a cycle, for a warp):
 // sums M / 4 (1 bit) and M / 2 (2 bits), besides a quarter of that to build the tables; values
-// 1 + M / 8. And in instructions (four a cycle): sums about M and 2 M, values 3 + M * 9 / 8. planes
-// takes 1.2 instructions for 1 bit and 3 for 2 bits, up to 8 rows (of float32: and 1/4 and 3/4 more
-// from 3 rows on, where it has 24 columns instead of 8).
+// 1 + M / 8. And in instructions (four a cycle): sums 1.3 M and 2.5 M, values 2.4 + M * 9 / 8; planes
+// takes 1.2 for 1 bit and 3 for 2 bits, up to 8 rows (of float32: and 1/4 and 3/4 more from 3 rows
+// on, where it has 24 columns instead of 8).
 #pragma once
 
 #include <algorithm>
@@ -21,11 +22,11 @@
 
 namespace nncx::cuda {
 
-enum class CodebookKernel { tiled, values, sums, planes };
+enum class CodebookKernel { tiled, direct, values, sums, planes };
 
 struct CodebookPlan {
   CodebookKernel kernel;
-  // Of values and sums:
+  // Of values and sums, else 0:
   int rows;     // of a block; there are more blocks for more
   int outputs;  // of a lane, 32 apart
   int warps;    // that share out K
@@ -55,22 +56,21 @@ constexpr int codebook_shared_bytes(const CodebookPlan& plan, int bits) {
 constexpr CodebookPlan codebook_plan(const CodebookConv2dParams& p, const Device& device) {
   const CodebookWeight weight = codebook_weight(p.shape, p.bits);
   const int64_t rows = p.batch * p.out_height * p.out_width;
-  CodebookPlan plan = {CodebookKernel::tiled, 0, 0, 0, 0};
-  if (rows > kMostRows || !is_linear(p)) return plan;
-  const bool has_planes = device.path != Path::cuda_cores && p.bits <= 2 && weight.terms > 0;
-  if (has_planes && (rows > 1 || p.codebook_stride > 0)) {
-    plan.kernel = CodebookKernel::planes;
-    return plan;
+  constexpr auto no_rows = [](CodebookKernel kernel) { return CodebookPlan{kernel, 0, 0, 0, 0}; };
+  if (rows > kMostRows || !is_linear(p)) {
+    const bool is_narrow = weight.outputs <= 8 && weight.groups * weight.outputs >= 16;
+    return no_rows(is_narrow ? CodebookKernel::direct : CodebookKernel::tiled);
   }
+  const bool has_planes = device.path != Path::cuda_cores && p.bits <= 2 && weight.terms > 0;
+  if (has_planes && (rows > 1 || p.codebook_stride > 0)) return no_rows(CodebookKernel::planes);
   const bool sums = p.codebook_stride == 0 && rows <= (p.bits == 1 ? 8 : p.bits == 2 ? 1 : 0);
-  plan.kernel = sums ? CodebookKernel::sums : CodebookKernel::values;
+  CodebookPlan plan = no_rows(sums ? CodebookKernel::sums : CodebookKernel::values);
   plan.rows = sums || rows == 1 ? 1 : rows <= 4 ? 4 : 8;
   // 64 outputs a block where the GPU still has work for every multiprocessor
   plan.outputs = weight.groups * weight.blocks() > device.multiprocessors ? 2 : 1;
   plan.warps = static_cast<int>(std::clamp<int64_t>(weight.steps(), 1, kMostWarps));
   plan.shared_bytes = codebook_shared_bytes(plan, p.bits);
-  if (plan.shared_bytes > device.shared_bytes) plan.kernel = CodebookKernel::tiled;
-  return plan;
+  return plan.shared_bytes > device.shared_bytes ? no_rows(CodebookKernel::tiled) : plan;
 }
 
 }  // namespace nncx::cuda

@@ -27,8 +27,8 @@
 #include "cuda/codebook_weight.h"
 #include "cuda/convert.h"
 #include "cuda/device.h"
-#include "cuda/gemm_epilogue.h"
 #include "cuda/launch.h"
+#include "cuda/numbers.h"
 #include "cuda/ptx_sm80.h"
 
 namespace nncx::cuda {
@@ -212,13 +212,15 @@ class PlanesBlock {
            ((first_row_ + row) * p_.shape.groups + group_) * p_.shape.channels;
   }
 
+  // The rows, rounded up so that the same lanes have the same row in every turn.
+  __device__ int row_lanes() const { return rows_ <= 1 ? 1 : rows_ <= 2 ? 2 : rows_ <= 4 ? 4 : 8; }
+
   // A lane takes four terms and their partners of one row and one step, and goes on along the step.
   __device__ void split_rows(int turn) {
-    const int lanes_rows = rows_ <= 1 ? 1 : rows_ <= 2 ? 2 : rows_ <= 4 ? 4 : 8;
-    const int row = g() % lanes_rows;
+    const int row = g() % row_lanes();
     if (row >= rows_) return;
 #pragma unroll 1
-    for (int part = g() / lanes_rows; part < kStepTerms / 8; part += 8 / lanes_rows) {
+    for (int part = g() / row_lanes(); part < kStepTerms / 8; part += 8 / row_lanes()) {
       const int word = part / (kPairs / 4), pair = part % (kPairs / 4) * 4;
       const int64_t k = (int64_t{turn} * 4 + t()) * kStepTerms + word * 2 * kPairs + pair;
       const Four low = load_four(row_at(row), k), high = load_four(row_at(row), k + kPairs);
@@ -256,12 +258,11 @@ class PlanesBlock {
 
   // The four or eight lanes of a row that share its terms add up.
   __device__ void stage_row_sum() {
-    const int lanes_rows = rows_ <= 1 ? 1 : rows_ <= 2 ? 2 : rows_ <= 4 ? 4 : 8;
     for (int bits = 1; bits < 32; bits *= 2) {
       const float other = __shfl_xor_sync(kAllLanes, row_sum_, bits);
-      if (bits < 4 || bits >= 4 * lanes_rows) row_sum_ += other;
+      if (bits < 4 || bits >= 4 * row_lanes()) row_sum_ += other;
     }
-    if (lane() % 4 == 0 && lane() < 4 * lanes_rows) tables().row_sums[warp()][g()] = row_sum_;
+    if (lane() % 4 == 0 && lane() < 4 * row_lanes()) tables().row_sums[warp()][g()] = row_sum_;
   }
 
   // ---- The product

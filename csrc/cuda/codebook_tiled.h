@@ -10,9 +10,8 @@
 // are outputs, so that they never meet in a bank. Longer ones are looked up through L1.
 #pragma once
 
+#include "cuda/codebook_store.h"
 #include "cuda/codebook_weight.h"
-#include "cuda/gemm_epilogue.h"
-#include "cuda/gemm_rows.h"
 #include "cuda/launch.h"
 
 namespace nncx::cuda {
@@ -110,9 +109,7 @@ class CodebookTile {
 
   __device__ void fill_offsets() const {
     if (threadIdx.x >= kTile) return;
-    const OutputPixel at = output_pixel(p_, first_pixel_ + threadIdx.x);
-    memory().offsets[threadIdx.x] =
-        at.n * p_.epilogue.stride_n + at.in_image * p_.epilogue.stride_pixel;
+    memory().offsets[threadIdx.x] = output_offset(p_, first_pixel_ + threadIdx.x);
   }
 
   // ---- From global memory to registers
@@ -235,19 +232,11 @@ class CodebookTile {
     }
   }
 
-  // Neighbouring threads write neighbours, whichever dimension is innermost.
   __device__ void store() const {
-    const FloatEpilogue& e = p_.epilogue;
-    const bool outputs_innermost = e.stride_o == 1;
-    for (int i = threadIdx.x / kTile; i < kTile; i += kTileThreads / kTile) {
-      const int pixel = outputs_innermost ? i : fetched_row();
-      const int output = outputs_innermost ? fetched_row() : i;
-      if (first_pixel_ + pixel >= pixels()) continue;
-      if (first_output_ + output >= p_.shape.out_channels) continue;
-      const int64_t o = group_ * p_.shape.out_channels + first_output_ + output;
-      store_number(finish(e, memory().tiles[pixel * kPitch + output], o), e.dtype, e.output,
-                   memory().offsets[pixel] + o * e.stride_o);
-    }
+    const int64_t group_outputs = p_.shape.out_channels;
+    store_square<kTile, kTileThreads>(p_, memory().tiles, memory().offsets, pixels() - first_pixel_,
+                                      group_ * group_outputs + first_output_,
+                                      group_outputs - first_output_, static_cast<int>(threadIdx.x));
   }
 };
 

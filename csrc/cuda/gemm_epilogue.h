@@ -13,10 +13,9 @@
 
 #include "cuda/gemm_ops.h"
 #include "cuda/gemm_plan.h"
+#include "cuda/numbers.h"
 
 namespace nncx::cuda {
-
-constexpr unsigned kAllLanes = 0xFFFFFFFF;
 
 // ------------------------------------------------------------------------------------------------
 // Rows and channels
@@ -139,29 +138,6 @@ struct Block {
   int lines, count;
   bool whole;
 };
-
-// Whether four neighbours are one access, of a tensor whose numbers have `bytes`.
-__device__ inline bool is_aligned(const void* tensor, int bytes) {
-  return reinterpret_cast<uintptr_t>(tensor) % (4 * bytes) == 0;
-}
-
-__device__ inline int bytes_of(Dtype dtype) { return dtype == Dtype::float32 ? 4 : 2; }
-
-__device__ inline float load_number(const void* input, Dtype dtype, int64_t at) {
-  if (dtype == Dtype::float32) return static_cast<const float*>(input)[at];
-  if (dtype == Dtype::float16) return to_float(static_cast<const Half*>(input)[at]);
-  return to_float(static_cast<const BFloat16*>(input)[at]);
-}
-
-__device__ inline void store_number(float v, Dtype dtype, void* output, int64_t at) {
-  if (dtype == Dtype::float32) {
-    static_cast<float*>(output)[at] = v;
-  } else if (dtype == Dtype::float16) {
-    from_float(v, static_cast<Half*>(output) + at);
-  } else {
-    from_float(v, static_cast<BFloat16*>(output) + at);
-  }
-}
 
 __device__ inline void store_four(const float (&v)[4], float* to) {
   *reinterpret_cast<float4*>(to) = make_float4(v[0], v[1], v[2], v[3]);
@@ -379,14 +355,24 @@ struct Chunk {
   const int32_t* row_bits;
 
   __device__ void store_channels_last() const {
+    const ChunkRow own = chunk_row<Op>(p, first_row, rows, group, row_bits, false);
+    const unsigned borders = __ballot_sync(kAllLanes, own.is_border);  // bit r: row r
+    if (borders) {
+      store_channels_of<1>(own, borders);
+    } else {
+      store_channels_of<kLines>(own, 0);
+    }
+  }
+
+  // So many rows at a time for each lane. Only one at a time may be border rows, which take registers.
+  template <int kAtATime>
+  __device__ void store_channels_of(const ChunkRow& own, unsigned borders) const {
     constexpr int kCount = 4, kLanes = kChunkOutputs / kCount, kAtOnce = 32 / kLanes;
     const auto& e = p.epilogue;
     const auto numbers = numbers_of(e);
     const int lane = threadIdx.x % 32;
     const int column = lane % kLanes * kCount;
     const int count = min(max(outputs - column, 0), kCount);
-    const ChunkRow own = chunk_row<Op>(p, first_row, rows, group, row_bits, false);
-    const unsigned borders = __ballot_sync(kAllLanes, own.is_border);  // bit r: row r
     const ChunkChannels<Op, kCount> channels(p, o + column, count);
     ChannelScale scales[kCount];
 #pragma unroll
@@ -395,45 +381,43 @@ struct Chunk {
                 count,
                 count == kCount && (e.channels | o) % kCount == 0 && numbers.is_aligned_to_four()};
 #pragma unroll 1
-    for (int first = 0; first < rows; first += kLines * kAtOnce) {
+    for (int first = 0; first < rows; first += kAtATime * kAtOnce) {
       const int r = first + lane / kLanes;
-      int32_t dots[kLines][kCount];
+      int32_t dots[kAtATime][kCount];
 #pragma unroll
-      for (int line = 0; line < kLines; ++line) {
+      for (int line = 0; line < kAtATime; ++line) {
         read_four(min(r + line * kAtOnce, rows - 1), column, dots[line]);
         channels.finish(__shfl_sync(kAllLanes, own.term, r + line * kAtOnce), dots[line]);
       }
-      if (borders) {
-#pragma unroll
-        for (int line = 0; line < kLines; ++line) {
-          if (borders >> (first + line * kAtOnce) & ((1 << kAtOnce) - 1)) {
-            channels.correct(p, shuffle_taps(own, r + line * kAtOnce), dots[line]);
-          }
+      if constexpr (kAtATime == 1) {
+        if (borders >> first & ((1 << kAtOnce) - 1)) {
+          channels.correct(p, shuffle_taps(own, r), dots[0]);
         }
       }
-      float v[kLines][kCount];
+      float v[kAtATime][kCount];
 #pragma unroll
-      for (int line = 0; line < kLines; ++line) {
+      for (int line = 0; line < kAtATime; ++line) {
 #pragma unroll
-        for (int i = 0; i < kCount; ++i)
+        for (int i = 0; i < kCount; ++i) {
           v[line][i] = static_cast<float>(dots[line][i]) * scales[i].scale;
+        }
       }
       if (e.input_scale) {
 #pragma unroll
-        for (int line = 0; line < kLines; ++line) {
+        for (int line = 0; line < kAtATime; ++line) {
           const float scale = __shfl_sync(kAllLanes, own.input_scale, r + line * kAtOnce);
 #pragma unroll
           for (int i = 0; i < kCount; ++i) v[line][i] *= scale;
         }
       }
 #pragma unroll
-      for (int line = 0; line < kLines; ++line) {
+      for (int line = 0; line < kAtATime; ++line) {
 #pragma unroll
         for (int i = 0; i < kCount; ++i) v[line][i] += scales[i].bias;
       }
       block.lines = (rows - r + kAtOnce - 1) / kAtOnce;
       numbers.store(v, block);
-      block.at += kLines * block.step;
+      block.at += kAtATime * block.step;
     }
   }
 

@@ -11,8 +11,6 @@
 // B lies in a stage as [outputs][128 bytes] with the 128-byte swizzle. A lies there in parts of `span`
 // bytes, [128 / span][128 rows][span] with the swizzle of that span (InputTile); span is 128 but for
 // im2col of narrow taps.
-//
-// TODO
 #pragma once
 
 #include <algorithm>
@@ -135,7 +133,7 @@ __device__ constexpr int full_arrivals(InputLoader loader) {
   return loader == InputLoader::gather ? 1 + kWarpgroup : 1;
 }
 
-// One thread loads. Calls load_input(stage, bytes of k from there on, whether a tile begins, tile).
+// Fills stages in the order in which they are used, tile after tile: with TMA one thread does it all.
 template <class Op, int kOutputs>
 class Loader {
  public:
@@ -370,8 +368,8 @@ class Multiplier {
   int last_stage_ = 0;
 
   // wgmma of a block starts while that of the one before may still run; when that is known to be done,
-  // its stage is given back. The last block is left running. The number of steps is known to the compiler: where it is not, ptxas waits
-  // for each of them.
+  // its stage is given back. The last block is left running. The compiler knows the number of steps:
+  // where it does not, ptxas lets each of them wait for the one before.
   __device__ void multiply_tile(int32_t (&sums)[kOutputs / 2]) {
     int k = 0;
     for (; k + kSm90TileBytes <= problem_.k_bytes; k += kSm90TileBytes) {

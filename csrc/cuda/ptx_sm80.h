@@ -20,6 +20,11 @@ __device__ inline uint32_t shared_address(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));
 }
 
+// The other way. A kernel that computes addresses by bits has no base to add to them then.
+__device__ inline uint8_t* shared_pointer(uint32_t address) {
+  return static_cast<uint8_t*>(__cvta_shared_to_generic(address));
+}
+
 // Asks for a line of global memory, to be in the L2 cache when a later load wants it.
 __device__ inline void prefetch(const void* global) {
   asm volatile("prefetch.global.L2 [%0];" ::"l"(global));

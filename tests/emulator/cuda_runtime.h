@@ -14,7 +14,9 @@
 #include "emulator.h"
 
 #define __global__
+#define __host__
 #define __device__
+#define __host__
 #define __shared__ static thread_local  // emulator.cpp says why
 #define __align__(n) __attribute__((aligned(n)))
 #define __launch_bounds__(...)

@@ -52,6 +52,16 @@ def test_geometry(isa: str, kernel, stride, padding, dilation) -> None:
 
 @per_channel
 @pytest.mark.parametrize("bits", [1, 2, 5])
+@pytest.mark.parametrize("groups", [1, 2])
+@pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last], ids=str)
+def test_few_pixels(isa: str, memory_format, groups: int, bits: int, per_channel: bool) -> None:
+    x = torch.randn(2, 140, 2, 3).to(memory_format=memory_format)
+    weight = random_weight((86, 140 // groups, 1, 1), bits, per_channel)
+    assert_right(native(x, weight, bits, groups=groups), x, weight, groups=groups)
+
+
+@per_channel
+@pytest.mark.parametrize("bits", [1, 2, 5])
 @pytest.mark.parametrize(
     ("channels", "out_channels", "groups"),
     [(6, 4, 2), (66, 99, 3), (24, 24, 24), (8, 24, 8), (130, 66, 2)],

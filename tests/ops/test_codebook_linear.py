@@ -54,6 +54,69 @@ def test_rows(isa: str, m: int, bits: int) -> None:
     assert_right(native(x, weight, bits), x, weight)
 
 
+@per_channel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@all_bits
+def test_few_rows_of_many_outputs(isa: str, bits: int, dtype, per_channel: bool) -> None:
+    """CUDA: blocks of 64 outputs, the last one half empty; terms that end within a load, or not."""
+    for k in (30, 332, 2200):
+        weight = random_weight((161, k), bits, per_channel)
+        for m in (1, 4, 7, 16):
+            x = torch.randn(m, k).to(dtype)
+            assert_right(native(x, weight, bits, out_dtype=torch.float32), x, weight)
+
+
+@pytest.mark.parametrize("bits", [1, 2, 3, 6])
+def test_what_stands_behind_the_last_weight_is_not_multiplied(isa: str, bits: int) -> None:
+    """Code 0 fills a path's last step: an infinity there would make NaN of nothing."""
+    codebook = torch.randn(2**bits)
+    codebook[0] = torch.inf
+    for k in (1, 3, 33, 100):
+        for n in (5, 161):
+            codes = pack_codes(torch.ones(n * k, dtype=torch.uint8), bits)
+            prepacked = ops.codebook_linear_prepack(codes, bits, k, n)
+            for m in (1, 3, 16, 20):
+                x = torch.randn(m, k)
+                out = ops.codebook_linear(x, prepacked, codebook, bits, k, n)
+                expected = (x @ codebook[1].expand(n, k).T).expand(m, n)
+                torch.testing.assert_close(out, expected, rtol=1e-4, atol=1e-4)
+
+
+@per_channel
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("m", [2, 7, 16])
+@pytest.mark.parametrize("bits", [1, 2])
+def test_binary_planes(isa: str, bits: int, m: int, dtype, per_channel: bool) -> None:
+    """A warp's terms come in turns, a block has 64 outputs, and there are more rows than its 8."""
+    x, weight = torch.randn(m, 9004).to(dtype), random_weight((200, 9004), bits, per_channel)
+    out = native(x, weight, bits, out_dtype=torch.float32)
+    assert_right(out, x, weight)
+    assert torch.equal(out, native(x, weight, bits, out_dtype=torch.float32))
+
+
+@pytest.mark.parametrize("m", [1, 3])
+@pytest.mark.parametrize("codebook", [[1.0, 0.0], [0.0, 1.0], [1.0, 0.0, 1e-3, -1.0]], ids=str)
+def test_large_terms_times_zero_hide_nothing(isa: str, codebook: list[float], m: int) -> None:
+    bits, values = len(codebook) // 2, torch.tensor(codebook)
+    index = torch.randint(0, len(codebook), (32, 1024))
+    x = torch.randn(m, 1024)
+    index[:, ::3], x[:, ::3] = codebook.index(0.0), 1e8
+    codes = pack_codes(index.to(torch.uint8), bits)
+    weight = random_weight((32, 1024), bits, False)._replace(
+        codes=codes, codebook=values, values=values.double()[index]
+    )
+    assert_right(native(x, weight, bits), x, weight)
+
+
+@all_bits
+@pytest.mark.parametrize("m", [1, 3, 9])
+def test_the_largest_numbers_do_not_overflow_on_the_way(isa: str, m: int, bits: int) -> None:
+    x, weight = torch.randn(m, 70), random_weight((40, 70), bits, False)
+    weight = weight._replace(codebook=weight.codebook / 16, values=weight.values / 16)
+    x[m // 2, 33] = 3e38
+    assert_right(native(x, weight, bits), x, weight)
+
+
 @all_bits
 @pytest.mark.parametrize("m", [1, 9])
 def test_every_code_is_looked_up(isa: str, m: int, bits: int) -> None:

@@ -12,6 +12,7 @@
 
 #include "cuda_runtime.h"
 #include "products.h"
+#include "swizzle.h"
 
 namespace nncx::cuda::ptx {
 

@@ -2,16 +2,18 @@
 //
 // The lanes of a warp are outputs, so that all are at the same k and read a step of codes in one
 // piece; the warps of a block have the same outputs and share out K. What a code stands for is looked
-// up in shared memory, where no two lanes meet in a bank: in SkinnyValues each lane has a copy of the
-// codebook, its own or the layer's, in its bank; in SkinnySums a table has 16 entries side by side.
+// up in shared memory, where no two lanes meet in a bank: in CodebookValues each lane has a copy of the
+// codebook, its own or the layer's, in its bank; in CodebookSums a table has 16 entries side by side.
 //
 // The sums of the warps are added in the order of the warps.
 #pragma once
 
 #include "cuda/codebook_plan.h"
-#include "cuda/gemm_epilogue.h"
 #include "cuda/gemm_rows.h"
 #include "cuda/launch.h"
+#include "cuda/numbers.h"
+#include "cuda/ptx_sm80.h"
+#include "cuda/rows.h"
 
 namespace nncx::cuda {
 
@@ -24,7 +26,7 @@ struct CodebookRows {
 };
 
 template <int kRows, int kOutputs>
-class SkinnyBlock {
+class CodebookRowsBlock {
  protected:
   static constexpr int kLanes = 32;
   static constexpr int kTileOutputs = kOutputs * kLanes;
@@ -34,14 +36,26 @@ class SkinnyBlock {
   const int64_t group_;
   const int64_t first_block_;  // of 32 outputs, in the group
   const int first_row_;
+  const int64_t first_element_;  // of the first row, in the group
+  const uint4*
+      codes_[kOutputs];  // the lane's first step. Beyond the last block: that of the last one
   float sums_[kRows][kOutputs] = {};
 
-  __device__ explicit SkinnyBlock(const CodebookRows& rows)
+  __device__ explicit CodebookRowsBlock(const CodebookRows& rows)
       : s_(rows),
         p_(rows.params),
         group_(blockIdx.x / rows.tiles),
         first_block_(int64_t{blockIdx.x % rows.tiles} * kOutputs),
-        first_row_(static_cast<int>(blockIdx.y) * kRows) {}
+        first_row_(static_cast<int>(blockIdx.y) * kRows),
+        first_element_((first_row_ * p_.shape.groups + group_) * p_.shape.channels) {
+    const CodebookWeight& w = s_.weight;
+#pragma unroll
+    for (int i = 0; i < kOutputs; ++i) {
+      const int64_t block = group_ * w.blocks() + min(first_block_ + i, w.blocks() - 1);
+      codes_[i] = reinterpret_cast<const uint4*>(p_.weight + kCodesOffset) +
+                  block * (w.block_bytes() / kCodesStepBytes) + lane();
+    }
+  }
 
   __device__ static int lane() { return static_cast<int>(threadIdx.x); }
   __device__ static int warp() { return static_cast<int>(threadIdx.y); }
@@ -49,19 +63,8 @@ class SkinnyBlock {
   __device__ int terms() const { return static_cast<int>(s_.weight.terms); }
   __device__ int steps() const { return static_cast<int>(s_.weight.steps()); }
 
-  // The lane's step of its output i. Outputs beyond the last block repeat it, and are not stored.
-  __device__ uint4 codes(int step, int i) const {
-    const CodebookWeight& w = s_.weight;
-    const int64_t block = group_ * w.blocks() + min(first_block_ + i, w.blocks() - 1);
-    const auto* from = reinterpret_cast<const uint4*>(p_.weight + kCodesOffset) +
-                       block * (w.block_bytes() / kCodesStepBytes);
-    return __ldg(from + step * kLanes + lane());
-  }
+  __device__ uint4 codes(int step, int i) const { return __ldg(codes_[i] + step * kLanes); }
 
-  // Of the block's first row, in elements; rows are row_stride apart.
-  __device__ int64_t first_element() const {
-    return (first_row_ * p_.shape.groups + group_) * p_.shape.channels;
-  }
   __device__ int64_t row_stride() const { return p_.shape.groups * p_.shape.channels; }
 
   __device__ int64_t output_of(int at) const {  // in the group
@@ -100,11 +103,11 @@ class SkinnyBlock {
 
 // Rows are staged for a warp, 32 terms at a time, as floats: 4 of them are one load for all lanes.
 template <int kSlotLog2, int kRows, int kOutputs>
-class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
-  using Block = SkinnyBlock<kRows, kOutputs>;
+class CodebookValues : CodebookRowsBlock<kRows, kOutputs> {
+  using Block = CodebookRowsBlock<kRows, kOutputs>;
 
  public:
-  __device__ explicit SkinnyValues(const CodebookRows& rows)
+  __device__ explicit CodebookValues(const CodebookRows& rows)
       : Block(rows),
         mask_(((1u << p_.bits) - 1) * 0x01010101),
         rows_(reinterpret_cast<float*>(dynamic_shared_memory() + (kEntryBytes << p_.bits)) +
@@ -119,7 +122,7 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
 
  private:
   using Block::codes, Block::first_row_, Block::group_, Block::lane, Block::output_of, Block::p_,
-      Block::first_element, Block::row_stride, Block::s_, Block::steps, Block::store, Block::sums_,
+      Block::first_element_, Block::row_stride, Block::s_, Block::steps, Block::store, Block::sums_,
       Block::terms, Block::warp, Block::warps;
 
   static constexpr int kSlot = 1 << kSlotLog2;
@@ -129,7 +132,7 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
   static constexpr int kUnitTerms = kUnitSteps * 128 / kSlot;
   const unsigned mask_;  // of 4 codes: a forged code looks up no other memory
   float* const rows_;    // [row][32]
-  uint32_t codes_[kOutputs][4 * kUnitSteps];
+  uint32_t words_[kOutputs][4 * kUnitSteps];
   float fetched_[kRows];
 
   __device__ void fill_table() const {
@@ -158,7 +161,7 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
   // Zeros beyond the last row and the last term.
   __device__ void fetch_rows(int k) {
     const int rows = k + lane() < terms() ? s_.rows - first_row_ : 0;
-    int64_t at = first_element() + k + lane();
+    int64_t at = first_element_ + k + lane();
 #pragma unroll
     for (int r = 0; r < kRows; ++r, at += row_stride()) {
       fetched_[r] = r < rows ? load_number(p_.input, p_.input_dtype, at) : 0.0f;
@@ -177,8 +180,8 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
       for (int i = 0; i < kOutputs; ++i) {
 #pragma unroll
         for (int j = 0; j < kUnitSteps; ++j) {
-          codes_[i][4 * j] = next[i][j].x, codes_[i][4 * j + 1] = next[i][j].y;
-          codes_[i][4 * j + 2] = next[i][j].z, codes_[i][4 * j + 3] = next[i][j].w;
+          words_[i][4 * j] = next[i][j].x, words_[i][4 * j + 1] = next[i][j].y;
+          words_[i][4 * j + 2] = next[i][j].z, words_[i][4 * j + 3] = next[i][j].w;
         }
       }
       const int next_unit = unit + warps();
@@ -223,7 +226,7 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
       float w[kOutputs][4];
 #pragma unroll
       for (int i = 0; i < kOutputs; ++i) {
-        look_up(codes_[i][term / kCodes], term % kCodes * kSlot, i, w[i]);
+        look_up(words_[i][term / kCodes], term % kCodes * kSlot, i, w[i]);
       }
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
@@ -241,7 +244,7 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
 #pragma unroll
     for (int i = 0; i < kOutputs; ++i) {
 #pragma unroll
-      for (int j = 0; j + kWords < 4 * kUnitSteps; ++j) codes_[i][j] = codes_[i][j + kWords];
+      for (int j = 0; j + kWords < 4 * kUnitSteps; ++j) words_[i][j] = words_[i][j + kWords];
     }
   }
 
@@ -254,8 +257,8 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
       for (int j = 0; j < kCodes && word * kCodes + j < count; ++j) {
 #pragma unroll
         for (int i = 0; i < kOutputs; ++i) {
-          const float w = entry(codes_[i][word] & mask_, 0, i);
-          codes_[i][word] = codes_[i][word] >> (kSlot % 32);
+          const float w = entry(words_[i][word] & mask_, 0, i);
+          words_[i][word] = words_[i][word] >> (kSlot % 32);
 #pragma unroll
           for (int r = 0; r < kRows; ++r) {
             sums_[r][i] = __fmaf_rn(rows_[r * kPieceTerms + word * kCodes + j], w, sums_[r][i]);
@@ -269,7 +272,7 @@ class SkinnyValues : SkinnyBlock<kRows, kOutputs> {
 template <int kSlotLog2, int kRows, int kOutputs>
 __global__ void __launch_bounds__(32 * kMostWarps, 1)
     codebook_values(const __grid_constant__ CodebookRows rows) {
-  SkinnyValues<kSlotLog2, kRows, kOutputs>(rows).run();
+  CodebookValues<kSlotLog2, kRows, kOutputs>(rows).run();
 }
 
 // ------------------------------------------------------------------------------------------------
@@ -278,12 +281,14 @@ __global__ void __launch_bounds__(32 * kMostWarps, 1)
 // products, for each combination, so that a load and an addition do the work of 4 or 2 products. A
 // warp builds the 32 tables of its step, a lane one of them.
 template <int kSlotLog2, int kOutputs>
-class SkinnySums : SkinnyBlock<1, kOutputs> {
-  using Block = SkinnyBlock<1, kOutputs>;
+class CodebookSums : CodebookRowsBlock<1, kOutputs> {
+  using Block = CodebookRowsBlock<1, kOutputs>;
 
  public:
-  __device__ explicit SkinnySums(const CodebookRows& rows)
-      : Block(rows), tables_(static_cast<uint32_t>(warp()) * kTablesBytes) {
+  __device__ explicit CodebookSums(const CodebookRows& rows)
+      : Block(rows),
+        tables_(ptx::shared_address(dynamic_shared_memory()) +
+                static_cast<uint32_t>(warp()) * kTablesBytes) {
     for (int i = 0; i < kEntries; ++i) codebook_[i] = p_.codebook[i];
   }
 
@@ -293,7 +298,7 @@ class SkinnySums : SkinnyBlock<1, kOutputs> {
   }
 
  private:
-  using Block::codes, Block::lane, Block::p_, Block::first_element, Block::s_, Block::steps,
+  using Block::codes, Block::lane, Block::p_, Block::first_element_, Block::s_, Block::steps,
       Block::store, Block::sums_, Block::terms, Block::warp, Block::warps;
 
   static constexpr int kEntries = 2 << kSlotLog2;
@@ -302,49 +307,39 @@ class SkinnySums : SkinnyBlock<1, kOutputs> {
   static constexpr uint32_t kTablesBytes = 32 * kSumsPitch * 4;
   static_assert(kTablesBytes % 256 == 0, "look_up puts its byte there");
 
-  const uint32_t tables_;  // where the warp's begin in shared memory
+  const uint32_t tables_;  // the warp's, an address in shared memory
   float codebook_[kEntries];
   float x_[kTerms];
 
-  // What is 0 beyond the last term is also left out of the table.
+  // Zeros beyond the last term.
   __device__ void fetch_row(int step) {
     const int k = step * kStepTerms + lane() * kTerms;
-    const int64_t at = first_element() + k;
     if (s_.is_wide && k + kTerms <= terms()) {
-      fetch_wide(at);
-    } else {
-#pragma unroll
-      for (int i = 0; i < kTerms; ++i) {
-        x_[i] = k + i < terms() ? load_number(p_.input, p_.input_dtype, at + i) : 0.0f;
-      }
-    }
-  }
-
-  __device__ void fetch_wide(int64_t at) {
-    if (p_.input_dtype == Dtype::float32) {
-      const auto* from = static_cast<const float*>(p_.input) + at;
-      if constexpr (kTerms == 4) {
-        const float4 x = *reinterpret_cast<const float4*>(from);
-        x_[0] = x.x, x_[1] = x.y, x_[2] = x.z, x_[3] = x.w;
+      if (p_.input_dtype == Dtype::float32) {
+        fetch_wide<float>(k);
+      } else if (p_.input_dtype == Dtype::float16) {
+        fetch_wide<Half>(k);
       } else {
-        const float2 x = *reinterpret_cast<const float2*>(from);
-        x_[0] = x.x, x_[1] = x.y;
+        fetch_wide<BFloat16>(k);
       }
       return;
     }
-    uint32_t words[kTerms / 2];
-    const auto* from = static_cast<const uint16_t*>(p_.input) + at;
-    if constexpr (kTerms == 4) {
-      const uint2 pair = *reinterpret_cast<const uint2*>(from);
-      words[0] = pair.x, words[1] = pair.y;
-    } else {
-      words[0] = *reinterpret_cast<const uint32_t*>(from);
-    }
 #pragma unroll
     for (int i = 0; i < kTerms; ++i) {
-      const auto bits = static_cast<uint16_t>(words[i / 2] >> 16 * (i % 2));
-      x_[i] = p_.input_dtype == Dtype::float16 ? to_float(Half{bits}) : to_float(BFloat16{bits});
+      x_[i] = k + i < terms() ? load_number(p_.input, p_.input_dtype, first_element_ + k + i) : 0;
     }
+  }
+
+  template <class T>
+  __device__ void fetch_wide(int k) {
+    using Terms = Piece<kTerms * sizeof(T)>;
+    const auto* from = static_cast<const T*>(p_.input) + first_element_ + k;
+    union {
+      Terms piece;
+      T numbers[kTerms];
+    } x = {*reinterpret_cast<const Terms*>(from)};
+#pragma unroll
+    for (int i = 0; i < kTerms; ++i) x_[i] = to_float(x.numbers[i]);
   }
 
   // The sums of the products of one half of the table's terms, for what 2 bits stand for.
@@ -370,8 +365,8 @@ class SkinnySums : SkinnyBlock<1, kOutputs> {
     float low[4], high[4];
     half_sums(0, k, low);
     half_sums(1, k, high);
-    auto* table =
-        reinterpret_cast<float4*>(dynamic_shared_memory() + tables_) + lane() * (kSumsPitch / 4);
+    auto* table = reinterpret_cast<float4*>(dynamic_shared_memory() + warp() * kTablesBytes) +
+                  lane() * (kSumsPitch / 4);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       table[i] =
@@ -384,7 +379,7 @@ class SkinnySums : SkinnyBlock<1, kOutputs> {
   __device__ float look_up(uint32_t word, int table) const {
     const uint32_t bytes = (table % 2 ? word >> 2 : word << 2) & 0x3C3C3C3C;
     const uint32_t at = __byte_perm(bytes, tables_, 0x7650 | table % 8 / 2);
-    return *reinterpret_cast<const float*>(dynamic_shared_memory() + table * kSumsPitch * 4 + at);
+    return *reinterpret_cast<const float*>(ptx::shared_pointer(at + table * kSumsPitch * 4));
   }
 
   __device__ void multiply() {
@@ -421,20 +416,20 @@ class SkinnySums : SkinnyBlock<1, kOutputs> {
 template <int kSlotLog2, int kOutputs>
 __global__ void __launch_bounds__(32 * kMostWarps, 1)
     codebook_sums(const __grid_constant__ CodebookRows rows) {
-  SkinnySums<kSlotLog2, kOutputs>(rows).run();
+  CodebookSums<kSlotLog2, kOutputs>(rows).run();
 }
 
 // ------------------------------------------------------------------------------------------------
 
-using SkinnyKernel = void (*)(CodebookRows);
+using CodebookRowsKernel = void (*)(CodebookRows);
 
 template <int kOutputs>
-SkinnyKernel sums_kernel(int slot_log2) {
+CodebookRowsKernel sums_kernel(int slot_log2) {
   return slot_log2 == 0 ? codebook_sums<0, kOutputs> : codebook_sums<1, kOutputs>;
 }
 
 template <int kSlotLog2>
-SkinnyKernel values_kernel(const CodebookPlan& plan) {
+CodebookRowsKernel values_kernel(const CodebookPlan& plan) {
   if (plan.outputs == 1) {
     return plan.rows == 1   ? codebook_values<kSlotLog2, 1, 1>
            : plan.rows == 4 ? codebook_values<kSlotLog2, 4, 1>
@@ -445,7 +440,7 @@ SkinnyKernel values_kernel(const CodebookPlan& plan) {
                           : codebook_values<kSlotLog2, 8, 2>;
 }
 
-inline SkinnyKernel skinny_kernel(const CodebookPlan& plan, int slot_log2) {
+inline CodebookRowsKernel rows_kernel(const CodebookPlan& plan, int slot_log2) {
   if (plan.kernel == CodebookKernel::sums) {
     return plan.outputs == 1 ? sums_kernel<1>(slot_log2) : sums_kernel<2>(slot_log2);
   }
@@ -461,8 +456,8 @@ inline SkinnyKernel skinny_kernel(const CodebookPlan& plan, int slot_log2) {
   }
 }
 
-inline int run_skinny(const CodebookConv2dParams& p, const CodebookPlan& plan,
-                      cudaStream_t stream) {
+inline int run_few_rows(const CodebookConv2dParams& p, const CodebookPlan& plan,
+                        cudaStream_t stream) {
   const CodebookWeight weight = codebook_weight(p.shape, p.bits);
   const auto rows = static_cast<int>(p.batch * p.out_height * p.out_width);
   const int64_t tiles = (weight.blocks() + plan.outputs - 1) / plan.outputs;
@@ -471,7 +466,7 @@ inline int run_skinny(const CodebookConv2dParams& p, const CodebookPlan& plan,
                                   p.shape.channels % 4 == 0 && is_aligned(p.input, element)};
   const dim3 grid(static_cast<unsigned>(tiles * weight.groups),
                   static_cast<unsigned>((rows + plan.rows - 1) / plan.rows));
-  return launch(skinny_kernel(plan, weight.slot_log2), grid,
+  return launch(rows_kernel(plan, weight.slot_log2), grid,
                 dim3(32, static_cast<unsigned>(plan.warps)), plan.shared_bytes, stream, arguments);
 }
 
