@@ -10,6 +10,8 @@ import torch
 # Tests of threading set their own number.
 torch.set_num_threads(1)
 
+WHOLE_RUNS = ("not slow", "slow or not slow", "")  # -m of those that cover every CPU path
+
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:
@@ -39,7 +41,9 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A path that this CPU has and that no test ran is a failure, not an oversight."""
     missing = set(places.CPU_PATHS) - places.covered
-    whole_run = not session.config.option.keyword and not session.config.args_source.name == "ARGS"
+    options = session.config.option
+    chosen = options.keyword or options.markexpr not in WHOLE_RUNS
+    whole_run = not chosen and not session.config.args_source.name == "ARGS"
     if whole_run and missing:
         session.exitstatus = pytest.ExitCode.TESTS_FAILED
         print(f"\nCPU paths that no test ran: {', '.join(sorted(missing))}")

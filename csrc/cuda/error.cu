@@ -17,6 +17,7 @@ std::string architecture() {
 }  // namespace
 
 std::string error_text(int error) {
+  cudaGetLastError();  // else the next launch would return the same, on another GPU too
   const auto code = static_cast<cudaError_t>(error);
   const std::string text = cudaGetErrorString(code);
   switch (code) {
