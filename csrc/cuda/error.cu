@@ -17,7 +17,7 @@ std::string architecture() {
 }  // namespace
 
 std::string error_text(int error) {
-  cudaGetLastError();  // else the next launch would return the same, on another GPU too
+  cudaGetLastError();  // told here, so that nobody who asks for the last error finds it again
   const auto code = static_cast<cudaError_t>(error);
   const std::string text = cudaGetErrorString(code);
   switch (code) {
