@@ -317,8 +317,9 @@ __device__ inline Int8Numbers numbers_of(const Int8Epilogue& e) { return Int8Num
 
 // A lane's sums of a chunk: with g = lane / 4 and t = lane % 4, [j][i] is of row g + 8 * (i / 2) and
 // output 8 * j + 2 * t + i % 2.
-constexpr int kFragmentColumns = kChunkOutputs / 8;
+constexpr int kFragmentColumns = kChunkOutputs / 8, kHalfColumns = kFragmentColumns / 2;
 using Fragment = int32_t[kFragmentColumns][4];
+using HalfFragment = int32_t[kHalfColumns][4];
 
 // From which value of 4 * sum - 2 * bits on the sign of an output is set (binary_epilogue.h), before
 // the flips. A lane knows the outputs `lane` and `lane + 32` of a chunk.
@@ -461,31 +462,36 @@ struct Chunk {
 
   // Of sums as mma.sync and wgmma hold them (Fragment), bits being those of the rows g and g + 8. A
   // sum is compared where it is: through shared memory it would take three times as long.
+  // Half a chunk at a time, since beside it a lane may hold the sums of a tile.
   __device__ void store_signs(const Fragment& fragment, const int32_t (&bits)[2]) const {
     const int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    Fragment values;
-    for (int j = 0; j < kFragmentColumns; ++j) {
-      for (int i = 0; i < 4; ++i) values[j][i] = Op::dot(fragment[j][i], bits[i / 2], 0);
-    }
     const ChunkRow own = chunk_row<Op>(p, first_row, rows, group, nullptr, false);
-    if (__any_sync(kAllLanes, own.is_border)) correct(own, values);
+    const bool has_border = __any_sync(kAllLanes, own.is_border);
     const SignBounds bounds(p, o, outputs);
-    uint32_t words[2][2] = {};  // [row g or g + 8][low or high], but for the shift by 2 * t
-    for (int j = 0; j < kFragmentColumns; ++j) {
-      for (int e = 0; e < 2; ++e) {
-        const int32_t bound = __shfl_sync(kAllLanes, bounds.of[j / 4], 8 * (j % 4) + 2 * t + e);
-        for (int h = 0; h < 2; ++h) {
-          if (values[j][2 * h + e] >= bound) words[h][j / 4] |= 1u << (8 * (j % 4) + e);
+    uint32_t words[2][2];  // [row g or g + 8][low or high]
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      HalfFragment values;
+      for (int j = 0; j < kHalfColumns; ++j) {
+        for (int i = 0; i < 4; ++i) {
+          values[j][i] = Op::dot(fragment[half * kHalfColumns + j][i], bits[i / 2], 0);
         }
       }
-    }
-    for (int h = 0; h < 2; ++h) {
-      for (int half = 0; half < 2; ++half) {
-        uint32_t& word = words[h][half];
-        word <<= 2 * t;
-        word |= __shfl_xor_sync(kAllLanes, word, 1);
-        word |= __shfl_xor_sync(kAllLanes, word, 2);
-        word ^= bounds.flips[half];
+      if (has_border) correct(own, half * 32, values);
+      uint32_t word[2] = {};  // but for the shift by 2 * t
+      for (int j = 0; j < kHalfColumns; ++j) {
+        for (int e = 0; e < 2; ++e) {
+          const int32_t bound = __shfl_sync(kAllLanes, bounds.of[half], 8 * j + 2 * t + e);
+          for (int h = 0; h < 2; ++h) {
+            if (values[j][2 * h + e] >= bound) word[h] |= 1u << (8 * j + e);
+          }
+        }
+      }
+      for (int h = 0; h < 2; ++h) {
+        word[h] <<= 2 * t;
+        word[h] |= __shfl_xor_sync(kAllLanes, word[h], 1);
+        word[h] |= __shfl_xor_sync(kAllLanes, word[h], 2);
+        words[h][half] = word[h] ^ bounds.flips[half];
       }
     }
     const int r = g + 8 * t;
@@ -495,8 +501,8 @@ struct Chunk {
     }
   }
 
-  // Adds what the taps outside the image make of the values in border rows.
-  __device__ void correct(const ChunkRow& own, Fragment& values) const {
+  // Adds what the taps outside the image make of the values in border rows, of outputs from `first` on.
+  __device__ void correct(const ChunkRow& own, int first, HalfFragment& values) const {
     const int g = threadIdx.x % 32 / 4, t = threadIdx.x % 4;
     const ChunkRow rows_of_lane[2] = {shuffle_taps(own, g), shuffle_taps(own, g + 8)};
     const int32_t* tap_sums = tap_sums_of<Op>(p) + o;
@@ -510,9 +516,9 @@ struct Chunk {
           is_outside[h] = row.is_border && !(row.y.holds(y) && row.x.holds(x));
         }
         if (!__any_sync(kAllLanes, is_outside[0] || is_outside[1])) continue;
-        for (int j = 0; j < kFragmentColumns; ++j) {
+        for (int j = 0; j < kHalfColumns; ++j) {
           for (int e = 0; e < 2; ++e) {
-            const int output = 8 * j + 2 * t + e;
+            const int output = first + 8 * j + 2 * t + e;
             const int32_t tap_sum = output < outputs ? tap_sums[output] : 0;
             for (int h = 0; h < 2; ++h) {
               int32_t& value = values[j][2 * h + e];

@@ -122,6 +122,8 @@ struct RingPosition {
     stage = 0;
     parity ^= 1;
   }
+
+  __device__ int last() const { return stage == 0 ? kStages - 1 : stage - 1; }
 };
 
 // ------------------------------------------------------------------------------------------------
@@ -349,7 +351,7 @@ class Multiplier {
       multiply_tile(sums);
       const GemmTiles::Tile tile = problem_.tiles.at(index);  // while the last wgmma run
       ptx::wgmma_wait<0>();
-      release(last_stage_);
+      release(at_.last());
       store_tile(tile, sums);
     }
   }
@@ -365,7 +367,6 @@ class Multiplier {
   const Operand input_, weight_;  // of the warpgroup, in stage 0
   RowBits bits_;
   RingPosition<Memory::kStages> at_;
-  int last_stage_ = 0;
 
   // wgmma of a block starts while that of the one before may still run; when that is known to be done,
   // its stage is given back. The last block is left running. The compiler knows the number of steps:
@@ -408,8 +409,7 @@ class Multiplier {
   __device__ void finish_block(int bytes, bool has_last) {
     if constexpr (Op::kCountsBits) bits_.count(memory_.input(at_.stage), bytes);
     ptx::wgmma_wait<1>();
-    if (has_last) release(last_stage_);
-    last_stage_ = at_.stage;
+    if (has_last) release(at_.last());
     at_.advance();
   }
 
