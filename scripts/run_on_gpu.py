@@ -186,7 +186,8 @@ def run(step: Step, log: TextIO, left: float) -> Outcome:
     if not shutil.which(step.command[0]):
         return Outcome(step.name, f"needs {step.command[0]} on PATH")
     start, seconds = time.monotonic(), min(step.seconds, max(left, 10))
-    here = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    modules = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    here = {"PYTHONPATH": os.pathsep.join(modules), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         step.command,
         cwd=ROOT,
