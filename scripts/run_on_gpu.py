@@ -176,7 +176,7 @@ def plan(machine: Mapping[str, Any], folder: Path, sanitizer: str | None) -> lis
         Step("doctor", [python, "-c", "from _nncx_command import main; main()", "doctor"]),
         Step("library", [*pytest, "tests/test_build.py", "tests/test_sass.py"]),
         Step("tests", [*tests, *processes], 180),
-        *(Step(op, [python, f"benchmarks/{op}.py", *options]) for op in BENCHMARKS),
+        *(Step(op, [python, f"benchmarks/{op}.py", *options], 120) for op in BENCHMARKS),
         Step("plot", [python, "benchmarks/roofline.py", records]),
     ]
 
