@@ -305,6 +305,15 @@ def _run(
     print(header)
     width = max(len(str(shape)) for shape in shapes)
     rows, ratios, correct = [], {}, True
+    file = options.markdown
+    before = file.read_text() if file and file.exists() else ""
+
+    def tell(row: list[str]) -> None:
+        """At once, for a run that is stopped."""
+        rows.append(row)
+        if file:
+            file.write_text(before + _as_markdown(benchmark.name, header, rows))
+
     for shape in shapes:
         try:
             measured = benchmark.measure(shape, options.rounds, device)
@@ -323,15 +332,12 @@ def _run(
         name = f"{benchmark.name}  {shape}  {device.path}"
         padding = " " * (width - len(str(shape)))
         print(" | ".join([name + padding, *cells]), flush=True)
-        rows.append([str(shape), *cells])
+        tell([str(shape), *cells])
     means = {rival: geometric_mean(values) for rival, values in ratios.items()}
     footer = f"geometric mean of {len(rows)} shapes: {_ratios_text(means)}"
     if len(rows) > 1 and means:
         print(footer)
-        rows.append([footer])
-    if options.markdown:
-        with options.markdown.open("a") as file:
-            file.write(_as_markdown(benchmark.name, header, rows))
+        tell([footer])
     return correct
 
 

@@ -176,7 +176,7 @@ def plan(machine: Mapping[str, Any], folder: Path, sanitizer: str | None) -> lis
         Step("doctor", [python, "-c", "from _nncx_command import main; main()", "doctor"]),
         Step("library", [*pytest, "tests/test_build.py", "tests/test_sass.py"]),
         Step("tests", [*tests, *processes], 180),
-        *(Step(op, [python, f"benchmarks/{op}.py", *options]) for op in BENCHMARKS),
+        *(Step(op, [python, f"benchmarks/{op}.py", *options], 120) for op in BENCHMARKS),
         Step("plot", [python, "benchmarks/roofline.py", records]),
     ]
 
@@ -186,7 +186,8 @@ def run(step: Step, log: TextIO, left: float) -> Outcome:
     if not shutil.which(step.command[0]):
         return Outcome(step.name, f"needs {step.command[0]} on PATH")
     start, seconds = time.monotonic(), min(step.seconds, max(left, 10))
-    here = {"PYTHONPATH": str(ROOT), "PYTHONUNBUFFERED": "1"}
+    modules = [str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])]
+    here = {"PYTHONPATH": os.pathsep.join(modules), "PYTHONUNBUFFERED": "1"}
     process = subprocess.Popen(
         step.command,
         cwd=ROOT,

@@ -189,6 +189,24 @@ def test_the_geometric_mean_stands_behind_the_shapes(
     assert capsys.readouterr().out.endswith("geometric mean of 2 shapes: 2.0x rival\n")
 
 
+def test_a_run_that_is_stopped_has_told_what_it_measured(
+    bench: ModuleType, monkeypatch, tmp_path
+) -> None:
+    def measure(benchmark: object, shape: str, *_: object) -> object:
+        if shape == "n=2":
+            raise KeyboardInterrupt
+        return bench.Measurement(["1 ms", "1 GB/s", ""], {"rival": 1.0}, 1e-3, bench.Work(1))
+
+    monkeypatch.setattr(bench.Benchmark, "measure", measure)
+    file = tmp_path / "results.md"
+    file.write_text("earlier\n")
+    benchmark = bench.Benchmark("op", "GB/s", "rival", {"cpu": ["n=1", "n=2"]}, lambda shape: None)
+    with pytest.raises(KeyboardInterrupt):
+        bench.main(benchmark, ["--threads", "1", "--markdown", str(file)])
+    assert file.read_text().startswith("earlier\n## op\n")
+    assert "| n=1 | 1 ms | 1 GB/s |  |\n" in file.read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

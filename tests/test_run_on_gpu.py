@@ -66,6 +66,12 @@ def test_a_step_says_how_it_ended(script: ModuleType) -> None:
     assert not outcome.ok
 
 
+def test_a_step_finds_nncx_and_what_pythonpath_names(script: ModuleType, monkeypatch) -> None:
+    monkeypatch.setenv("PYTHONPATH", "/packages")
+    code = f"import sys; assert sys.path[1:3] == [{str(script.ROOT)!r}, '/packages'], sys.path"
+    assert run(script, code).result == "ok"
+
+
 def test_a_step_that_hangs_is_stopped_with_what_it_started(script: ModuleType) -> None:
     child = f"subprocess.Popen([{sys.executable!r}, '-c', 'import time; time.sleep(60)'])"
     outcome = run(script, f"import subprocess; {child}.wait()", seconds=1)

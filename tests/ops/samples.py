@@ -21,14 +21,18 @@ def byte(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.uint8)
 
 
+def codes(*shape: int) -> torch.Tensor:
+    return torch.randint(256, shape).to(torch.uint8)
+
+
 def int8(*shape: int) -> torch.Tensor:
-    return torch.zeros(shape, dtype=torch.int8)
+    return torch.randint(-9, 9, shape).to(torch.int8)
 
 
 def codebook_conv(changes: dict) -> tuple:
     arguments = {
-        "input": torch.ones(2, 6, 5, 4),
-        "weight": ops.codebook_conv2d_prepack(byte(27), 2, 6, 4, 3, 2),
+        "input": torch.randn(2, 6, 5, 4),
+        "weight": ops.codebook_conv2d_prepack(codes(27), 2, 6, 4, 3, 2),
         "codebook": torch.rand(4),
         "bits": 2,
         "in_channels": 6,
@@ -48,8 +52,8 @@ def codebook_conv(changes: dict) -> tuple:
 
 def codebook_linear(changes: dict) -> tuple:
     arguments = {
-        "input": torch.ones(3, 70),
-        "weight": ops.codebook_linear_prepack(byte(132), 3, 70, 5),
+        "input": torch.randn(3, 70),
+        "weight": ops.codebook_linear_prepack(codes(132), 3, 70, 5),
         "codebook": torch.rand(5, 8),
         "bits": 3,
         "in_features": 70,
@@ -246,7 +250,7 @@ def samples() -> list[Sample]:
         Sample(NNCX.binary_linear, linear_args, {}),
         Sample(NNCX.binary_linear, linear_args, {"scale": torch.rand(5), "bias": torch.rand(5)}),
         Sample(NNCX.binary_linear_sign, (*linear_args[:2], *five, *linear_args[2:]), {}),
-        Sample(NNCX.codebook_conv2d_prepack, (byte(27), 2, 6, 4, [3, 3], 2), {}),
+        Sample(NNCX.codebook_conv2d_prepack, (codes(27), 2, 6, 4, [3, 3], 2), {}),
         Sample(codebook_conv_op, codebook_conv_args, {}),
         Sample(*codebook_conv({"input": x.half(), "codebook": torch.rand(4, 4)}), {}),
         Sample(
@@ -260,7 +264,7 @@ def samples() -> list[Sample]:
             ),
             {},
         ),
-        Sample(NNCX.codebook_linear_prepack, (byte(132), 3, 70, 5), {}),
+        Sample(NNCX.codebook_linear_prepack, (codes(132), 3, 70, 5), {}),
         Sample(codebook_linear_op, codebook_linear_args, {}),
         Sample(codebook_linear_op, codebook_linear_args[:6], {"bias": torch.rand(5)}),
         Sample(*quantize({}), {}),
