@@ -4,8 +4,9 @@
 // A block computes 16, 32 or 64 output channels of one group. A warp has 16 of them; warps with the
 // same ones share out K, in steps of 64 bytes. No ring of stages: a lane reads 16 bytes of two weight
 // rows into the registers that mma.sync wants, four steps at a time, so that the 16 or 24 warps of a
-// multiprocessor have 64 KB or more on the way. The weight is mma's 16-row operand, the rows of A are its 8 columns. Which byte of K sits
-// in which of mma's slots does not matter, as long as it is the same for both.
+// multiprocessor have 64 KB or more on the way. The weight is mma's 16-row operand, the rows of A are
+// its 8 columns. Which byte of K sits in which of mma's slots does not matter, as long as it is the
+// same for both.
 //
 // The sums of the warps meet in shared memory; then each row is finished and stored by a warp. Code
 // that is compiled for less than 8.0 multiplies the same registers with popc and dp4a.
