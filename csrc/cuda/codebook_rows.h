@@ -37,8 +37,8 @@ class CodebookRowsBlock {
   const int64_t first_block_;  // of 32 outputs, in the group
   const int first_row_;
   const int64_t first_element_;  // of the first row, in the group
-  const uint4*
-      codes_[kOutputs];  // the lane's first step. Beyond the last block: that of the last one
+  // The lane's first step; beyond the last block that of the last one.
+  const uint4* codes_[kOutputs];
   float sums_[kRows][kOutputs] = {};
 
   __device__ explicit CodebookRowsBlock(const CodebookRows& rows)

@@ -12,18 +12,11 @@ int piece_of(const GemmProblem& p) {
   return 1;
 }
 
-int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-int64_t tiles_of(const GemmProblem& p, int tile_rows, int tile_outputs) {
-  return divided_up(p.rows(), tile_rows) * divided_up(p.shape.out_channels, tile_outputs) *
-         p.shape.groups;
-}
-
 // The wide tile reads A half as often. It is not worth columns without outputs, multiprocessors
 // without tiles, or its code for rare channel counts; and CUDA cores are slower than any memory.
 int sm80_tile_outputs(const GemmProblem& p, const Device& device) {
   const bool wastes = (p.shape.out_channels - 1) % 128 < 64;
-  const bool fills = tiles_of(p, kSm80TileRows, 128) >= device.multiprocessors;
+  const bool fills = gemm_tiles(p, kSm80TileRows, 128).count() >= device.multiprocessors;
   const bool is_rare = piece_of(p) < 8;
   return device.path == Path::cuda_cores || wastes || !fills || is_rare ? 64 : 128;
 }
@@ -76,7 +69,7 @@ int skinny_tile_outputs(const GemmProblem& p, const Device& device) {
   const int row_tiles = skinny_row_tiles(p.rows());
   const int64_t slots = int64_t{device.multiprocessors} * skinny_resident_blocks(row_tiles);
   const auto in_sequence = [&](int tile_outputs) {
-    return divided_up(tiles_of(p, kMostSkinnyRows, tile_outputs), slots) * tile_outputs;
+    return divided_up(gemm_tiles(p, kMostSkinnyRows, tile_outputs).count(), slots) * tile_outputs;
   };
   const int widest = skinny_warps(row_tiles) * 4;
   int best = widest;

@@ -102,10 +102,15 @@ struct GemmTiles {
   }
 };
 
+constexpr int64_t divided_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+constexpr GemmTiles gemm_tiles(const GemmProblem& problem, int tile_rows, int tile_outputs) {
+  return {divided_up(problem.rows(), tile_rows),
+          divided_up(problem.shape.out_channels, tile_outputs), problem.shape.groups};
+}
+
 constexpr GemmTiles gemm_tiles(const GemmProblem& problem, const GemmPlan& plan) {
-  return {(problem.rows() + plan.tile_rows - 1) / plan.tile_rows,
-          (problem.shape.out_channels + plan.tile_outputs - 1) / plan.tile_outputs,
-          problem.shape.groups};
+  return gemm_tiles(problem, plan.tile_rows, plan.tile_outputs);
 }
 
 // How many warps share out K: no more than it has steps.

@@ -8,6 +8,7 @@
 
 #include "cuda/gemm_weight.h"
 #include "cuda/launch.h"
+#include "cuda/numbers.h"
 
 namespace nncx::cuda {
 
@@ -43,7 +44,7 @@ __global__ void prepack_rows(const GemmWeight w, const uint8_t* weight, uint8_t*
         to[tap * w.channel_bytes + byte] = value;
         sum += Filters::value(value);
       }
-      for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(0xFFFFFFFF, sum, step);
+      for (int step = 16; step; step /= 2) sum += __shfl_xor_sync(kAllLanes, sum, step);
       if (lane == 0) sums[tap * w.rows + row] = sum;
       total += sum;
     }

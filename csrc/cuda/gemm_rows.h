@@ -69,8 +69,8 @@ constexpr bool is_interior(const Conv2dGeometry& g, const OutputPixel& at) {
 // Where tap (0, 0) of a row lies. Unsigned, so that positions before the image are beyond it too,
 // and one comparison tells: a padded image has at most 2^31 pixels.
 struct alignas(16) RowOrigin {
-  int64_t
-      offset;  // in bytes, from the first input pixel; nothing lies there where y, x are outside
+  // In bytes, from the first input pixel; nothing lies there where y, x are outside.
+  int64_t offset;
   uint32_t y, x;
 };
 

@@ -14,6 +14,7 @@
 #pragma once
 
 #include <algorithm>
+#include <bit>
 
 #include "cuda/device.h"
 #include "cuda/gemm_epilogue.h"
@@ -534,12 +535,10 @@ int run_sm90(const typename Op::Params& p, const GemmProblem& problem, const Gem
              const Device& device, cudaStream_t stream) {
   const InputLoader loader = sm90_loader(problem);
   const int span = loader == InputLoader::im2col ? im2col_span(problem) : kSm90TileBytes;
-  const Sm90Problem all{sm90_tiles(problem, plan.tile_outputs),
+  const Sm90Problem all{gemm_tiles(problem, plan),
                         loader,
                         plan.piece,
-                        span == 128  ? 7
-                        : span == 64 ? 6
-                                     : 5,
+                        std::countr_zero(static_cast<unsigned>(span)),
                         static_cast<int>(problem.rows()),
                         static_cast<int>(p.shape.out_channels),
                         static_cast<int>(problem.k_bytes()),

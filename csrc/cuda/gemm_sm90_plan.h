@@ -38,21 +38,13 @@ constexpr int sm90_shared_bytes(int tile_outputs) {
          2 * stages * static_cast<int>(sizeof(uint64_t));
 }
 
-constexpr GemmTiles sm90_tiles(const GemmProblem& p, int tile_outputs) {
-  GemmPlan plan{};
-  plan.tile_rows = kSm90TileRows;
-  plan.tile_outputs = tile_outputs;
-  return gemm_tiles(p, plan);
-}
-
 // Blocks stay and take every multiprocessors-th tile, so some work in vain in the last round.
 constexpr int sm90_tile_outputs(const GemmProblem& p, int multiprocessors) {
   int best = 0;
   int64_t least = 0;
   for (const int outputs : {64, 128, 256}) {
-    const int64_t tiles = sm90_tiles(p, outputs).count();
-    const int64_t rounds = (tiles + multiprocessors - 1) / multiprocessors;
-    const int64_t loaded = rounds * (kSm90TileRows + outputs);
+    const int64_t tiles = gemm_tiles(p, kSm90TileRows, outputs).count();
+    const int64_t loaded = divided_up(tiles, multiprocessors) * (kSm90TileRows + outputs);
     if (best == 0 || loaded < least) {
       best = outputs;
       least = loaded;
@@ -158,7 +150,8 @@ constexpr bool sm90_supports(const GemmProblem& p) {
   constexpr int64_t kMost = (int64_t{1} << 31) - 1024;
   return p.channel_bytes % 4 == 0 && p.input % 4 == 0 && p.k_bytes() > 0 && p.k_bytes() < kMost &&
          p.rows() < kMost && input_pixel_bytes(p) < kMost &&
-         p.shape.groups * p.shape.out_channels < kMost && sm90_tiles(p, 64).count() < kMost;
+         p.shape.groups * p.shape.out_channels < kMost &&
+         gemm_tiles(p, kSm90TileRows, 64).count() < kMost;
 }
 
 }  // namespace nncx::cuda

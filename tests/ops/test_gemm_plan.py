@@ -1,38 +1,15 @@
 """The GEMM of the binary and int8 ops on CUDA: which kernel a shape gets, and shapes for each."""
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import places
 import pytest
 import torch
+from gpu_shapes import A100, EMULATED_GPUS, H200, RTX4090, T4, Shape, rows
 from int8_operands import codes, zero_point
 from torch import Tensor
 
 from nncx import _C, ops
-
-# multiprocessors, and shared memory of a block
-EMULATED_GPUS = {"cuda_cores": (4, 64 << 10), "sm80": (4, 163 << 10), "sm90": (4, 227 << 10)}
-T4, RTX4090, A100, H200 = (40, 64 << 10), (128, 99 << 10), (108, 163 << 10), (132, 227 << 10)
-
-
-class Shape(NamedTuple):
-    """Of a convolution; one of rows has no height and width."""
-
-    input: tuple[int, int, int, int]
-    out_channels: int
-    kernel_size: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-
-    def plan(self, op: str, path: str, gpu: tuple[int, int], address: int = 0) -> dict[str, Any]:
-        return _C.gemm_plan(op, *self, path, *gpu, address)
-
-
-def rows(m: int, k: int, n: int) -> Shape:
-    return Shape((m, k, 1, 1), n)
-
 
 # ------------------------------------------------------------------------------------------------
 # The rule
@@ -128,6 +105,78 @@ def test_loaders(op: str, channels: int, options: dict[str, Any], loader: str) -
     plan = shape.plan(op, "sm90", H200)
     assert (plan["kernel"], plan["loader"]) == ("sm90", loader)
     assert shape.plan(op, "sm90", H200, address=8)["loader"] == "gather"
+
+
+def plan_of_im2col(**options: Any) -> dict[str, Any]:
+    return Shape((8, 192, 14, 13), 64, (3, 3), **options).plan("int8", "sm90", H200)["input_map"]
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {},
+        {"padding": (1, 1)},
+        {"padding": (1, 1), "stride": (2, 2)},
+        {"padding": (0, 2), "stride": (3, 1)},
+        {"padding": (2, 4), "dilation": (2, 3)},
+        {"padding": (1, 0), "stride": (8, 2), "dilation": (3, 2)},
+    ],
+    ids=str,
+)
+def test_columns_begin_where_the_first_tap_reads(options: dict[str, Any]) -> None:
+    """The steps from the lower corner that stay below the upper one are the output's pixels."""
+    fields = plan_of_im2col(**options)
+    stride, padding, dilation = (
+        options.get(name, default)
+        for name, default in (("stride", (1, 1)), ("padding", (0, 0)), ("dilation", (1, 1)))
+    )
+    for i, size in enumerate((13, 14)):  # w first
+        of = 1 - i  # torch has h first
+        pixels = (size + 2 * padding[of] - 2 * dilation[of] - 1) // stride[of] + 1
+        begins = range(fields["lower"][i], size + fields["upper"][i], fields["steps"][i])
+        assert [*begins] == [stride[of] * pixel - padding[of] for pixel in range(pixels)]
+
+
+def test_maps_of_images() -> None:
+    fields = plan_of_im2col(padding=(1, 1), groups=2)  # 96 bytes of a group: columns of 32
+    assert fields["size"] == (192, 13, 14, 8)
+    assert fields["strides"] == (192, 192 * 13, 192 * 13 * 14)
+    assert (fields["box"], fields["swizzle"]) == ((32, 128), 32)
+    assert plan_of_im2col(padding=(1, 1))["box"] == (64, 128)
+
+
+def test_maps_of_matrices() -> None:
+    plan = rows(600, 304, 200).plan("int8", "sm90", H200)
+    assert plan["input_map"] == {
+        "size": (304, 600),
+        "row_stride": 304,
+        "box": (128, 128),
+        "swizzle": 128,
+    }
+    assert plan["weight_map"] == {
+        "size": (384, 200),  # a row of the weight is a multiple of 128 bytes
+        "row_stride": 384,
+        "box": (128, plan["tile"][1]),
+        "swizzle": 128,
+    }
+
+
+@pytest.mark.parametrize(
+    "tiles", [(1, 1, 1), (5, 3, 2), (16, 4, 1), (17, 4, 3), (40, 1, 1), (1, 9, 2)]
+)
+def test_the_grid_has_every_tile_once(tiles: tuple[int, int, int]) -> None:
+    row_tiles, output_tiles, groups = tiles
+    order = [_C.gemm_tile(*tiles, i) for i in range(row_tiles * output_tiles * groups)]
+    everything = {
+        (g, r, o) for g in range(groups) for r in range(row_tiles) for o in range(output_tiles)
+    }
+    assert len(order) == len(everything) and set(order) == everything
+
+
+def test_blocks_side_by_side_share_rows_and_outputs() -> None:
+    """128 tiles in a row read 16 + 8 parts of A and B; row by row they would read 2 + 64."""
+    order = [_C.gemm_tile(64, 64, 1, i) for i in range(128)]
+    assert len({row for _, row, _ in order}) + len({output for *_, output in order}) == 24
 
 
 def test_what_sm90_leaves_to_sm80() -> None:
@@ -335,3 +384,25 @@ def test_an_input_at_any_address(place: str, offset: int) -> None:
     x, w = memory.view(2, 9, 8, 32).permute(0, 3, 1, 2), codes(40, 32, 3, 3)
     out, expected = at_both(place, lambda: int8_conv2d(shape, x, w))
     assert torch.equal(out, expected)
+
+
+def tap_sums(prepacked: Tensor, outputs: int, taps: int, channel_bytes: int) -> Tensor:
+    """Behind the header, 64 unused bytes and the rows (csrc/cuda/gemm_weight.h)."""
+    begin = 64 + 64 + outputs * (-(-taps * channel_bytes // 128) * 128)
+    return prepacked[begin:][: (taps + 1) * outputs * 4].view(torch.int32).view(taps + 1, outputs)
+
+
+@pytest.mark.parametrize("place", places.EMULATED)
+def test_tap_sums(place: str) -> None:
+    """What borders are corrected by; their last line is of all taps."""
+    w = codes(21, 5, 3, 2)
+    with places.at(place):
+        int8 = ops.int8_conv2d_prepack(w)
+        bits = ops.binary_conv2d_prepack(ops.pack_signs(w.float()), 5)
+    for prepacked, channel_bytes, of_taps in (
+        (int8, 5, w.int().sum(1)),
+        (bits, 8, (w >= 0).int().sum(1)),
+    ):
+        expected = of_taps.flatten(1).T
+        sums = tap_sums(prepacked, 21, 6, channel_bytes)
+        assert torch.equal(sums, torch.cat([expected, expected.sum(0, keepdim=True)]).int())
