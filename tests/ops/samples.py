@@ -17,6 +17,23 @@ class Sample(NamedTuple):
     kwargs: dict
 
 
+NO_INT8_EPILOGUE = {  # behind bias and input_scale, in the schemas' order
+    "residual": None,
+    "residual_scale": None,
+    "residual_zero_point": None,
+    "activation": "none",
+    "out_scale": None,
+    "out_zero_point": None,
+    "out_dtype": None,
+}
+
+
+def call(op: Callable, arguments: dict, changes: dict) -> tuple:
+    """The op and its positional arguments."""
+    assert changes.keys() <= arguments.keys()
+    return op, tuple({**arguments, **changes}.values())
+
+
 def byte(*shape: int) -> torch.Tensor:
     return torch.zeros(shape, dtype=torch.uint8)
 
@@ -46,8 +63,7 @@ def codebook_conv(changes: dict) -> tuple:
         "activation": "none",
         "out_dtype": None,
     }
-    assert changes.keys() <= arguments.keys()
-    return NNCX.codebook_conv2d, tuple({**arguments, **changes}.values())
+    return call(NNCX.codebook_conv2d, arguments, changes)
 
 
 def codebook_linear(changes: dict) -> tuple:
@@ -62,8 +78,7 @@ def codebook_linear(changes: dict) -> tuple:
         "activation": "none",
         "out_dtype": None,
     }
-    assert changes.keys() <= arguments.keys()
-    return NNCX.codebook_linear, tuple({**arguments, **changes}.values())
+    return call(NNCX.codebook_linear, arguments, changes)
 
 
 def int8_epilogue() -> dict:
@@ -98,17 +113,10 @@ def int8_conv(changes: dict) -> tuple:
         "input_zero_point": None,
         "scale": None,
         "bias": None,
-        "residual": None,
-        "residual_scale": None,
-        "residual_zero_point": None,
-        "activation": "none",
-        "out_scale": None,
-        "out_zero_point": None,
-        "out_dtype": None,
+        **NO_INT8_EPILOGUE,
         "channels_last": True,
     }
-    assert changes.keys() <= arguments.keys()
-    return NNCX.int8_conv2d, tuple({**arguments, **changes}.values())
+    return call(NNCX.int8_conv2d, arguments, changes)
 
 
 def int8_linear(changes: dict) -> tuple:
@@ -121,22 +129,14 @@ def int8_linear(changes: dict) -> tuple:
         "scale": None,
         "bias": None,
         "input_scale": None,
-        "residual": None,
-        "residual_scale": None,
-        "residual_zero_point": None,
-        "activation": "none",
-        "out_scale": None,
-        "out_zero_point": None,
-        "out_dtype": None,
+        **NO_INT8_EPILOGUE,
     }
-    assert changes.keys() <= arguments.keys()
-    return NNCX.int8_linear, tuple({**arguments, **changes}.values())
+    return call(NNCX.int8_linear, arguments, changes)
 
 
 def quantize(changes: dict) -> tuple:
     arguments = {"input": torch.randn(3, 5), "scale": torch.tensor(0.1), "zero_point": int8()}
-    assert changes.keys() <= arguments.keys()
-    return NNCX.quantize_int8, tuple({**arguments, **changes}.values())
+    return call(NNCX.quantize_int8, arguments, changes)
 
 
 def conv(changes: dict) -> tuple:
@@ -157,8 +157,7 @@ def conv(changes: dict) -> tuple:
         "out_dtype": None,
         "channels_last": True,
     }
-    assert changes.keys() <= arguments.keys()
-    return NNCX.binary_conv2d, tuple({**arguments, **changes}.values())
+    return call(NNCX.binary_conv2d, arguments, changes)
 
 
 def conv_sign(changes: dict) -> tuple:
@@ -177,8 +176,7 @@ def conv_sign(changes: dict) -> tuple:
         "pad_value": 0,
         "out_groups": 2,
     }
-    assert changes.keys() <= arguments.keys()
-    return NNCX.binary_conv2d_sign, tuple({**arguments, **changes}.values())
+    return call(NNCX.binary_conv2d_sign, arguments, changes)
 
 
 def linear_sign(changes: dict) -> tuple:
@@ -190,8 +188,7 @@ def linear_sign(changes: dict) -> tuple:
         "in_features": 70,
         "out_features": 5,
     }
-    assert changes.keys() <= arguments.keys()
-    return NNCX.binary_linear_sign, tuple({**arguments, **changes}.values())
+    return call(NNCX.binary_linear_sign, arguments, changes)
 
 
 def pool(changes: dict) -> tuple:
@@ -203,8 +200,7 @@ def pool(changes: dict) -> tuple:
         "dilation": [1, 1],
         "ceil_mode": False,
     }
-    assert changes.keys() <= arguments.keys()
-    return NNCX.max_pool2d_signs, tuple({**arguments, **changes}.values())
+    return call(NNCX.max_pool2d_signs, arguments, changes)
 
 
 def linear(changes: dict) -> tuple:
@@ -218,8 +214,7 @@ def linear(changes: dict) -> tuple:
         "input_scale": None,
         "out_dtype": None,
     }
-    assert changes.keys() <= arguments.keys()
-    return NNCX.binary_linear, tuple({**arguments, **changes}.values())
+    return call(NNCX.binary_linear, arguments, changes)
 
 
 def samples() -> list[Sample]:
