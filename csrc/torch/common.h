@@ -78,8 +78,13 @@ inline std::string device_text(const Tensor& tensor) {
     case torch::headeronly::DeviceType::CUDA:
       return "cuda:" + std::to_string(device.index());
     default:
-      return "another";
+      return "another device";
   }
+}
+
+inline std::string tensor_text(const Tensor& tensor) {
+  return std::string(torch::headeronly::toString(tensor.scalar_type())) + " of shape " +
+         shape_text(tensor) + " on " + device_text(tensor);
 }
 
 inline bool has_shape(const Tensor& tensor, const std::vector<int64_t>& shape) {

@@ -87,8 +87,7 @@ class EpilogueTensor {
     NNCX_CHECK(given->scalar_type() == type && has_shape(*given, shape) &&
                    given->device() == input.device(),
                op, ": ", name, " must be ", type_name(type), " of shape ", shape_text(shape),
-               " on the input's device, got ", torch::headeronly::toString(given->scalar_type()),
-               " of shape ", shape_text(*given));
+               " on the input's device, got ", tensor_text(*given));
     dense_ = dense(*given);
   }
 

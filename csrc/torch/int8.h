@@ -106,7 +106,7 @@ class Int8Tensors {
     NNCX_CHECK(has_shape(residual, std::vector<int64_t>(sizes.begin(), sizes.end())) &&
                    residual.device() == input.device(),
                op, ": residual must have the output's shape ", shape_text(output),
-               " on the input's device, got ", shape_text(residual));
+               " on the input's device, got ", tensor_text(residual));
     NNCX_CHECK(
         quantized == a.residual_scale.has_value() && quantized == a.residual_zero_point.has_value(),
         op,

@@ -44,12 +44,11 @@ void check_quantizer(const Tensor& input, const Tensor& scale, const Tensor& zer
              kOp,
              ": scale must be float32 of shape [], or [M] for an input [M, K], on the input's "
              "device, got ",
-             torch::headeronly::toString(scale.scalar_type()), " of shape ", shape_text(scale));
+             tensor_text(scale));
   NNCX_CHECK(zero_point.scalar_type() == ScalarType::Char && has_shape(zero_point, shape) &&
                  zero_point.device() == input.device(),
              kOp, ": zero_point must be int8 of the scale's shape ", shape_text(shape),
-             " on the input's device, got ", torch::headeronly::toString(zero_point.scalar_type()),
-             " of shape ", shape_text(zero_point));
+             " on the input's device, got ", tensor_text(zero_point));
 }
 
 #ifdef NNCX_DEVICE_CUDA

@@ -20,6 +20,10 @@ def shape_text(tensor: Tensor) -> str:
     return str(list(tensor.shape))
 
 
+def tensor_text(tensor: Tensor) -> str:
+    return f"{tensor.dtype} of shape {shape_text(tensor)} on {tensor.device}"
+
+
 def refuse_gradient(op: str, through: str, advice: str) -> None:
     """Makes the op's backward raise: a gradient that is asked for is never silently None."""
 
@@ -144,7 +148,7 @@ def check_operand(
     def sentence() -> str:
         return (
             f"{op}: {name} must be {str(dtype).removeprefix('torch.')} of shape {shape} on the "
-            f"input's device, got {tensor.dtype} of shape {shape_text(tensor)}"
+            f"input's device, got {tensor_text(tensor)}"
         )
 
     check(

@@ -6,7 +6,13 @@ import torch
 from torch import Tensor
 
 from nncx.ops._activation import activate, check_activation
-from nncx.ops._common import check, check_operand, check_out_dtype, check_prepacked, shape_text
+from nncx.ops._common import (
+    check,
+    check_operand,
+    check_out_dtype,
+    check_prepacked,
+    tensor_text,
+)
 
 MOST_TERMS = 65_793  # of a dot product: (2^31 - 1) // (255 * 128)
 
@@ -112,7 +118,7 @@ def _check_residual(op: str, input: Tensor, e: Epilogue, out_shape: list[int]) -
 def _residual_sentence(op: str, out_shape: list[int], residual: Tensor) -> str:
     return (
         f"{op}: residual must have the output's shape {list(out_shape)} on the input's device, got "
-        f"{shape_text(residual)}"
+        f"{tensor_text(residual)}"
     )
 
 

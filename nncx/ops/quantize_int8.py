@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nncx.ops._common import check, refuse_gradient, shape_text
+from nncx.ops._common import check, refuse_gradient, tensor_text
 from nncx.ops._int8 import quantize
 
 
@@ -41,7 +41,7 @@ def _fake(input: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
 
     def check_like(tensor: Tensor, dtype: torch.dtype, what: str) -> None:
         def sentence() -> str:
-            return f"{op}: {what}, got {tensor.dtype} of shape {shape_text(tensor)}"
+            return f"{op}: {what}, got {tensor_text(tensor)}"
 
         check(
             tensor.dtype == dtype and tensor.dim() == len(shape) and tensor.device == input.device,
