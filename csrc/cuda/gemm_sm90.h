@@ -1,9 +1,10 @@
 // GEMM and implicit-GEMM convolution on sm_90a: TMA, mbarriers, wgmma.
 //
-//   blocks    one for each multiprocessor; they stay, and block b takes the tiles b, b + blocks, ...
+//   blocks    one for each multiprocessor, or two where tiles are narrow, which hide each other's waits;
+//             they stay, and block b takes the tiles b, b + blocks, ...
 //   threads   a warpgroup that loads and two that multiply, each 64 rows x all outputs of a tile; the
 //             loading one gives its registers to the others
-//   stages    192 KB of shared memory, a ring. `full` tells that a stage's bytes are there, `empty`
+//   stages    192 KB of shared memory for each multiprocessor, or 144 KB for two blocks, a ring. `full` tells that a stage's bytes are there, `empty`
 //             that all eight warps are done with it. Loading runs ahead into the next tiles while
 //             this one's sums leave.
 //   k         in blocks of 128 bytes, which are four steps of wgmma
@@ -27,12 +28,17 @@ namespace nncx::cuda {
 
 constexpr int kWarpgroup = 128;
 constexpr int kSm90Threads = 3 * kWarpgroup, kMultiplyThreads = 2 * kWarpgroup;
-constexpr int kLoadRegisters = 56, kMultiplyRegisters = 224;
+constexpr int load_registers(int outputs) { return outputs == 64 ? 48 : 56; }
+constexpr int multiply_registers(int outputs) { return outputs == 64 ? 96 : 224; }
 constexpr int kStepBytes = 32;  // of k, in one wgmma
 
 // A warpgroup that wants more registers waits until others have given them back, forever if there are
 // not so many: a block has what it began with, as many for each thread as 64 K allow, in eights.
-static_assert(kLoadRegisters + 2 * kMultiplyRegisters <= 3 * (65536 / kSm90Threads / 8 * 8));
+constexpr bool registers_suffice(int outputs) {
+  const int of_a_thread = 65536 / (kSm90Threads * sm90_resident_blocks(outputs)) / 8 * 8;
+  return load_registers(outputs) + 2 * multiply_registers(outputs) <= 3 * of_a_thread;
+}
+static_assert(registers_suffice(64) && registers_suffice(128) && registers_suffice(256));
 
 // What is the same for all tiles.
 struct Sm90Problem {
@@ -365,11 +371,6 @@ class Multiplier {
  private:
   static constexpr int kStageBytes = sm90_stage_bytes(kOutputs);
 
-  struct Outputs {
-    int64_t first;
-    int count;
-  };
-
   const Params& p_;
   const Sm90Problem& problem_;
   const Memory memory_;
@@ -378,7 +379,7 @@ class Multiplier {
   const Operand input_, weight_;  // of the warpgroup, in stage 0
   RowBits bits_;
   const ChannelTable<Op, kOutputs> table_;
-  Outputs filled_{-1, 0};  // what the table is of
+  int filled_ = -1;  // the first output that the table is of
   bool is_new_ = false;
   RingPosition<Memory::kStages> at_;
 
@@ -432,23 +433,24 @@ class Multiplier {
     if (threadIdx.x % 32 == 0) ptx::barrier_arrive(memory_.empty(stage));
   }
 
-  // What belongs to the outputs of the next tile. `filled_` are those of the last.
+  // The table, if the next tile has other outputs than the last one.
   __device__ void prepare(const GemmTiles::Tile& tile) {
-    const Outputs next = outputs_of(tile);
-    const bool is_new = next.first != filled_.first;
-    if (is_new) {
-      ptx::named_barrier(1, kMultiplyThreads);  // all are done with the last one
-      table_.fill(p_, next.first, next.count, static_cast<int>(threadIdx.x) - kWarpgroup,
-                  kMultiplyThreads);
-      filled_ = next;
-    }
-    is_new_ = is_new;
+    const int first = first_output(tile);
+    is_new_ = first != filled_;
+    if (!is_new_) return;
+    ptx::named_barrier(1, kMultiplyThreads);  // all are done with the last one
+    table_.fill(p_, first, outputs_of(tile), static_cast<int>(threadIdx.x) - kWarpgroup,
+                kMultiplyThreads);
+    filled_ = first;
   }
 
-  __device__ Outputs outputs_of(const GemmTiles::Tile& tile) const {
-    const int64_t in_group = tile.output * kOutputs;
-    return {tile.group * problem_.outputs + in_group,
-            static_cast<int>(min(problem_.outputs - in_group, int64_t{kOutputs}))};
+  // Among those of all groups, less than 2^31.
+  __device__ int first_output(const GemmTiles::Tile& tile) const {
+    return static_cast<int>(tile.group * problem_.outputs + tile.output * kOutputs);
+  }
+
+  __device__ int outputs_of(const GemmTiles::Tile& tile) const {
+    return min(problem_.outputs - static_cast<int>(tile.output) * kOutputs, kOutputs);
   }
 
   // A warp's 16 rows.
@@ -461,7 +463,7 @@ class Multiplier {
     const auto rows = static_cast<int>(min(problem_.rows - first_row, int64_t{kChunkRows}));
     if (rows > 0) {
       TileEnd<Op, kOutputs>(p_, table_, problem_.borders, first_row, rows,
-                            static_cast<int>(tile.group), filled_.first, filled_.count,
+                            static_cast<int>(tile.group), filled_, outputs_of(tile),
                             memory_.scratch(warp_), row_bits)
           .store(sums);
     }
@@ -474,7 +476,7 @@ class Multiplier {
 // ------------------------------------------------------------------------------------------------
 
 template <class Op, int kOutputs>
-__global__ void __launch_bounds__(kSm90Threads, 1)
+__global__ void __launch_bounds__(kSm90Threads, sm90_resident_blocks(kOutputs))
     gemm_sm90(const __grid_constant__ typename Op::Params p,
               const __grid_constant__ Sm90Problem problem, const __grid_constant__ Sm90Maps maps) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(NNCX_EMULATED)
@@ -488,10 +490,10 @@ __global__ void __launch_bounds__(kSm90Threads, 1)
   }
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
-    ptx::registers_decrease<kLoadRegisters>();
+    ptx::registers_decrease<load_registers(kOutputs)>();
     Loader<Op, kOutputs>(p, problem, maps).run();
   } else {
-    ptx::registers_increase<kMultiplyRegisters>();
+    ptx::registers_increase<multiply_registers(kOutputs)>();
     Multiplier<Op, kOutputs>(p, problem).run();
   }
 #endif
@@ -530,8 +532,8 @@ int run_sm90(const typename Op::Params& p, const GemmProblem& problem, const Gem
                         sm90_borders(problem)};
   Sm90Maps maps{};
   if (const int error = encode_maps<Op>(p, problem, plan, loader, maps)) return error;
-  const auto blocks =
-      static_cast<unsigned>(std::min<int64_t>(all.tiles.count(), device.multiprocessors));
+  const int resident = device.multiprocessors * sm90_resident_blocks(plan.tile_outputs);
+  const auto blocks = static_cast<unsigned>(std::min<int64_t>(all.tiles.count(), resident));
   const auto run = [&](auto kernel) {
     return launch(kernel, blocks, kSm90Threads, plan.shared_bytes, stream, p, all, maps);
   };

@@ -5,7 +5,8 @@
 // the image make of it: a line for each class of pixels (BorderClasses). So an inner pixel and one at
 // the border take the same steps. A warp has 16 rows of the tile; their sums leave
 //
-//   as numbers   through shared memory, 32 outputs at a time
+//   as numbers   straight from the registers, where four neighbours of a row are one access; else
+//                through shared memory, 32 outputs at a time
 //   as signs     straight from the registers, 64 outputs at a time: four lanes put together the words
 //                of a row
 #pragma once
@@ -78,7 +79,7 @@ class ChannelTable {
     const int64_t channels = p.epilogue.channels;
     const uint32_t all = Op::offset(p, tap_sums[p.shape.taps * channels]);
     if (borders_.classes() == 1 || !Op::corrects_borders(p)) return all;
-    const OutputPixel pixel = borders_.pixel(pixel_class);
+    const OutputPixel pixel = borders_.pixel(p, pixel_class);
     const TapRange inside_y = valid_taps_y(p, pixel), inside_x = valid_taps_x(p, pixel);
     uint32_t outside = 0;
     int taps = 0;
@@ -129,7 +130,7 @@ class TileEnd {
       const OutputPixel at = output_pixel(p, first_row + r);
       n_ = at.n;
       in_image_ = at.in_image;
-      if (has_classes) class_ = borders.class_of(at);
+      if (has_classes) class_ = borders.class_of(p, at);
       if (p.epilogue.input_scale) {
         input_scale_ = p.epilogue.input_scale[Op::input_scale_index(p, at, group)];
       }
@@ -141,7 +142,12 @@ class TileEnd {
     if constexpr (Op::kHasSigns) {
       if (Table::leaves_signs(p_)) return store_signs(sums);
     }
-    p_.epilogue.channels_last ? store_channels_last(sums) : store_pixels_last(sums);
+    if (!p_.epilogue.channels_last) return store_pixels_last(sums);
+    const auto numbers = numbers_of(p_.epilogue);
+    const bool fours =
+        (p_.epilogue.channels | o_ | outputs_) % 4 == 0 && numbers.is_aligned_to_four() &&
+        numbers.run_with_store_four([&](const auto& store) { store_fours(sums, store); });
+    if (!fours) store_channels_last(sums);
   }
 
  private:
@@ -163,6 +169,58 @@ class TileEnd {
   float input_scale_ = 1.0f;
 
   __device__ static int lane() { return static_cast<int>(threadIdx.x) % 32; }
+
+  // Of rows g and g + 8 a lane has two neighbours in each column of eight. Two columns at a time,
+  // lanes next to each other give each other one of them, and have four neighbours in the other.
+  template <class Store>
+  __device__ void store_fours(const Sums& sums, const Store& store) const {
+    const int g = lane() / 4, t = lane() % 4;
+    const bool is_odd = t % 2 != 0;
+    const int column = t / 2 * 4 + (is_odd ? 8 : 0);
+    int32_t terms[2];
+    const int32_t* offsets[2];
+    float input_scales[2];
+    int64_t at[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int r = g + 8 * h;
+      terms[h] = __shfl_sync(kAllLanes, term_, r);
+      offsets[h] = table_.line(__shfl_sync(kAllLanes, class_, r)) + column;
+      input_scales[h] = __shfl_sync(kAllLanes, input_scale_, r);
+      at[h] = (first_row_ + r) * p_.epilogue.channels + o_ + column;
+    }
+#pragma unroll
+    for (int first = 0; first < kOutputs; first += 16) {
+      if (first >= outputs_) break;
+      float scale[4], bias[4];
+      read_four(table_.scales() + first + column, scale);
+      read_four(table_.biases() + first + column, bias);
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        int32_t sum[4], offset[4];
+        exchange(sums + first / 8 * 4 + 2 * h, is_odd, sum);
+        read_four(offsets[h] + first, offset);
+        float v[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          const int32_t dot = Op::dot(sum[i], terms[h], static_cast<uint32_t>(offset[i]));
+          v[i] = static_cast<float>(dot) * scale[i] * input_scales[h] + bias[i];
+        }
+        if (g + 8 * h < rows_ && first + column < outputs_) store(v, at[h] + first);
+      }
+    }
+  }
+
+  // pair[0], pair[1] in one column, pair[4], pair[5] in the next.
+  __device__ static void exchange(const int32_t* pair, bool is_odd, int32_t (&four)[4]) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int32_t kept = is_odd ? pair[4 + i] : pair[i];
+      const int32_t got = __shfl_xor_sync(kAllLanes, is_odd ? pair[i] : pair[4 + i], 1);
+      four[i] = is_odd ? got : kept;
+      four[2 + i] = is_odd ? kept : got;
+    }
+  }
 
   // Four neighbouring channels of four rows for each lane.
   __device__ void store_channels_last(const Sums& sums) const {
