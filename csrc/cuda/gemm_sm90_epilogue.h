@@ -78,7 +78,7 @@ class ChannelTable {
     const int32_t* tap_sums = tap_sums_of<Op>(p) + o;
     const int64_t channels = p.epilogue.channels;
     const uint32_t all = Op::offset(p, tap_sums[p.shape.taps * channels]);
-    if (borders_.classes() == 1 || !Op::corrects_borders(p)) return all;
+    if ((p.padding_h | p.padding_w) == 0 || !Op::corrects_borders(p)) return all;
     const OutputPixel pixel = borders_.pixel(p, pixel_class);
     const TapRange inside_y = valid_taps_y(p, pixel), inside_x = valid_taps_x(p, pixel);
     uint32_t outside = 0;
