@@ -7,11 +7,12 @@
 //            stay in registers, as do the weights
 //   points   anything else: a thread makes one output
 //
-// Every sum starts at 0 and goes through the taps line by line, padding included, with one rounding a
+// Every sum starts at the bias and goes through the taps line by line, padding included, with one rounding a
 // tap: the bits do not depend on the kernel, the layout or the launch.
 #include <algorithm>
 
 #include "cuda/convert.h"
+#include "cuda/device.h"
 #include "cuda/launch.h"
 #include "cuda/rows.h"
 #include "depthwise_conv2d.h"
@@ -27,6 +28,16 @@ __device__ float activated(Activation activation, float y) {
   return activation == Activation::relu6 && y > 6 ? 6 : y;
 }
 
+__device__ void store_pair(float first, float second, Half* out) {
+  *reinterpret_cast<uint32_t*>(out) = half_pair(first, second);
+}
+__device__ void store_pair(float first, float second, BFloat16* out) {
+  *reinterpret_cast<uint32_t*>(out) = bfloat16_pair(first, second);
+}
+__device__ void store_pair(float first, float second, float* out) {
+  *reinterpret_cast<float2*>(out) = {first, second};
+}
+
 // ------------------------------------------------------------------------------------------------
 // Strips
 
@@ -35,9 +46,9 @@ __device__ float activated(Activation activation, float y) {
 // images are a multiple of 7 wide.
 template <class T, int Kernel, bool Vector>
 struct Strip {
-  static constexpr int kColumns = sizeof(T) == 2 || Kernel == 3 ? 7 : 4;
+  static constexpr int kColumns = sizeof(T) == 2 ? 7 : 4;
   static constexpr int kChannels = Vector ? 2 : 1;
-  static constexpr int kBlocks = Kernel == 3 ? 5 : Kernel == 5 ? 3 : 2;  // on a multiprocessor
+  static constexpr int kBlocks = Kernel == 3 ? 4 : Kernel == 5 ? 3 : 2;  // on a multiprocessor
 };
 
 // The neighbours that one access reads or writes.
@@ -52,7 +63,7 @@ struct Strips {
   int rows;                          // of a strip
   Divider inner, middle, outer;      // strips by channels, columns and rows, in the order of memory
   Divider multiplier;
-  int in_stride_w, in_stride_h;      // in elements; an image has less than 2^31 of them
+  int in_stride_w, in_stride_h;      // in bytes
   int out_stride_w, out_stride_h;
   int64_t in_stride_c, in_stride_n, out_stride_c, out_stride_n;
 };
@@ -78,6 +89,7 @@ __global__ void __launch_bounds__(kThreads, Strip<T, Kernel, Vector>::kBlocks)
   constexpr int kInputs = (kColumns - 1) * Stride + Kernel;  // columns of the input
   constexpr int kBegun = (Kernel + Stride - 1) / Stride;     // rows that a line is part of, at most
   using Vec = Numbers<T, kChannels>;
+  using Access = Piece<kChannels * int{sizeof(T)}>;
   const DepthwiseConv2dParams& q = p.conv;
   const int64_t thread = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (thread >= threads) return;
@@ -86,6 +98,7 @@ __global__ void __launch_bounds__(kThreads, Strip<T, Kernel, Vector>::kBlocks)
   const int first_row = static_cast<int>(place.rows) * p.rows;
   const int first_column = static_cast<int>(place.columns) * kColumns;
   const int rows = min(p.rows, static_cast<int>(q.out_height) - first_row);
+  const int columns = static_cast<int>(q.out_width) - first_column;
 
   float weight[Kernel * Kernel][kChannels];
 #pragma unroll
@@ -106,6 +119,9 @@ __global__ void __launch_bounds__(kThreads, Strip<T, Kernel, Vector>::kBlocks)
                    p.multiplier.quotient(channel) * p.in_stride_c;
   T* output = static_cast<T*>(q.output) + place.n * p.out_stride_n + channel * p.out_stride_c;
   const int x = first_column * Stride - static_cast<int>(q.padding_w);
+  const char* corner = reinterpret_cast<const char*>(input) + int64_t{x} * p.in_stride_w;
+  char* to = reinterpret_cast<char*>(output) + int64_t{first_row} * p.out_stride_h +
+             int64_t{first_column} * p.out_stride_w;
   unsigned inside = 0;  // which columns are in the image
 #pragma unroll
   for (int i = 0; i < kInputs; ++i) {
@@ -114,27 +130,22 @@ __global__ void __launch_bounds__(kThreads, Strip<T, Kernel, Vector>::kBlocks)
   const auto load_line = [&](int y, Vec (&line)[kInputs]) {
     const unsigned loaded =
         static_cast<unsigned>(y) < static_cast<unsigned>(q.height) ? inside : 0u;
-    const int at = y * p.in_stride_h + x * p.in_stride_w;
+    const char* from = corner + int64_t{y} * p.in_stride_h;
 #pragma unroll
     for (int i = 0; i < kInputs; ++i) {
       line[i].piece = {};
       if (loaded >> i & 1) {
-        line[i] = *reinterpret_cast<const Vec*>(input + (at + i * p.in_stride_w));
+        line[i].piece = *reinterpret_cast<const Access*>(from + int64_t{p.in_stride_w} * i);
       }
     }
   };
 
-  // Of the row that the next lines reach with tap line Stride * i and below: sums[i], i >= 1.
-  float sums[kBegun][kColumns][kChannels] = {};
+  // sums[i]: of the row whose tap lines below Stride * (i + 1) are added
+  float sums[kBegun][kColumns][kChannels];
   int y = first_row * Stride - static_cast<int>(q.padding_h);
   Vec next[kInputs];
   load_line(y, next);
   for (int step = 0; step < rows + kBegun - 1; ++step) {
-#pragma unroll
-    for (int c = 0; c < kChannels; ++c) {
-#pragma unroll
-      for (int j = 0; j < kColumns; ++j) sums[0][j][c] = 0;
-    }
 #pragma unroll
     for (int s = 0; s < Stride; ++s) {
       float line[kInputs][kChannels];
@@ -148,45 +159,47 @@ __global__ void __launch_bounds__(kThreads, Strip<T, Kernel, Vector>::kBlocks)
       for (int begun = kBegun - 1; begun >= 0; --begun) {
         const int tap_line = begun * Stride + s;
         // rows of other strips are not worth their arithmetic
-        if (tap_line >= Kernel || static_cast<unsigned>(step - begun) >= static_cast<unsigned>(rows))
-          continue;
+        const bool counts = static_cast<unsigned>(step - begun) < static_cast<unsigned>(rows);
+        if (tap_line >= Kernel || !counts) continue;
 #pragma unroll
-        for (int tap = 0; tap < Kernel; ++tap) {
+        for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
-          for (int j = 0; j < kColumns; ++j) {
+          for (int c = 0; c < kChannels; ++c) {
+            float sum = s > 0 ? sums[begun][j][c] : begun > 0 ? sums[begun - 1][j][c] : bias[c];
 #pragma unroll
-            for (int c = 0; c < kChannels; ++c) {
-              sums[begun][j][c] = __fmaf_rn(line[j * Stride + tap][c],
-                                            weight[tap_line * Kernel + tap][c], sums[begun][j][c]);
+            for (int tap = 0; tap < Kernel; ++tap) {
+              sum = __fmaf_rn(line[j * Stride + tap][c], weight[tap_line * Kernel + tap][c], sum);
             }
+            sums[begun][j][c] = sum;
           }
         }
       }
     }
-    const int row = step - (kBegun - 1);  // that is done
-    if (row >= 0) {
-      const int at = (first_row + row) * p.out_stride_h + first_column * p.out_stride_w;
+    if (step < kBegun - 1) continue;  // no row is done
+    if (q.activation != Activation::none) {
 #pragma unroll
       for (int j = 0; j < kColumns; ++j) {
-        Vec out;
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) {
-          const float sum = sums[kBegun - 1][j][c] + bias[c];
-          from_float(activated(q.activation, sum), &out.numbers[c]);
-        }
-        if (first_column + j < q.out_width) {
-          *reinterpret_cast<Vec*>(output + (at + j * p.out_stride_w)) = out;
+          sums[kBegun - 1][j][c] = activated(q.activation, sums[kBegun - 1][j][c]);
         }
       }
     }
 #pragma unroll
-    for (int begun = kBegun - 1; begun > 0; --begun) {
+    for (int j = 0; j < kColumns; ++j) {
+      const float(&sum)[kChannels] = sums[kBegun - 1][j];
+      Vec out;
+      if constexpr (kChannels == 1) {
+        from_float(sum[0], out.numbers);
+      } else {
 #pragma unroll
-      for (int j = 0; j < kColumns; ++j) {
-#pragma unroll
-        for (int c = 0; c < kChannels; ++c) sums[begun][j][c] = sums[begun - 1][j][c];
+        for (int c = 0; c < kChannels; c += 2) store_pair(sum[c], sum[c + 1], &out.numbers[c]);
+      }
+      if (j < columns) {
+        *reinterpret_cast<Access*>(to + int64_t{p.out_stride_w} * j) = out.piece;
       }
     }
+    to += p.out_stride_h;
   }
 }
 
@@ -223,7 +236,7 @@ __global__ void __launch_bounds__(kThreads) convolve_points(const __grid_constan
   const T* input = static_cast<const T*>(q.input) + n * q.channels * plane +
                    in_channel * (q.channels_last ? 1 : plane);
   const T* weight = static_cast<const T*>(q.weight) + channel * q.kernel_h * q.kernel_w;
-  float sum = 0;
+  float sum = q.bias ? to_float(static_cast<const T*>(q.bias)[channel]) : 0;
   for (int64_t i = 0; i < q.kernel_h; ++i) {
     const int64_t from_y = y + i * q.dilation_h;
     for (int64_t j = 0; j < q.kernel_w; ++j) {
@@ -233,7 +246,6 @@ __global__ void __launch_bounds__(kThreads) convolve_points(const __grid_constan
       sum = __fmaf_rn(a, to_float(weight[i * q.kernel_w + j]), sum);
     }
   }
-  if (q.bias) sum = sum + to_float(static_cast<const T*>(q.bias)[channel]);
   from_float(activated(q.activation, sum), static_cast<T*>(q.output) + at);
 }
 
@@ -274,7 +286,8 @@ cudaError_t run_strips(const DepthwiseConv2dParams& p, cudaStream_t stream) {
                                              device.multiprocessors);
   const int64_t rows = ceil_div(p.out_height, strip_rows);
   const bool last = p.channels_last;
-  const int64_t in_pixel = last ? p.channels : 1, out_pixel = last ? outputs : 1;
+  const int64_t size = sizeof(T);
+  const int64_t in_pixel = size * (last ? p.channels : 1), out_pixel = size * (last ? outputs : 1);
   const Strips strips = {p,
                          static_cast<int>(strip_rows),
                          Divider(last ? channels : columns),
@@ -305,11 +318,11 @@ cudaError_t run_strips(const DepthwiseConv2dParams& p, cudaStream_t stream) {
                 : run_strips<T, Kernel, Stride, false>(p, stream);
 }
 
-// Whether strips can count the elements of an image, padding included, in 32 bits.
+// Whether strips can count the bytes of a line, and the lines, in 32 bits.
 bool is_small(const DepthwiseConv2dParams& p) {
-  constexpr int64_t kMost = int64_t{1} << 31;
-  const int64_t padded = (p.height + 2 * p.padding_h + 16) * (p.width + 2 * p.padding_w + 16);
-  return padded < kMost / std::max(p.channels, depthwise_outputs(p));
+  constexpr int64_t kMost = int64_t{1} << 30;
+  const int64_t most_numbers = (std::max(p.width, p.out_width) + 2 * p.padding_w) * depthwise_outputs(p);
+  return 4 * most_numbers < kMost && p.height + 2 * p.padding_h < kMost;
 }
 
 template <class T>

@@ -1,11 +1,9 @@
-from collections.abc import Iterator
-
-import places
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from places import CPU_PATHS
 
 from nncx import ops
 from nncx.ops.depthwise_conv2d import depthwise_conv2d_reference
@@ -14,13 +12,6 @@ EPSILON = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 
 dtypes = pytest.mark.parametrize("dtype", EPSILON, ids=str)
 layouts = pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-
-
-@pytest.fixture(params=places.CPU_PATHS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """There is no CUDA kernel yet."""
-    with places.at(request.param) as path:
-        yield path
 
 
 def images(*shape: int, layout: str = "nchw", dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -184,6 +175,7 @@ def test_threads_and_repetitions_give_the_same_bits(isa: str, shape, layout: str
     assert all(torch.equal(outputs[0], other) for other in outputs[1:])
 
 
+@pytest.mark.parametrize("isa", CPU_PATHS, indirect=True)
 @layouts
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
 def test_gradients_are_torch_s(isa: str, activation: str, layout: str) -> None:
