@@ -9,8 +9,9 @@ constexpr const char* kOp = "channel_shuffle";
 
 #ifdef NNCX_DEVICE_CUDA
 
-void run(const ChannelShuffleParams&, const Tensor& input) {
-  fail(kOp, ": input must be on a device that has a kernel, cpu, got ", device_text(input));
+void run(const ChannelShuffleParams& p, const Tensor& input) {
+  const Backend backend(input);
+  backend.check(kOp, cuda::channel_shuffle(p, backend.stream()));
 }
 
 #else

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import register_flop_formula
 from nncx.ops._common import check, shape_text
 from nncx.ops._conv2d import memory_format
 
-_DEVICES = ("cpu", "meta")  # that have a kernel
+_DEVICES = ("cpu", "cuda", "meta")  # that have a kernel
 
 
 def channel_shuffle(input: Tensor, groups: int) -> Tensor:
