@@ -134,6 +134,8 @@ WIDE = (
     ("quantize_rows", "Li16E"),
     ("quantize_columns", "Lb1E"),
     ("4pool", "Li16E"),
+    ("10interleave", "Li3E"),
+    ("6gather", "Li16E"),
     ("skinny_gemm", "BinaryGemm"),
     ("skinny_gemm", "Int8Gemm"),
     ("codebook_planes",),

@@ -4,10 +4,9 @@
 //                and writes them as 16-byte pieces
 //   gather       anything else: a thread finds the numbers of 16 neighbouring bytes of the output one
 //                by one, or, where planes are long, moves the 16 bytes as one
-#include "channel_shuffle.h"
-
 #include <algorithm>
 
+#include "channel_shuffle.h"
 #include "cuda/launch.h"
 #include "cuda/rows.h"
 
@@ -155,9 +154,8 @@ int run_gather(const ChannelShuffleParams& p, cudaStream_t stream) {
   const int64_t run = p.channels_last ? 1 : p.pixels * p.element_bytes / Bytes;
   const int64_t image_elements = p.groups * p.channels * run;
   const int64_t elements = p.batch * (p.channels_last ? p.pixels : 1) * image_elements;
-  const Gather params = {p.input,        p.output,     elements,
-                         image_elements, Divider(run), Divider(p.groups),
-                         Divider(p.channels)};
+  const Gather params = {p.input,      p.output,          elements,           image_elements,
+                         Divider(run), Divider(p.groups), Divider(p.channels)};
   constexpr int64_t kElements = kPiece / Bytes;
   const bool small = image_elements < int64_t{1} << 30;
   return launch(small ? gather<Bytes, int> : gather<Bytes, int64_t>,

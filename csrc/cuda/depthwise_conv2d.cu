@@ -54,16 +54,16 @@ struct Strip {
 // The neighbours that one access reads or writes.
 template <class T, int Count>
 union Numbers {
-  Piece<Count * int{sizeof(T)}> piece;
+  Piece<Count* int{sizeof(T)}> piece;
   T numbers[Count];
 };
 
 struct Strips {
   DepthwiseConv2dParams conv;
-  int rows;                          // of a strip
-  Divider inner, middle, outer;      // strips by channels, columns and rows, in the order of memory
+  int rows;                      // of a strip
+  Divider inner, middle, outer;  // strips by channels, columns and rows, in the order of memory
   Divider multiplier;
-  int in_stride_w, in_stride_h;      // in bytes
+  int in_stride_w, in_stride_h;  // in bytes
   int out_stride_w, out_stride_h;
   int64_t in_stride_c, in_stride_n, out_stride_c, out_stride_n;
 };
@@ -89,7 +89,7 @@ __global__ void __launch_bounds__(kThreads, Strip<T, Kernel, Vector>::kBlocks)
   constexpr int kInputs = (kColumns - 1) * Stride + Kernel;  // columns of the input
   constexpr int kBegun = (Kernel + Stride - 1) / Stride;     // rows that a line is part of, at most
   using Vec = Numbers<T, kChannels>;
-  using Access = Piece<kChannels * int{sizeof(T)}>;
+  using Access = Piece<kChannels* int{sizeof(T)}>;
   const DepthwiseConv2dParams& q = p.conv;
   const int64_t thread = int64_t{blockIdx.x} * kThreads + threadIdx.x;
   if (thread >= threads) return;
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kThreads, Strip<T, Kernel, Vector>::kBlocks)
   for (int i = 0; i < kInputs; ++i) {
     inside |= static_cast<unsigned>(x + i) < static_cast<unsigned>(q.width) ? 1u << i : 0u;
   }
-  const auto load_line = [&](int y, Vec (&line)[kInputs]) {
+  const auto load_line = [&](int y, Vec(&line)[kInputs]) {
     const unsigned loaded =
         static_cast<unsigned>(y) < static_cast<unsigned>(q.height) ? inside : 0u;
     const char* from = corner + int64_t{y} * p.in_stride_h;
@@ -187,7 +187,7 @@ __global__ void __launch_bounds__(kThreads, Strip<T, Kernel, Vector>::kBlocks)
     }
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
-      const float(&sum)[kChannels] = sums[kBegun - 1][j];
+      const float (&sum)[kChannels] = sums[kBegun - 1][j];
       Vec out;
       if constexpr (kChannels == 1) {
         from_float(sum[0], out.numbers);
@@ -282,8 +282,8 @@ cudaError_t run_strips(const DepthwiseConv2dParams& p, cudaStream_t stream) {
   if (const int error = current_device(device)) return static_cast<cudaError_t>(error);
   const int64_t outputs = depthwise_outputs(p), channels = outputs / Tile::kChannels;
   const int64_t columns = ceil_div(p.out_width, Tile::kColumns);
-  const int64_t strip_rows = rows_of_a_strip(p.batch * channels * columns, p.out_height, Kernel,
-                                             device.multiprocessors);
+  const int64_t strip_rows =
+      rows_of_a_strip(p.batch * channels * columns, p.out_height, Kernel, device.multiprocessors);
   const int64_t rows = ceil_div(p.out_height, strip_rows);
   const bool last = p.channels_last;
   const int64_t size = sizeof(T);
@@ -321,7 +321,8 @@ cudaError_t run_strips(const DepthwiseConv2dParams& p, cudaStream_t stream) {
 // Whether strips can count the bytes of a line, and the lines, in 32 bits.
 bool is_small(const DepthwiseConv2dParams& p) {
   constexpr int64_t kMost = int64_t{1} << 30;
-  const int64_t most_numbers = (std::max(p.width, p.out_width) + 2 * p.padding_w) * depthwise_outputs(p);
+  const int64_t most_numbers =
+      (std::max(p.width, p.out_width) + 2 * p.padding_w) * depthwise_outputs(p);
   return 4 * most_numbers < kMost && p.height + 2 * p.padding_h < kMost;
 }
 
