@@ -61,7 +61,7 @@ def prepare(shape: DepthwiseShape) -> Case:
         with torch.backends.cudnn.flags(enabled=False):
             return torch_conv2d()
 
-    on_gpu = {"cudnn": torch_conv2d, "torch": without_cudnn}
+    on_gpu = {"float16:cudnn": torch_conv2d, "float16:torch": without_cudnn}
     return Case(
         ours=lambda: ops.depthwise_conv2d(x, weight, bias, *geometry),
         rivals=on_gpu if x.is_cuda else {"F.conv2d": torch_conv2d},

@@ -310,7 +310,7 @@ def test_cases_of_a_gpu(bench: ModuleType, name: str, capsys, monkeypatch) -> No
     assert bench.main(module.BENCHMARK, ["--device", "cuda", "--rounds", "1"]) == 0
     _, line = capsys.readouterr().out.splitlines()
     assert LINE.fullmatch(line)["name"] == name
-    assert "float16" in line or name in ("pack_signs", "quantize_int8")
+    assert "float16" in line or name in ("pack_signs", "quantize_int8", "channel_shuffle")
 
 
 def test_the_floor_is_the_longer_of_two_times(bench: ModuleType) -> None:

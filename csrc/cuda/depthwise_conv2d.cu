@@ -63,8 +63,8 @@ struct Strips {
   int rows;                      // of a strip
   Divider inner, middle, outer;  // strips by channels, columns and rows, in the order of memory
   Divider multiplier;
-  int in_stride_w, in_stride_h;  // in bytes
-  int out_stride_w, out_stride_h;
+  // in bytes
+  int in_stride_w, in_stride_h, out_stride_w, out_stride_h;
   int64_t in_stride_c, in_stride_n, out_stride_c, out_stride_n;
 };
 
@@ -107,44 +107,45 @@ __global__ void __launch_bounds__(kThreads, Strip<T, Kernel, Vector>::kBlocks)
 #pragma unroll
     for (int tap = 0; tap < Kernel * Kernel; ++tap) weight[tap][c] = to_float(from[tap]);
   }
-  float bias[kChannels] = {};
+  Vec bias;
+  bias.piece = {};
   if (q.bias) {
 #pragma unroll
     for (int c = 0; c < kChannels; ++c) {
-      bias[c] = to_float(static_cast<const T*>(q.bias)[channel + c]);
+      bias.numbers[c] = static_cast<const T*>(q.bias)[channel + c];
     }
   }
 
-  const T* input = static_cast<const T*>(q.input) + place.n * p.in_stride_n +
-                   p.multiplier.quotient(channel) * p.in_stride_c;
-  T* output = static_cast<T*>(q.output) + place.n * p.out_stride_n + channel * p.out_stride_c;
   const int x = first_column * Stride - static_cast<int>(q.padding_w);
-  const char* corner = reinterpret_cast<const char*>(input) + int64_t{x} * p.in_stride_w;
-  char* to = reinterpret_cast<char*>(output) + int64_t{first_row} * p.out_stride_h +
-             int64_t{first_column} * p.out_stride_w;
+  int y = first_row * Stride - static_cast<int>(q.padding_h);
+  const char* from = static_cast<const char*>(q.input) + place.n * p.in_stride_n +
+                     p.multiplier.quotient(channel) * p.in_stride_c + int64_t{y} * p.in_stride_h +
+                     int64_t{x} * p.in_stride_w;
+  char* to = static_cast<char*>(q.output) + place.n * p.out_stride_n + channel * p.out_stride_c +
+             int64_t{first_row} * p.out_stride_h + int64_t{first_column} * p.out_stride_w;
   unsigned inside = 0;  // which columns are in the image
 #pragma unroll
   for (int i = 0; i < kInputs; ++i) {
     inside |= static_cast<unsigned>(x + i) < static_cast<unsigned>(q.width) ? 1u << i : 0u;
   }
-  const auto load_line = [&](int y, Vec(&line)[kInputs]) {
-    const unsigned loaded =
-        static_cast<unsigned>(y) < static_cast<unsigned>(q.height) ? inside : 0u;
-    const char* from = corner + int64_t{y} * p.in_stride_h;
+  Vec next[kInputs];
+  const auto load_next = [&] {
+    const bool is_line = static_cast<unsigned>(y) < static_cast<unsigned>(q.height);
+    const unsigned loaded = is_line ? inside : 0u;
 #pragma unroll
     for (int i = 0; i < kInputs; ++i) {
-      line[i].piece = {};
+      next[i].piece = {};
       if (loaded >> i & 1) {
-        line[i].piece = *reinterpret_cast<const Access*>(from + int64_t{p.in_stride_w} * i);
+        next[i].piece = *reinterpret_cast<const Access*>(from + int64_t{p.in_stride_w} * i);
       }
     }
+    ++y;
+    from += p.in_stride_h;
   };
 
   // sums[i]: of the row whose tap lines below Stride * (i + 1) are added
   float sums[kBegun][kColumns][kChannels];
-  int y = first_row * Stride - static_cast<int>(q.padding_h);
-  Vec next[kInputs];
-  load_line(y, next);
+  load_next();
   for (int step = 0; step < rows + kBegun - 1; ++step) {
 #pragma unroll
     for (int s = 0; s < Stride; ++s) {
@@ -154,7 +155,7 @@ __global__ void __launch_bounds__(kThreads, Strip<T, Kernel, Vector>::kBlocks)
 #pragma unroll
         for (int c = 0; c < kChannels; ++c) line[i][c] = to_float(next[i].numbers[c]);
       }
-      load_line(++y, next);
+      load_next();
 #pragma unroll
       for (int begun = kBegun - 1; begun >= 0; --begun) {
         const int tap_line = begun * Stride + s;
@@ -165,7 +166,9 @@ __global__ void __launch_bounds__(kThreads, Strip<T, Kernel, Vector>::kBlocks)
         for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
           for (int c = 0; c < kChannels; ++c) {
-            float sum = s > 0 ? sums[begun][j][c] : begun > 0 ? sums[begun - 1][j][c] : bias[c];
+            float sum = s > 0       ? sums[begun][j][c]
+                        : begun > 0 ? sums[begun - 1][j][c]
+                                    : to_float(bias.numbers[c]);
 #pragma unroll
             for (int tap = 0; tap < Kernel; ++tap) {
               sum = __fmaf_rn(line[j * Stride + tap][c], weight[tap_line * Kernel + tap][c], sum);
@@ -267,12 +270,13 @@ cudaError_t run_points(const DepthwiseConv2dParams& p, cudaStream_t stream) {
 }
 
 // How many rows a strip has: few enough that all multiprocessors are busy to the end, and not so few
-// that most lines are read twice.
+// that most lines are read twice; all strips about the same.
 int64_t rows_of_a_strip(int64_t threads_of_a_row, int64_t out_height, int kernel,
                         int multiprocessors) {
   constexpr int64_t kWanted = 2048;  // threads of a multiprocessor: some waves
-  const int64_t parts = ceil_div(kWanted * multiprocessors, threads_of_a_row);
-  return std::min<int64_t>(std::max<int64_t>(ceil_div(out_height, parts), 2 * kernel), out_height);
+  const int64_t most = ceil_div(out_height, ceil_div(kWanted * multiprocessors, threads_of_a_row));
+  const int64_t rows = std::max<int64_t>(most, 2 * kernel);
+  return ceil_div(out_height, ceil_div(out_height, rows));
 }
 
 template <class T, int Kernel, int Stride, bool Vector>
@@ -298,10 +302,10 @@ cudaError_t run_strips(const DepthwiseConv2dParams& p, cudaStream_t stream) {
                          static_cast<int>(in_pixel * p.width),
                          static_cast<int>(out_pixel),
                          static_cast<int>(out_pixel * p.out_width),
-                         last ? 1 : p.height * p.width,
-                         p.channels * p.height * p.width,
-                         last ? 1 : p.out_height * p.out_width,
-                         outputs * p.out_height * p.out_width};
+                         last ? size : size * p.height * p.width,
+                         size * p.channels * p.height * p.width,
+                         last ? size : size * p.out_height * p.out_width,
+                         size * outputs * p.out_height * p.out_width};
   const int64_t threads = p.batch * channels * columns * rows;
   const auto blocks = static_cast<unsigned>(ceil_div(threads, kThreads));
   return launch(convolve_strips<T, Kernel, Stride, Vector>, blocks, kThreads, 0, stream, strips,
