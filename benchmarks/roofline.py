@@ -14,8 +14,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 # Dense operations a second by data sheet, for the first name that the GPU's contains: int8 and
-# float16 of the tensor cores, float32 of the others. b1, which Hopper's sheets leave out, has 8 times
-# the rate of int8 (A100: 4,992 and 624 TOPS): a k-step of the same bytes takes the same time.
+# float16 of the tensor cores, float32 of the others. b1, which Hopper's sheets leave out, has 8
+# times the rate of int8 (A100: 4,992 and 624 TOPS): a k-step of the same bytes takes the same time.
 INT8_FLOAT16_FLOAT32 = {
     "H200": (1979e12, 989e12, 67e12),
     "H100 PCIe": (1513e12, 756e12, 51e12),

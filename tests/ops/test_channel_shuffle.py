@@ -1,11 +1,9 @@
-from collections.abc import Iterator
-
-import places
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
+from places import CPU_PATHS
 from properties import many_examples
 
 from nncx import ops
@@ -22,13 +20,6 @@ DTYPES = {
     "complex64": torch.complex64,
 }
 layouts = pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-
-
-@pytest.fixture(params=places.CPU_PATHS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """There is no CUDA kernel yet."""
-    with places.at(request.param) as path:
-        yield path
 
 
 def images(*shape: int, layout: str = "nchw", dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -114,6 +105,7 @@ def test_neighbouring_memory_is_left_alone(isa: str) -> None:
     assert torch.equal(ops.channel_shuffle(x[1:2], 3), whole[1:2])
 
 
+@pytest.mark.parametrize("isa", CPU_PATHS, indirect=True)
 @layouts
 def test_gradient_is_shuffled_back(isa: str, layout: str) -> None:
     x = images(2, 12, 3, 5, layout=layout).requires_grad_()

@@ -250,3 +250,23 @@ def test_any_geometry(
     weight = filters(channels * multiplier, kernel, dtype)
     geometry = (stride, padding, dilation)
     assert_right(ops.depthwise_conv2d(x, weight, None, *geometry), x, weight, None, *geometry)
+
+
+@dtypes
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_both_layouts_have_the_same_bits(isa: str, kernel: int, stride: int, dtype) -> None:
+    """Images of several strips of the GPU's kernels, and of parts of one."""
+    for channels, multiplier, size, padding in (
+        (8, 1, (30, 30), kernel // 2),
+        (6, 1, (16, 15), 0),
+        (4, 2, (40, 8), 1),
+        (2, 1, (33, 9), kernel),
+    ):
+        x = images(2, channels, *size, dtype=dtype)
+        weight = filters(channels * multiplier, (kernel, kernel), dtype)
+        bias = torch.randn(channels * multiplier).to(dtype)
+        out = ops.depthwise_conv2d(x, weight, bias, stride, padding)
+        assert_right(out, x, weight, bias, stride, padding)
+        nhwc = x.to(memory_format=torch.channels_last)
+        assert torch.equal(ops.depthwise_conv2d(nhwc, weight, bias, stride, padding), out)
