@@ -4,8 +4,10 @@ from nncx.ops.binary_conv2d import binary_conv2d, binary_conv2d_prepack
 from nncx.ops.binary_conv2d_sign import binary_conv2d_sign
 from nncx.ops.binary_linear import binary_linear, binary_linear_prepack
 from nncx.ops.binary_linear_sign import binary_linear_sign
+from nncx.ops.channel_shuffle import channel_shuffle
 from nncx.ops.codebook_conv2d import codebook_conv2d, codebook_conv2d_prepack
 from nncx.ops.codebook_linear import codebook_linear, codebook_linear_prepack
+from nncx.ops.depthwise_conv2d import depthwise_conv2d
 from nncx.ops.int8_conv2d import int8_conv2d, int8_conv2d_prepack
 from nncx.ops.int8_linear import int8_linear, int8_linear_prepack
 from nncx.ops.max_pool2d_signs import max_pool2d_signs
@@ -19,10 +21,12 @@ __all__ = [
     "binary_linear",
     "binary_linear_prepack",
     "binary_linear_sign",
+    "channel_shuffle",
     "codebook_conv2d",
     "codebook_conv2d_prepack",
     "codebook_linear",
     "codebook_linear_prepack",
+    "depthwise_conv2d",
     "int8_conv2d",
     "int8_conv2d_prepack",
     "int8_linear",
