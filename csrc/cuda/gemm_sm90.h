@@ -1,10 +1,9 @@
 // GEMM and implicit-GEMM convolution on sm_90a: TMA, mbarriers, wgmma.
 //
-//   blocks    one for each multiprocessor, or two where tiles are narrow, which hide each other's waits;
-//             they stay, and block b takes the tiles b, b + blocks, ...
+//   blocks    one for each multiprocessor; they stay, and block b takes the tiles b, b + blocks, ...
 //   threads   a warpgroup that loads and two that multiply, each 64 rows x all outputs of a tile; the
 //             loading one gives its registers to the others
-//   stages    192 KB of shared memory for each multiprocessor, or 144 KB for two blocks, a ring. `full` tells that a stage's bytes are there, `empty`
+//   stages    192 KB of shared memory, a ring. `full` tells that a stage's bytes are there, `empty`
 //             that all eight warps are done with it. Loading runs ahead into the next tiles while
 //             this one's sums leave.
 //   k         in blocks of 128 bytes, which are four steps of wgmma
@@ -28,17 +27,12 @@ namespace nncx::cuda {
 
 constexpr int kWarpgroup = 128;
 constexpr int kSm90Threads = 3 * kWarpgroup, kMultiplyThreads = 2 * kWarpgroup;
-constexpr int load_registers(int outputs) { return outputs == 64 ? 48 : 56; }
-constexpr int multiply_registers(int outputs) { return outputs == 64 ? 96 : 224; }
+constexpr int kLoadRegisters = 56, kMultiplyRegisters = 224;
 constexpr int kStepBytes = 32;  // of k, in one wgmma
 
 // A warpgroup that wants more registers waits until others have given them back, forever if there are
 // not so many: a block has what it began with, as many for each thread as 64 K allow, in eights.
-constexpr bool registers_suffice(int outputs) {
-  const int of_a_thread = 65536 / (kSm90Threads * sm90_resident_blocks(outputs)) / 8 * 8;
-  return load_registers(outputs) + 2 * multiply_registers(outputs) <= 3 * of_a_thread;
-}
-static_assert(registers_suffice(64) && registers_suffice(128) && registers_suffice(256));
+static_assert(kLoadRegisters + 2 * kMultiplyRegisters <= 3 * (65536 / kSm90Threads / 8 * 8));
 
 // What is the same for all tiles.
 struct Sm90Problem {
@@ -476,7 +470,7 @@ class Multiplier {
 // ------------------------------------------------------------------------------------------------
 
 template <class Op, int kOutputs>
-__global__ void __launch_bounds__(kSm90Threads, sm90_resident_blocks(kOutputs))
+__global__ void __launch_bounds__(kSm90Threads, 1)
     gemm_sm90(const __grid_constant__ typename Op::Params p,
               const __grid_constant__ Sm90Problem problem, const __grid_constant__ Sm90Maps maps) {
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL) || defined(NNCX_EMULATED)
@@ -490,10 +484,10 @@ __global__ void __launch_bounds__(kSm90Threads, sm90_resident_blocks(kOutputs))
   }
   __syncthreads();
   if (threadIdx.x < kWarpgroup) {
-    ptx::registers_decrease<load_registers(kOutputs)>();
+    ptx::registers_decrease<kLoadRegisters>();
     Loader<Op, kOutputs>(p, problem, maps).run();
   } else {
-    ptx::registers_increase<multiply_registers(kOutputs)>();
+    ptx::registers_increase<kMultiplyRegisters>();
     Multiplier<Op, kOutputs>(p, problem).run();
   }
 #endif
@@ -532,8 +526,8 @@ int run_sm90(const typename Op::Params& p, const GemmProblem& problem, const Gem
                         sm90_borders(problem)};
   Sm90Maps maps{};
   if (const int error = encode_maps<Op>(p, problem, plan, loader, maps)) return error;
-  const int resident = device.multiprocessors * sm90_resident_blocks(plan.tile_outputs);
-  const auto blocks = static_cast<unsigned>(std::min<int64_t>(all.tiles.count(), resident));
+  const auto blocks =
+      static_cast<unsigned>(std::min<int64_t>(all.tiles.count(), device.multiprocessors));
   const auto run = [&](auto kernel) {
     return launch(kernel, blocks, kSm90Threads, plan.shared_bytes, stream, p, all, maps);
   };

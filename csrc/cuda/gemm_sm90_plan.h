@@ -33,12 +33,8 @@ constexpr int sm90_stage_bytes(int tile_outputs) {
   return (kSm90TileRows + tile_outputs) * kSm90TileBytes;
 }
 
-constexpr int sm90_resident_blocks(int tile_outputs) { return tile_outputs == 64 ? 2 : 1; }
-
-constexpr int sm90_stages(int tile_outputs) {
-  const int ring = sm90_resident_blocks(tile_outputs) > 1 ? 72 * 1024 : 192 * 1024;
-  return ring / sm90_stage_bytes(tile_outputs);
-}
+// 192 KB for all tiles.
+constexpr int sm90_stages(int tile_outputs) { return 192 * 1024 / sm90_stage_bytes(tile_outputs); }
 
 constexpr int sm90_shared_bytes(int tile_outputs) {
   constexpr int kWarpBytes =
