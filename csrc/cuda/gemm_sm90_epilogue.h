@@ -79,7 +79,7 @@ class ChannelTable {
     const int64_t channels = p.epilogue.channels;
     const uint32_t all = Op::offset(p, tap_sums[p.shape.taps * channels]);
     if ((p.padding_h | p.padding_w) == 0 || !Op::corrects_borders(p)) return all;
-    const OutputPixel pixel = borders_.pixel(p, pixel_class);
+    const OutputPixel pixel = borders_.pixel(pixel_class);
     const TapRange inside_y = valid_taps_y(p, pixel), inside_x = valid_taps_x(p, pixel);
     uint32_t outside = 0;
     int taps = 0;
@@ -130,7 +130,7 @@ class TileEnd {
       const OutputPixel at = output_pixel(p, first_row + r);
       n_ = at.n;
       in_image_ = at.in_image;
-      if (has_classes) class_ = borders.class_of(p, at);
+      if (has_classes) class_ = borders.class_of(at);
       if (p.epilogue.input_scale) {
         input_scale_ = p.epilogue.input_scale[Op::input_scale_index(p, at, group)];
       }

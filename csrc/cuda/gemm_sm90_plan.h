@@ -44,69 +44,49 @@ constexpr int sm90_shared_bytes(int tile_outputs) {
          2 * stages * static_cast<int>(sizeof(uint64_t));
 }
 
-// The output pixels of one direction, by which of their taps lie in the image. From pixel to pixel that
-// range moves towards the first tap, a class with every step of its begin or end.
+// The output pixels of one direction, by which of their taps lie in the image: each of the first `low`
+// and of those from `high` on is a class of its own, all between are one. Pixels with the same taps may
+// be of several classes, since rows ask for their class all the time, and ranges of taps cost more.
 struct BorderClasses {
-  TapRange first;
-  int count;
+  int low, high, out;
 
-  constexpr int of(const TapRange& taps) const {
-    return first.begin - taps.begin + first.end - taps.end;
+  constexpr int count() const { return low + 1 + out - high; }
+  constexpr int of(int64_t pixel) const {
+    const auto at = static_cast<int>(pixel);
+    return at < low ? at : at < high ? low : low + 1 + at - high;
   }
+  constexpr int64_t pixel(int of) const { return of <= low ? of : high + of - low - 1; }
 };
 
-constexpr BorderClasses border_classes(const TapRange& first, const TapRange& last) {
-  const BorderClasses one{first, 1};
-  return {first, 1 + one.of(last)};
+constexpr BorderClasses border_classes(int64_t out, int64_t stride, int64_t padding,
+                                       int64_t dilation, int64_t kernel, int64_t size) {
+  const int64_t fits = size + padding - (kernel - 1) * dilation;  // where the last tap is inside
+  const int64_t low = std::min(divided_up(padding, stride), out);
+  const int64_t high = std::clamp(fits > 0 ? divided_up(fits, stride) : 0, low, out);
+  return {static_cast<int>(low), static_cast<int>(high), static_cast<int>(out)};
 }
 
 struct Sm90Borders {
   BorderClasses y, x;
 
-  constexpr int classes() const { return y.count * x.count; }
-
-  constexpr int class_of(const Conv2dGeometry& g, const OutputPixel& at) const {
-    return y.of(valid_taps_y(g, at)) * x.count + x.of(valid_taps_x(g, at));
+  constexpr int classes() const { return y.count() * x.count(); }
+  constexpr int class_of(const OutputPixel& at) const {
+    return y.of(at.y) * x.count() + x.of(at.x);
   }
-
-  // One of the class, if it has any.
-  constexpr OutputPixel pixel(const Conv2dGeometry& g, int of) const {
-    OutputPixel at{};
-    at.y = first_at_least(g.out_height, [&](int64_t pixel) {
-      return y.of(valid_taps_y(g, {0, 0, pixel, 0})) >= of / x.count;
-    });
-    at.x = first_at_least(g.out_width, [&](int64_t pixel) {
-      return x.of(valid_taps_x(g, {0, 0, 0, pixel})) >= of % x.count;
-    });
-    return at;
-  }
-
- private:
-  template <class IsAtLeast>
-  static constexpr int64_t first_at_least(int64_t size, const IsAtLeast& is_at_least) {
-    int64_t low = 0, high = size;
-    while (low < high) {
-      const int64_t middle = (low + high) / 2;
-      if (is_at_least(middle)) {
-        high = middle;
-      } else {
-        low = middle + 1;
-      }
-    }
-    return low;
+  constexpr OutputPixel pixel(int of) const {
+    return {0, 0, y.pixel(of / x.count()), x.pixel(of % x.count())};
   }
 };
 
 constexpr Sm90Borders sm90_borders(const Conv2dGeometry& g) {
-  const OutputPixel first{}, last{0, 0, g.out_height - 1, g.out_width - 1};
-  return {border_classes(valid_taps_y(g, first), valid_taps_y(g, last)),
-          border_classes(valid_taps_x(g, first), valid_taps_x(g, last))};
+  return {border_classes(g.out_height, g.stride_h, g.padding_h, g.dilation_h, g.kernel_h, g.height),
+          border_classes(g.out_width, g.stride_w, g.padding_w, g.dilation_w, g.kernel_w, g.width)};
 }
 
 // Scale, bias and a line for each class.
 constexpr bool sm90_table_fits(const Conv2dGeometry& g, int tile_outputs) {
   const Sm90Borders borders = sm90_borders(g);
-  const int64_t classes = int64_t{borders.y.count} * borders.x.count;
+  const int64_t classes = int64_t{borders.y.count()} * borders.x.count();
   return (2 + classes) * tile_outputs * static_cast<int64_t>(sizeof(int32_t)) <= kSm90TableBytes;
 }
 
