@@ -23,6 +23,7 @@
 
 #include <algorithm>
 
+#include "int8_depthwise.h"
 #include "int8_rows.h"
 #include "int8_tile.h"
 #include "unroll.h"
@@ -409,6 +410,37 @@ bool never_negative(const Int8Conv2dParams& p, const Conv2dTile& tile) {
 }
 
 // ---------------------------------------------------------------------------------------------
+// Depthwise
+
+struct MaddDepthwise {
+  // 8 channels after the other 8, so that the sums stay in registers.
+  template <int64_t Pixels>
+  static void multiply(const DepthwiseTaps& taps, int64_t at, int32_t* sums) {
+    for (int64_t half = 0; half < 2; ++half, at += kPairBytes / 2, sums += kInt8Block / 2) {
+      const uint8_t* weights = taps.weights + half * kPairBytes / 2;
+      __m256i sum[Pixels];
+      for_each<Pixels>([&](auto i) NNCX_INLINE { sum[i] = _mm256_setzero_si256(); });
+      for (int64_t i = 0, line = taps.first; i < taps.kernel_h; ++i) {
+        const uint8_t* from = taps.lines + line * taps.line_bytes + at;
+        for (int64_t j = 0; j < taps.pairs; ++j, weights += kPairBytes, from += taps.pair_step) {
+          const __m256i w = load(weights);
+          for_each<Pixels>([&](auto x) NNCX_INLINE {
+            add(sum[x], _mm256_madd_epi16(w, load(from + x * taps.pixel_step)));
+          });
+        }
+        line += taps.dilation_h;
+        if (line >= taps.ring) line -= taps.ring;
+      }
+      for_each<Pixels>([&](auto i) NNCX_INLINE {
+        _mm256_store_si256(reinterpret_cast<__m256i*>(sums + i * kInt8Block), sum[i]);
+      });
+    }
+  }
+
+  static constexpr auto store = store_int8_tile;
+};
+
+// ---------------------------------------------------------------------------------------------
 // Prepacking
 
 // The four weights that meet in one lane: output `o` of two steps, half `half` of each.
@@ -474,10 +506,11 @@ void put_back(int8_t* weights, BlockHeader& header, const Outlier* outliers) {
 }  // namespace
 
 int64_t int8_conv2d_prepacked_bytes(const Conv2dWeightShape& s) {
-  return s.groups * int8_blocks(s.out_channels) * block_bytes(s);
+  return is_depthwise(s) ? depthwise_prepacked_bytes(s) : int8_blocks(s) * block_bytes(s);
 }
 
 void int8_conv2d_prepack(const Conv2dWeightShape& s, const int8_t* weight, uint8_t* prepacked) {
+  if (is_depthwise(s)) return depthwise_prepack(s, weight, prepacked);
   std::memset(prepacked, 0, int8_conv2d_prepacked_bytes(s));
   const auto header = [&](int64_t block) -> BlockHeader& {
     return *reinterpret_cast<BlockHeader*>(prepacked + block * block_bytes(s));
@@ -488,7 +521,7 @@ void int8_conv2d_prepack(const Conv2dWeightShape& s, const int8_t* weight, uint8
     for (int64_t i = 0; i < kStepChannels; ++i) header(block).weight_sums[o] += w[i];
   });
   if (steps_of_tap(s) % 2) return;
-  for (int64_t block = 0; block < s.groups * int8_blocks(s.out_channels); ++block) {
+  for (int64_t block = 0; block < int8_blocks(s); ++block) {
     uint8_t* bytes = prepacked + block * block_bytes(s);
     auto* weights = reinterpret_cast<int8_t*>(bytes + sizeof(BlockHeader));
     auto* outliers = reinterpret_cast<Outlier*>(weights + steps_of_filter(s) * kStepBytes);
@@ -498,12 +531,14 @@ void int8_conv2d_prepack(const Conv2dWeightShape& s, const int8_t* weight, uint8
 }
 
 int64_t int8_conv2d_scratch_bytes(const Int8Conv2dParams& p) {
+  if (is_depthwise(p.shape)) return Int8Depthwise<MaddDepthwise>(p).scratch_bytes();
   return std::max(Conv2dLines<BytesGemmOfLines>(p).scratch_bytes(),
                   Conv2dLines<WordsGemmOfLines>(p).scratch_bytes());
 }
 
 void int8_conv2d(const Int8Conv2dParams& p, const Conv2dTile& tile, uint8_t* scratch) {
   if (tile.pixel_begin == tile.pixel_end) return;
+  if (is_depthwise(p.shape)) return Int8Depthwise<MaddDepthwise>(p).run(tile, scratch);
   if (never_negative(p, tile)) return Conv2dLines<BytesGemmOfLines>(p).run(tile, scratch);
   Conv2dLines<WordsGemmOfLines>(p).run(tile, scratch);
 }

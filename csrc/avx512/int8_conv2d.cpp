@@ -13,6 +13,7 @@
 
 #include <algorithm>
 
+#include "avx2/int8_depthwise.h"
 #include "avx512/int8_tile.h"
 #include "int8_rows.h"
 #include "unroll.h"
@@ -207,13 +208,38 @@ struct VnniGemm : Int8Path {
   }
 };
 
+struct VnniDepthwise {
+  template <int64_t Pixels>
+  static void multiply(const DepthwiseTaps& taps, int64_t at, int32_t* sums) {
+    const uint8_t* weights = taps.weights;
+    __m512i sum[Pixels];
+    for_each<Pixels>([&](auto i) NNCX_INLINE { sum[i] = _mm512_setzero_si512(); });
+    for (int64_t i = 0, line = taps.first; i < taps.kernel_h; ++i) {
+      const uint8_t* from = taps.lines + line * taps.line_bytes + at;
+      for (int64_t j = 0; j < taps.pairs; ++j, weights += kPairBytes, from += taps.pair_step) {
+        const __m512i w = _mm512_loadu_si512(weights);
+        for_each<Pixels>([&](auto x) NNCX_INLINE {
+          sum[x] = _mm512_dpwssd_epi32(sum[x], w, _mm512_loadu_si512(from + x * taps.pixel_step));
+        });
+      }
+      line += taps.dilation_h;
+      if (line >= taps.ring) line -= taps.ring;
+    }
+    for_each<Pixels>([&](auto i)
+                         NNCX_INLINE { _mm512_store_si512(sums + i * kInt8Block, sum[i]); });
+  }
+
+  static constexpr auto store = store_int8_tile_of_16;
+};
+
 }  // namespace
 
 int64_t int8_conv2d_prepacked_bytes(const Conv2dWeightShape& s) {
-  return s.groups * int8_blocks(s.out_channels) * VnniGemm::block_bytes(s);
+  return is_depthwise(s) ? depthwise_prepacked_bytes(s) : int8_blocks(s) * VnniGemm::block_bytes(s);
 }
 
 void int8_conv2d_prepack(const Conv2dWeightShape& s, const int8_t* weight, uint8_t* prepacked) {
+  if (is_depthwise(s)) return depthwise_prepack(s, weight, prepacked);
   std::memset(prepacked, 0, int8_conv2d_prepacked_bytes(s));
   for_each_step(s, weight, [&](int64_t block, int64_t step, int64_t o, const int8_t* w) {
     uint8_t* bytes = prepacked + block * VnniGemm::block_bytes(s);
@@ -224,10 +250,12 @@ void int8_conv2d_prepack(const Conv2dWeightShape& s, const int8_t* weight, uint8
 }
 
 int64_t int8_conv2d_scratch_bytes(const Int8Conv2dParams& p) {
+  if (is_depthwise(p.shape)) return Int8Depthwise<VnniDepthwise>(p).scratch_bytes();
   return Conv2dLines<VnniGemm>(p).scratch_bytes();
 }
 
 void int8_conv2d(const Int8Conv2dParams& p, const Conv2dTile& tile, uint8_t* scratch) {
+  if (is_depthwise(p.shape)) return Int8Depthwise<VnniDepthwise>(p).run(tile, scratch);
   Conv2dLines<VnniGemm>(p).run(tile, scratch);
 }
 
