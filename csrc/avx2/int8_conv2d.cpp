@@ -414,30 +414,29 @@ bool never_negative(const Int8Conv2dParams& p, const Conv2dTile& tile) {
 
 struct MaddDepthwise {
   // 8 channels after the other 8, so that the sums stay in registers.
-  template <int64_t Pixels>
+  template <int Pixels, int PairStep>
   static void multiply(const DepthwiseTaps& taps, int64_t at, int32_t* sums) {
-    for (int64_t half = 0; half < 2; ++half, at += kPairBytes / 2, sums += kInt8Block / 2) {
-      const uint8_t* weights = taps.weights + half * kPairBytes / 2;
+    constexpr int64_t kHalf = kPlaceBytes / 2;
+    for (int64_t half = 0; half < 2; ++half, sums += kInt8Block / 2) {
       __m256i sum[Pixels];
       for_each<Pixels>([&](auto i) NNCX_INLINE { sum[i] = _mm256_setzero_si256(); });
-      for (int64_t i = 0, line = taps.first; i < taps.kernel_h; ++i) {
-        const uint8_t* from = taps.lines + line * taps.line_bytes + at;
-        for (int64_t j = 0; j < taps.pairs; ++j, weights += kPairBytes, from += taps.pair_step) {
-          const __m256i w = load(weights);
-          for_each<Pixels>([&](auto x) NNCX_INLINE {
-            add(sum[x], _mm256_madd_epi16(w, load(from + x * taps.pixel_step)));
+      taps.for_each_line(
+          at + half * kHalf, [&](const uint8_t* weights, const uint8_t* places) NNCX_INLINE {
+            add_line<Pixels, PairStep>(taps, weights + half * kHalf, places, sum, load,
+                                       [](__m256i& s, __m256i w, __m256i place)
+                                           NNCX_INLINE { add(s, _mm256_madd_epi16(w, place)); });
           });
-        }
-        line += taps.dilation_h;
-        if (line >= taps.ring) line -= taps.ring;
-      }
       for_each<Pixels>([&](auto i) NNCX_INLINE {
         _mm256_store_si256(reinterpret_cast<__m256i*>(sums + i * kInt8Block), sum[i]);
       });
     }
   }
 
-  static constexpr auto store = store_int8_tile;
+  static void store(const Int8Epilogue& e, const Int8Rows& rows, int64_t o, int64_t outputs,
+                    const int32_t* sums, int64_t width) {
+    if (outputs == kInt8Block && is_plain_int8(e)) return store_16_bytes(e, rows, o, sums, width);
+    store_int8_tile(e, rows, o, outputs, sums, width);
+  }
 };
 
 // ---------------------------------------------------------------------------------------------

@@ -6,16 +6,18 @@
 //
 //   weights  prepacked [block][tap][16]; here, while a strip of blocks is at work, [line of the
 //            kernel][pair of taps][16][2], of an odd number of taps with a 0 behind the last.
-//   lines    [place][16][2], the input less the zero point, hence 0 on the padding: at each place
-//            that an output may need, the pixel there and the one dilation_w to its right. Each
-//            block has a ring of as many lines as the kernel spans, so that each line is expanded
-//            once, and what is read stays in the L1 cache.
-//   sums     [output pixel][16] of up to kColumns pixels of one line, which then leave through the
-//            epilogue. They are computed by eights and fours: what lies beyond the last pixel is
+//   lines    [place][16][2], the input less the zero point, hence 0 on the padding: a place has the
+//            pixel that one tap of a pair reads, and that of the other tap beside it. The places of
+//            neighbouring output pixels are neighbours. Each block has a ring of as many lines as
+//            the kernel spans, so that each line is expanded once, and what is read stays in the L1
+//            cache.
+//   sums     [output pixel][16] of up to kColumns pixels, of one line or of several short ones, which
+//            then leave through the epilogue. They are computed by eights and fours: what lies beyond the last pixel is
 //            computed from whatever is there, and dropped.
 //
 // A `Path` gives
-//   multiply<Pixels>(taps, at, sums)   the sums of so many pixels, the first of which is at byte `at`
+//   multiply<Pixels, PairStep>(taps, at, sums)   add_line() of each line of the kernel, for pixels
+//                                                the first of which has its places at byte `at`
 //   store(e, rows, o, outputs, sums, width)                            as conv2d_lines.h has it
 #pragma once
 
@@ -30,10 +32,10 @@
 namespace nncx {
 namespace {
 
-constexpr int64_t kColumns = kInt8TileRows;
-constexpr int64_t kStripBlocks = 2;  // whose lines fit the L1 cache together
-constexpr int64_t kPairBytes = 64;   // of a block: two taps as 16-bit numbers
-constexpr int64_t kPixelsAtOnce = 8;
+constexpr int64_t kColumns = 32;     // at most kInt8TileRows
+constexpr int64_t kStripBlocks = 4;  // whose lines fit the L1 cache together
+constexpr int64_t kPlaceBytes = 4 * kInt8Block;
+constexpr int kPixelsAtOnce = 8;
 
 // What a kernel reads.
 struct DepthwiseTaps {
@@ -42,64 +44,101 @@ struct DepthwiseTaps {
   int64_t line_bytes;
   int64_t first, ring;  // the line of the first tap, of so many
   int64_t kernel_h, dilation_h;
-  int64_t pairs, pair_step;  // of taps, in a line; steps in bytes
-  int64_t pixel_step;
+  int64_t pairs, pair_step;  // of taps, in a line; bytes
+
+  // Calls step(weights, places) for each line of the kernel.
+  template <class Step>
+  NNCX_INLINE void for_each_line(int64_t at, const Step& step) const {
+    const uint8_t* w = weights;
+    for (int64_t i = 0, line = first; i < kernel_h; ++i, w += pairs * kPlaceBytes) {
+      step(w, lines + line * line_bytes + at);
+      line += dilation_h;
+      if (line >= ring) line -= ring;
+    }
+  }
 };
+
+// sum[pixel] += weights x places, over the pairs of a line. `madd(sum, w, place)` adds one product;
+// where two pairs are PairStep places apart, as in a kernel three wide, each place is loaded once.
+template <int Pixels, int PairStep, class Vector, class Load, class Madd>
+NNCX_INLINE inline void add_line(const DepthwiseTaps& taps, const uint8_t* weights,
+                                 const uint8_t* places, Vector (&sum)[Pixels], const Load& load,
+                                 const Madd& madd) {
+  if constexpr (PairStep > 0) {
+    const Vector first = load(weights), second = load(weights + kPlaceBytes);
+    for_each<Pixels + PairStep>([&](auto i) NNCX_INLINE {
+      Vector place = load(places + i * kPlaceBytes);
+      asm("" : "+v"(place));  // else gcc loads it twice
+      if constexpr (i < Pixels) madd(sum[i], first, place);
+      if constexpr (i >= PairStep) madd(sum[i - PairStep], second, place);
+    });
+  } else {
+    for (int64_t j = 0; j < taps.pairs; ++j, weights += kPlaceBytes, places += taps.pair_step) {
+      const Vector w = load(weights);
+      for_each<Pixels>([&](auto i)
+                           NNCX_INLINE { madd(sum[i], w, load(places + i * kPlaceBytes)); });
+    }
+  }
+}
 
 NNCX_INLINE inline __m128i load_16(const void* from) {
   return _mm_loadu_si128(static_cast<const __m128i*>(from));
 }
 
 // The input channels of a block of outputs, in its order.
-class ChannelsOfBlock {
- public:
-  ChannelsOfBlock(const Conv2dWeightShape& s, int64_t block) {
-    const int64_t last = s.groups - 1;
-    first_ = std::max<int64_t>(std::min(block * kInt8Block / s.out_channels, s.groups - 16), 0);
-    few_ = s.groups < 16 ? s.groups : 0;
-    alignas(16) uint8_t order[kInt8Block];
+struct ChannelsOfBlock {
+  int64_t first, count;  // of a pixel: 16 bytes, or all that it has
+  __m128i order;
+
+  ChannelsOfBlock() = default;
+
+  ChannelsOfBlock(const Conv2dWeightShape& s, int64_t block)
+      : first(std::max<int64_t>(
+            std::min(block * kInt8Block / s.out_channels, s.groups - kInt8Block), 0)),
+        count(std::min(s.groups, kInt8Block)) {
+    alignas(16) uint8_t at[kInt8Block];
     for (int64_t i = 0; i < kInt8Block; ++i) {
-      const int64_t channel = std::min((block * kInt8Block + i) / s.out_channels, last);
-      order[i] = static_cast<uint8_t>(channel - first_);
+      const int64_t channel = (block * kInt8Block + i) / s.out_channels;
+      at[i] = static_cast<uint8_t>(std::min(channel, s.groups - 1) - first);
     }
-    order_ = _mm_load_si128(reinterpret_cast<const __m128i*>(order));
+    order = load_16(at);
   }
 
-  // No byte beyond the pixel is read.
   NNCX_INLINE __m128i load(const int8_t* pixel) const {
-    if (few_ == 0) return _mm_shuffle_epi8(load_16(pixel + first_), order_);
-    alignas(16) int8_t all[16] = {};
-    for (int64_t i = 0; i < few_; ++i) all[i] = pixel[i];
-    return _mm_shuffle_epi8(load_16(all), order_);
+    if (count == kInt8Block) return _mm_shuffle_epi8(load_16(pixel + first), order);
+    alignas(16) int8_t all[kInt8Block] = {};
+    for (int64_t i = 0; i < count; ++i) all[i] = pixel[i];
+    return _mm_shuffle_epi8(load_16(all), order);
   }
-
- private:
-  int64_t first_;
-  int64_t few_;  // channels, if they are fewer than 16
-  __m128i order_;
 };
+
+// Two times 16 numbers less another, in pairs.
+NNCX_INLINE inline void store_pairs(__m128i first, __m128i second, __m256i less, uint8_t* out) {
+  const __m256i low = _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(first, second));
+  const __m256i high = _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(first, second));
+  auto* to = reinterpret_cast<__m256i*>(out);
+  _mm256_storeu_si256(to, _mm256_sub_epi16(low, less));
+  _mm256_storeu_si256(to + 1, _mm256_sub_epi16(high, less));
+}
 
 template <class Path>
 class Int8Depthwise {
  public:
   explicit Int8Depthwise(const Int8Conv2dParams& params)
       : p(params),
+        columns(std::min(params.out_width, kColumns)),
         pairs((params.kernel_w + 1) / 2),
-        stride_w(params.out_width > 1 ? params.stride_w : 1),  // where it steps beyond the image
-        place_step(stride_w % 2 ? 1 : 2),
-        places(((std::min(params.out_width, kColumns) - 1) * stride_w +
-                2 * (pairs - 1) * params.dilation_w) /
-                   place_step +
-               1),
+        pair_width(2 * params.dilation_w),
+        shared(pair_width % params.stride_w == 0 && pair_width / params.stride_w < columns),
+        pair_step(shared ? pair_width / params.stride_w : columns),
+        places(columns + (pairs - 1) * pair_step),
         ring((params.kernel_h - 1) * params.dilation_h + 1) {}
 
   int64_t scratch_bytes() const {
-    const int64_t dropped = kPixelsAtOnce * pixel_step();  // may be read beyond the lines
-    return kPairBytes + kStripBlocks * (weight_bytes() + lines_bytes()) + dropped;
+    return kStripBlocks * (weight_bytes() + lines_bytes()) + kPixelsAtOnce * kPlaceBytes;
   }
 
   void run(const Conv2dTile& tile, uint8_t* scratch) const {
-    scratch += -reinterpret_cast<uintptr_t>(scratch) % kPairBytes;
     Conv2dTile strip = tile;
     for (; strip.block_begin < tile.block_end; strip.block_begin = strip.block_end) {
       strip.block_end = std::min(strip.block_begin + kStripBlocks, tile.block_end);
@@ -111,32 +150,46 @@ class Int8Depthwise {
   }
 
  private:
+  // Blocks of outputs, and the sums of neighbouring pixels that are not stored yet.
+  struct Strip {
+    const int64_t first_output, blocks;
+    ChannelsOfBlock channels[kStripBlocks];
+    Int8Rows rows;
+    alignas(64) int32_t sums[kStripBlocks][(kColumns + kPixelsAtOnce) * kInt8Block];
+
+    Strip(const Int8Conv2dParams& p, const Conv2dTile& tile)
+        : first_output(tile.block_begin * kInt8Block), blocks(tile.block_end - tile.block_begin) {
+      for (int64_t i = 0; i < blocks; ++i) channels[i] = {p.shape, tile.block_begin + i};
+      rows.first = rows.count = 0;
+    }
+
+    void next_image(const Int8Conv2dParams& p, int64_t n) {
+      const float scale = p.epilogue.input_scale ? p.epilogue.input_scale[n] : 1;
+      for (float& of_row : rows.input_scale) of_row = scale;
+    }
+
+    // For pixels that follow those it has.
+    bool has_room(int64_t pixel, int64_t count) const {
+      return rows.count + count <= kColumns && rows.first + rows.count == pixel;
+    }
+  };
+
   const Int8Conv2dParams& p;
-  const int64_t pairs, stride_w;
-  const int64_t place_step;  // in pixels
-  const int64_t places, ring;
+  const int64_t columns, pairs, pair_width;
+  const bool shared;  // whether a place serves several pixels, each with another pair of taps
+  const int64_t pair_step, places, ring;
 
-  int64_t weight_bytes() const { return p.kernel_h * pairs * kPairBytes; }
-  int64_t line_bytes() const { return places * kPairBytes; }
-  int64_t pixel_step() const { return stride_w / place_step * kPairBytes; }
+  int64_t weight_bytes() const { return p.kernel_h * pairs * kPlaceBytes; }
+  int64_t line_bytes() const { return places * kPlaceBytes; }
   int64_t lines_bytes() const { return ring * line_bytes(); }
-
-  // Two times 16 numbers, in pairs.
-  NNCX_INLINE static void store_pairs(__m128i even, __m128i odd, __m256i less, uint8_t* out) {
-    const __m256i low = _mm256_cvtepi8_epi16(_mm_unpacklo_epi8(even, odd));
-    const __m256i high = _mm256_cvtepi8_epi16(_mm_unpackhi_epi8(even, odd));
-    auto* to = reinterpret_cast<__m256i*>(out);
-    _mm256_store_si256(to, _mm256_sub_epi16(low, less));
-    _mm256_store_si256(to + 1, _mm256_sub_epi16(high, less));
-  }
 
   void pair_weights(int64_t block, uint8_t* out) const {
     const uint8_t* w = p.weight + block * p.shape.taps * kInt8Block;
-    const __m128i none = _mm_setzero_si128();
     for (int64_t i = 0; i < p.kernel_h; ++i) {
-      for (int64_t j = 0; j < p.kernel_w; j += 2, out += kPairBytes) {
+      for (int64_t j = 0; j < p.kernel_w; j += 2, out += kPlaceBytes) {
         const bool two = j + 1 < p.kernel_w;
-        store_pairs(load_16(w), two ? load_16(w + kInt8Block) : none, _mm256_setzero_si256(), out);
+        store_pairs(load_16(w), two ? load_16(w + kInt8Block) : _mm_setzero_si128(),
+                    _mm256_setzero_si256(), out);
         w += two ? 2 * kInt8Block : kInt8Block;
       }
     }
@@ -144,90 +197,131 @@ class Int8Depthwise {
 
   // The pixels of the tile in columns [first, first + kColumns).
   void run_columns(const Conv2dTile& tile, int64_t first, uint8_t* scratch) const {
-    Int8Rows rows;
+    Strip strip(p, tile);
     Position at(p, tile.pixel_begin);
     int64_t image = -1, line = 0;
-    for (int64_t pixel = tile.pixel_begin; pixel < tile.pixel_end;) {
-      const int64_t count = std::min(p.out_width - at.x, tile.pixel_end - pixel);
+    for (int64_t pixel = tile.pixel_begin; pixel < tile.pixel_end; at.next_line(p)) {
+      const int64_t end = std::min(at.x + tile.pixel_end - pixel, p.out_width);
       const int64_t begin = std::max(at.x, first);
-      const int64_t end = std::min(at.x + count, first + kColumns);
-      if (begin < end) {
+      const int64_t count = std::min(end, first + kColumns) - begin;
+      if (count > 0) {
         if (at.n != image) {
-          image = at.n, line = 0;
-          const float scale = p.epilogue.input_scale ? p.epilogue.input_scale[image] : 1;
-          for (float& of_row : rows.input_scale) of_row = scale;
+          store(strip);
+          strip.next_image(p, image = at.n);
+          line = 0;
         }
         const int64_t top = at.y * p.stride_h;
         for (line = std::max(line, top); line < top + ring; ++line) {
-          expand_line(tile, image, line, first, scratch);
+          expand_line(strip, image, line, first, scratch);
         }
-        rows.first = pixel + begin - at.x;
-        rows.count = end - begin;
-        run_line(tile, top, begin - first, rows, scratch);
+        if (!strip.has_room(pixel + begin - at.x, count)) store(strip);
+        multiply_line(strip, pixel + begin - at.x, count, top % ring, begin - first, scratch);
       }
-      pixel += count;
-      at.next_line(p);
+      pixel += end - at.x;
     }
+    store(strip);
   }
 
-  // Line `line` of the padded image, of each block.
-  void expand_line(const Conv2dTile& tile, int64_t n, int64_t line, int64_t column,
+  // Line `line` of the padded image, as the output's columns from `column` on read it.
+  void expand_line(const Strip& strip, int64_t n, int64_t line, int64_t column,
                    uint8_t* scratch) const {
     const int64_t h = line - p.padding_h;
     uint8_t* out = scratch + kStripBlocks * weight_bytes() + line % ring * line_bytes();
-    for (int64_t block = tile.block_begin; block < tile.block_end; ++block, out += lines_bytes()) {
+    for (int64_t i = 0; i < strip.blocks; ++i, out += lines_bytes()) {
       if (h < 0 || h >= p.height) {
         std::memset(out, 0, line_bytes());
         continue;
       }
-      expand_pixels(ChannelsOfBlock(p.shape, block),
-                    p.input + (n * p.height + h) * p.width * p.shape.groups, zero_point_of(p, n),
-                    column * stride_w - p.padding_w, out);
+      const int8_t* row = p.input + (n * p.height + h) * p.width * p.shape.groups;
+      int64_t w = column * p.stride_w - p.padding_w;
+      const int64_t together = shared ? places : columns;
+      for (int64_t done = 0; done < places; done += together, w += pair_width) {
+        expand_pixels(strip.channels[i], row, zero_point_of(p, n), w, together,
+                      out + done * kPlaceBytes);
+      }
     }
   }
 
+  // From column w of the input on, stride_w apart.
   void expand_pixels(const ChannelsOfBlock channels, const int8_t* row, int32_t zero_point,
-                     int64_t w, uint8_t* out) const {
+                     int64_t w, int64_t count, uint8_t* out) const {
+    const int64_t width = p.width, step = p.stride_w, second = p.dilation_w, bytes = p.shape.groups;
     const __m128i padding = _mm_set1_epi8(static_cast<char>(zero_point));
     const __m256i less = _mm256_set1_epi16(static_cast<int16_t>(zero_point));
     const auto pixel = [&](int64_t x) NNCX_INLINE {
-      return x >= 0 && x < p.width ? channels.load(row + x * p.shape.groups) : padding;
+      return x >= 0 && x < width ? channels.load(row + x * bytes) : padding;
     };
-    for (int64_t i = 0; i < places; ++i, w += place_step, out += kPairBytes) {
-      store_pairs(pixel(w), pixel(w + p.dilation_w), less, out);
+    for (const uint8_t* end = out + count * kPlaceBytes; out < end; out += kPlaceBytes, w += step) {
+      if (w >= 0 && w + second < width) break;
+      store_pairs(pixel(w), pixel(w + second), less, out);
+      --count;
+    }
+    if (channels.count == kInt8Block && count > 0 && w + second < width) {
+      const int8_t* from = row + w * bytes + channels.first;
+      const int64_t whole = std::min(count, (width - second - w + step - 1) / step);
+      const uint8_t* end = out + whole * kPlaceBytes;
+      const auto load = [&](const int8_t* at)
+                            NNCX_INLINE { return _mm_shuffle_epi8(load_16(at), channels.order); };
+      if (second == step) {
+        __m128i here = load(from);
+        for (; out < end; out += kPlaceBytes) {
+          const __m128i next = load(from += step * bytes);
+          store_pairs(here, next, less, out);
+          here = next;
+        }
+      } else {
+        for (; out < end; out += kPlaceBytes, from += step * bytes) {
+          store_pairs(load(from), load(from + second * bytes), less, out);
+        }
+      }
+      count -= whole, w += whole * step;
+    }
+    for (; count > 0; --count, out += kPlaceBytes, w += step) {
+      store_pairs(pixel(w), pixel(w + second), less, out);
     }
   }
 
-  // The pixels `rows`, the first of which is the strip's column `column`.
-  void run_line(const Conv2dTile& tile, int64_t top, int64_t column, const Int8Rows& rows,
-                const uint8_t* scratch) const {
-    alignas(64) int32_t sums[kColumns * kInt8Block];
-    const int64_t outputs = p.shape.groups * p.shape.out_channels;
+  template <int Pixels>
+  auto multiply_of() const {
+    if (pairs == 2 && pair_step == 1) return Path::template multiply<Pixels, 1>;
+    if (pairs == 2 && pair_step == 2) return Path::template multiply<Pixels, 2>;
+    return Path::template multiply<Pixels, 0>;
+  }
+
+  // `count` pixels of one line, from the columns' `column` on; the first tap reads the ring's `line`.
+  void multiply_line(Strip& strip, int64_t pixel, int64_t count, int64_t line, int64_t column,
+                     const uint8_t* scratch) const {
+    const auto eight = multiply_of<kPixelsAtOnce>(), four = multiply_of<kPixelsAtOnce / 2>();
     DepthwiseTaps taps = {.weights = scratch,
                           .lines = scratch + kStripBlocks * weight_bytes(),
                           .line_bytes = line_bytes(),
-                          .first = top % ring,
+                          .first = line,
                           .ring = ring,
                           .kernel_h = p.kernel_h,
                           .dilation_h = p.dilation_h,
                           .pairs = pairs,
-                          .pair_step = 2 * p.dilation_w / place_step * kPairBytes,
-                          .pixel_step = pixel_step()};
-    for (int64_t block = tile.block_begin; block < tile.block_end; ++block) {
-      int64_t r = 0;
-      for (; rows.count - r > kPixelsAtOnce / 2; r += kPixelsAtOnce) {
-        Path::template multiply<kPixelsAtOnce>(taps, (column + r) * taps.pixel_step,
-                                               sums + r * kInt8Block);
+                          .pair_step = pair_step * kPlaceBytes};
+    for (int64_t i = 0; i < strip.blocks; ++i) {
+      int32_t* sums = strip.sums[i] + strip.rows.count * kInt8Block;
+      for (int64_t r = 0; r < count; r += kPixelsAtOnce) {
+        const auto multiply = count - r > kPixelsAtOnce / 2 ? eight : four;
+        multiply(taps, (column + r) * kPlaceBytes, sums + r * kInt8Block);
       }
-      if (r < rows.count) {
-        Path::template multiply<kPixelsAtOnce / 2>(taps, (column + r) * taps.pixel_step,
-                                                   sums + r * kInt8Block);
-      }
-      const int64_t o = block * kInt8Block;
-      Path::store(p.epilogue, rows, o, std::min(kInt8Block, outputs - o), sums, kInt8Block);
       taps.weights += weight_bytes();
       taps.lines += lines_bytes();
     }
+    if (strip.rows.count == 0) strip.rows.first = pixel;
+    strip.rows.count += count;
+  }
+
+  void store(Strip& strip) const {
+    const int64_t outputs = p.shape.groups * p.shape.out_channels;
+    for (int64_t i = 0; i < strip.blocks && strip.rows.count > 0; ++i) {
+      const int64_t o = strip.first_output + i * kInt8Block;
+      Path::store(p.epilogue, strip.rows, o, std::min(kInt8Block, outputs - o), strip.sums[i],
+                  kInt8Block);
+    }
+    strip.rows.count = 0;
   }
 };
 

@@ -209,22 +209,17 @@ struct VnniGemm : Int8Path {
 };
 
 struct VnniDepthwise {
-  template <int64_t Pixels>
+  template <int Pixels, int PairStep>
   static void multiply(const DepthwiseTaps& taps, int64_t at, int32_t* sums) {
-    const uint8_t* weights = taps.weights;
     __m512i sum[Pixels];
     for_each<Pixels>([&](auto i) NNCX_INLINE { sum[i] = _mm512_setzero_si512(); });
-    for (int64_t i = 0, line = taps.first; i < taps.kernel_h; ++i) {
-      const uint8_t* from = taps.lines + line * taps.line_bytes + at;
-      for (int64_t j = 0; j < taps.pairs; ++j, weights += kPairBytes, from += taps.pair_step) {
-        const __m512i w = _mm512_loadu_si512(weights);
-        for_each<Pixels>([&](auto x) NNCX_INLINE {
-          sum[x] = _mm512_dpwssd_epi32(sum[x], w, _mm512_loadu_si512(from + x * taps.pixel_step));
-        });
-      }
-      line += taps.dilation_h;
-      if (line >= taps.ring) line -= taps.ring;
-    }
+    taps.for_each_line(at, [&](const uint8_t* weights, const uint8_t* places) NNCX_INLINE {
+      add_line<Pixels, PairStep>(
+          taps, weights, places, sum,
+          [](const uint8_t* from) NNCX_INLINE { return _mm512_loadu_si512(from); },
+          [](__m512i& s, __m512i w, __m512i place)
+              NNCX_INLINE { s = _mm512_dpwssd_epi32(s, w, place); });
+    });
     for_each<Pixels>([&](auto i)
                          NNCX_INLINE { _mm512_store_si512(sums + i * kInt8Block, sum[i]); });
   }
