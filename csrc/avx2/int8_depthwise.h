@@ -33,7 +33,7 @@ namespace nncx {
 namespace {
 
 constexpr int64_t kColumns = 32;     // at most kInt8TileRows
-constexpr int64_t kStripBlocks = 4;  // whose lines fit the L1 cache together
+constexpr int64_t kStripBlocks = 2;  // whose lines fit the L1 cache together
 constexpr int64_t kPlaceBytes = 4 * kInt8Block;
 constexpr int kPixelsAtOnce = 8;
 

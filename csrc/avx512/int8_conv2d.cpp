@@ -224,7 +224,11 @@ struct VnniDepthwise {
                          NNCX_INLINE { _mm512_store_si512(sums + i * kInt8Block, sum[i]); });
   }
 
-  static constexpr auto store = store_int8_tile_of_16;
+  static void store(const Int8Epilogue& e, const Int8Rows& rows, int64_t o, int64_t outputs,
+                    const int32_t* sums, int64_t width) {
+    if (outputs == kInt8Block && is_plain_int8(e)) return store_16_bytes(e, rows, o, sums, width);
+    store_int8_tile_of_16(e, rows, o, outputs, sums, width);
+  }
 };
 
 }  // namespace
