@@ -39,6 +39,7 @@ class ConvShape:
     hw: int
     k: int
     stride: int = 1
+    groups: int = 1
 
     @property
     def padding(self) -> int:
@@ -48,12 +49,13 @@ class ConvShape:
     def macs(self) -> int:
         """Those on the padding too, as torch's FLOP counter has it."""
         out_hw = (self.hw + 2 * self.padding - self.k) // self.stride + 1
-        return self.n * self.o * out_hw**2 * self.c * self.k**2
+        return self.n * self.o * out_hw**2 * self.c // self.groups * self.k**2
 
     def __str__(self) -> str:
         out_channels = f" o={self.o}" if self.o != self.c else ""
         stride = f" s={self.stride}" if self.stride != 1 else ""
-        return f"n={self.n} c={self.c}{out_channels} hw={self.hw} k={self.k}{stride}"
+        groups = f" g={self.groups}" if self.groups != 1 else ""
+        return f"n={self.n} c={self.c}{out_channels} hw={self.hw} k={self.k}{stride}{groups}"
 
 
 STAGES = ((64, 56), (128, 28), (256, 14), (512, 7))  # channels and size in ResNet-18 and 50

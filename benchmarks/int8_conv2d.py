@@ -48,13 +48,22 @@ MOBILENET = tuple(
         (1024, 1024, 7),
     )
 )
+DEPTHWISE = tuple(
+    ConvShape(1, c, c, hw, 3, stride, groups=c)
+    for c, hw, stride in zip(
+        (32, 64, 128, 256, 512, 1024), (112, 112, 56, 28, 14, 7), (1, 2, 1, 1, 1, 1), strict=True
+    )
+)
 STEM = ConvShape(1, 3, 64, 224, 7, 2)
 SHAPES = {
-    "cpu": tuple(
-        Int8ConvShape(conv, activations, out)
-        for activations in LOWEST
-        for out in ("float32", "int8")
-        for conv in (*RESNET18, *MOBILENET, STEM)
+    "cpu": (
+        *(
+            Int8ConvShape(conv, activations, out)
+            for activations in LOWEST
+            for out in ("float32", "int8")
+            for conv in (*RESNET18, *MOBILENET, STEM)
+        ),
+        *(Int8ConvShape(conv, "affine", "int8") for conv in DEPTHWISE),
     ),
     "cuda": (
         *(Int8ConvShape(conv, "affine", "int8") for conv in (*RESNET_3X3, *RESNET_1X1)),
@@ -66,11 +75,11 @@ SHAPES = {
 
 def prepare(shape: Int8ConvShape) -> Case:
     conv, zero_point = shape.conv, LOWEST[shape.activations]
-    codes, w_scale = weights(conv.o, conv.c, conv.k, conv.k)
+    codes, w_scale = weights(conv.o, conv.c // conv.groups, conv.k, conv.k)
     x = torch.randint(zero_point, 128, (conv.n, conv.c, conv.hw, conv.hw)).to(torch.int8)
     x = x.contiguous(memory_format=torch.channels_last)
     x_scale, out_scale, bias = 0.01, 0.1, torch.randn(conv.o)
-    geometry = (conv.c, conv.o, conv.k, conv.stride, conv.padding)
+    geometry = (conv.c, conv.o, conv.k, conv.stride, conv.padding, 1, conv.groups)
     epilogue = {
         "input_zero_point": torch.tensor(zero_point, dtype=torch.int8),
         "scale": w_scale * x_scale,
@@ -81,13 +90,13 @@ def prepare(shape: Int8ConvShape) -> Case:
         epilogue["out_zero_point"] = torch.tensor(0, dtype=torch.int8)
     else:
         epilogue["out_dtype"] = getattr(torch, shape.out)
-    prepacked = ops.int8_conv2d_prepack(codes)
+    prepacked = ops.int8_conv2d_prepack(codes, conv.groups)
 
     float_x = (x.float() - zero_point) * x_scale
     float_w = codes.float() * w_scale.view(-1, 1, 1, 1)
 
     def prepack():
-        geometry = [conv.stride] * 2, [conv.padding] * 2, [1, 1], 1
+        geometry = [conv.stride] * 2, [conv.padding] * 2, [1, 1], conv.groups
         packed = torch.ops.quantized.conv2d_prepack(quantized(codes, w_scale), bias, *geometry)
         quantized_x = quantized_input(x, x_scale, zero_point)
         return lambda: torch.ops.quantized.conv2d(quantized_x, packed, out_scale, 128)
@@ -95,7 +104,9 @@ def prepare(shape: Int8ConvShape) -> Case:
     return Case(
         ours=lambda: ops.int8_conv2d(x, prepacked, *geometry, **epilogue),
         rivals={
-            **with_kinds(rivals.conv2d(float_x, float_w, bias, conv.stride, conv.padding)),
+            **with_kinds(
+                rivals.conv2d(float_x, float_w, bias, conv.stride, conv.padding, conv.groups)
+            ),
             **({} if x.is_cuda else by_engine(prepack)),
         },
         reference=lambda: int8_conv2d_reference(x, codes, *geometry, **epilogue),

@@ -28,23 +28,24 @@ def gpu_linear(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Rivals:
     }
 
 
-def conv2d(x: Tensor, w: Tensor, bias: Tensor | None, stride: int, padding: int) -> Rivals:
+def conv2d(
+    x: Tensor, w: Tensor, bias: Tensor | None, stride: int, padding: int, groups: int = 1
+) -> Rivals:
     """`F.conv2d`, in the formats of the device."""
+    geometry = stride, padding, 1, groups
     if x.is_cuda:
-        return gpu_conv2d(x, w, bias, stride, padding)
+        return gpu_conv2d(x, w, bias, *geometry)
     x_nhwc, w_nhwc = (t.to(memory_format=torch.channels_last) for t in (x, w))
     return {
-        "nchw": partial(F.conv2d, x.contiguous(), w, bias, stride, padding),
-        "nhwc": partial(F.conv2d, x_nhwc, w_nhwc, bias, stride, padding),
+        "nchw": partial(F.conv2d, x.contiguous(), w, bias, *geometry),
+        "nhwc": partial(F.conv2d, x_nhwc, w_nhwc, bias, *geometry),
     }
 
 
-def gpu_conv2d(x: Tensor, w: Tensor, bias: Tensor | None, stride: int, padding: int) -> Rivals:
+def gpu_conv2d(x: Tensor, w: Tensor, bias: Tensor | None, *geometry: int) -> Rivals:
     x_nhwc, w_nhwc = (t.to(memory_format=torch.channels_last) for t in (x, w))
     return {
-        f"{name}:F.conv2d": partial(
-            F.conv2d, *_cast((x_nhwc, w_nhwc, bias), dtype), stride, padding
-        )
+        f"{name}:F.conv2d": partial(F.conv2d, *_cast((x_nhwc, w_nhwc, bias), dtype), *geometry)
         for name, dtype in GPU_FORMATS.items()
     }
 

@@ -34,10 +34,24 @@ static constexpr int32_t zero_point_of(const Int8Conv2dParams& p, int64_t n) {
 
 constexpr int64_t kMostInt8Terms = 65'793;  // of a dot product: (2^31 - 1) / (255 * 128)
 
-constexpr int64_t kInt8Block = 16;  // output channels, of one group
+constexpr int64_t kInt8Block = 16;  // output channels
 
 static constexpr int64_t int8_blocks(int64_t out_channels) {
   return (out_channels + kInt8Block - 1) / kInt8Block;
+}
+
+static constexpr bool is_depthwise(const Conv2dWeightShape& s) {
+  return s.channels == 1 && s.groups > 1;
+}
+
+// How many output channels are cut into blocks together: those of a group or, as its groups may have
+// one output each, all of a depthwise convolution.
+static constexpr int64_t channels_in_blocks(const Conv2dWeightShape& s) {
+  return is_depthwise(s) ? s.groups * s.out_channels : s.out_channels;
+}
+
+static constexpr int64_t int8_blocks(const Conv2dWeightShape& s) {
+  return (is_depthwise(s) ? 1 : s.groups) * int8_blocks(channels_in_blocks(s));
 }
 
 namespace scalar {

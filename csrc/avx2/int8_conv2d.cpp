@@ -23,6 +23,7 @@
 
 #include <algorithm>
 
+#include "int8_depthwise.h"
 #include "int8_rows.h"
 #include "int8_tile.h"
 #include "unroll.h"
@@ -409,6 +410,36 @@ bool never_negative(const Int8Conv2dParams& p, const Conv2dTile& tile) {
 }
 
 // ---------------------------------------------------------------------------------------------
+// Depthwise
+
+struct MaddDepthwise {
+  // 8 channels after the other 8, so that the sums stay in registers.
+  template <int Pixels, int PairStep>
+  static void multiply(const DepthwiseTaps& taps, int64_t at, int32_t* sums) {
+    constexpr int64_t kHalf = kPlaceBytes / 2;
+    for (int64_t half = 0; half < 2; ++half, sums += kInt8Block / 2) {
+      __m256i sum[Pixels];
+      for_each<Pixels>([&](auto i) NNCX_INLINE { sum[i] = _mm256_setzero_si256(); });
+      taps.for_each_line(
+          at + half * kHalf, [&](const uint8_t* weights, const uint8_t* places) NNCX_INLINE {
+            add_line<Pixels, PairStep>(taps, weights + half * kHalf, places, sum, load,
+                                       [](__m256i& s, __m256i w, __m256i place)
+                                           NNCX_INLINE { add(s, _mm256_madd_epi16(w, place)); });
+          });
+      for_each<Pixels>([&](auto i) NNCX_INLINE {
+        _mm256_store_si256(reinterpret_cast<__m256i*>(sums + i * kInt8Block), sum[i]);
+      });
+    }
+  }
+
+  static void store(const Int8Epilogue& e, const Int8Rows& rows, int64_t o, int64_t outputs,
+                    const int32_t* sums, int64_t width) {
+    if (outputs == kInt8Block && is_plain_int8(e)) return store_16_bytes(e, rows, o, sums, width);
+    store_int8_tile(e, rows, o, outputs, sums, width);
+  }
+};
+
+// ---------------------------------------------------------------------------------------------
 // Prepacking
 
 // The four weights that meet in one lane: output `o` of two steps, half `half` of each.
@@ -474,10 +505,11 @@ void put_back(int8_t* weights, BlockHeader& header, const Outlier* outliers) {
 }  // namespace
 
 int64_t int8_conv2d_prepacked_bytes(const Conv2dWeightShape& s) {
-  return s.groups * int8_blocks(s.out_channels) * block_bytes(s);
+  return is_depthwise(s) ? depthwise_prepacked_bytes(s) : int8_blocks(s) * block_bytes(s);
 }
 
 void int8_conv2d_prepack(const Conv2dWeightShape& s, const int8_t* weight, uint8_t* prepacked) {
+  if (is_depthwise(s)) return depthwise_prepack(s, weight, prepacked);
   std::memset(prepacked, 0, int8_conv2d_prepacked_bytes(s));
   const auto header = [&](int64_t block) -> BlockHeader& {
     return *reinterpret_cast<BlockHeader*>(prepacked + block * block_bytes(s));
@@ -488,7 +520,7 @@ void int8_conv2d_prepack(const Conv2dWeightShape& s, const int8_t* weight, uint8
     for (int64_t i = 0; i < kStepChannels; ++i) header(block).weight_sums[o] += w[i];
   });
   if (steps_of_tap(s) % 2) return;
-  for (int64_t block = 0; block < s.groups * int8_blocks(s.out_channels); ++block) {
+  for (int64_t block = 0; block < int8_blocks(s); ++block) {
     uint8_t* bytes = prepacked + block * block_bytes(s);
     auto* weights = reinterpret_cast<int8_t*>(bytes + sizeof(BlockHeader));
     auto* outliers = reinterpret_cast<Outlier*>(weights + steps_of_filter(s) * kStepBytes);
@@ -498,12 +530,14 @@ void int8_conv2d_prepack(const Conv2dWeightShape& s, const int8_t* weight, uint8
 }
 
 int64_t int8_conv2d_scratch_bytes(const Int8Conv2dParams& p) {
+  if (is_depthwise(p.shape)) return Int8Depthwise<MaddDepthwise>(p).scratch_bytes();
   return std::max(Conv2dLines<BytesGemmOfLines>(p).scratch_bytes(),
                   Conv2dLines<WordsGemmOfLines>(p).scratch_bytes());
 }
 
 void int8_conv2d(const Int8Conv2dParams& p, const Conv2dTile& tile, uint8_t* scratch) {
   if (tile.pixel_begin == tile.pixel_end) return;
+  if (is_depthwise(p.shape)) return Int8Depthwise<MaddDepthwise>(p).run(tile, scratch);
   if (never_negative(p, tile)) return Conv2dLines<BytesGemmOfLines>(p).run(tile, scratch);
   Conv2dLines<WordsGemmOfLines>(p).run(tile, scratch);
 }

@@ -101,5 +101,46 @@ inline void store_int8_tile(const Int8Epilogue& e, const Int8Rows& rows, int64_t
   }
 }
 
+// Whether what leaves are bytes with channels innermost, from nothing but sum, scale and bias, and
+// the activation is but a bound of the quantizer.
+inline bool is_plain_int8(const Int8Epilogue& e) {
+  return e.output_is_int8 && e.channels_last && !e.input_scale && !e.residual &&
+         e.scalars.quantizer.inverse_scale > 0;
+}
+
+// Of such an epilogue, rows of 16 outputs from channel `o` on. Rounding changes no order, so that
+// clamping comes first, to the activation's bounds too.
+inline void store_16_bytes(const Int8Epilogue& e, const Int8Rows& rows, int64_t o,
+                           const int32_t* sums, int64_t width) {
+  const Int8Quantizer q = e.scalars.quantizer;
+  const float low = e.activation == Activation::none ? lowest(q) : 0;
+  const float high =
+      e.activation == Activation::relu6 ? std::min(6 * q.inverse_scale, highest(q)) : highest(q);
+  const __m256 lows = _mm256_set1_ps(low), highs = _mm256_set1_ps(high);
+  const __m256 inverse_scale = _mm256_set1_ps(q.inverse_scale);
+  const __m256i zero_point = _mm256_set1_epi16(static_cast<int16_t>(q.zero_point));
+  __m256 scale[2], bias[2];
+  for_each<2>([&](auto i) NNCX_INLINE {
+    scale[i] = e.scale ? _mm256_loadu_ps(e.scale + o + i * kLanes) : _mm256_set1_ps(1);
+    bias[i] = e.bias ? _mm256_loadu_ps(e.bias + o + i * kLanes) : _mm256_setzero_ps();
+  });
+  int8_t* out = static_cast<int8_t*>(e.output) + output_index(e, rows.first, o);
+  const int64_t step = e.channels;
+  for (const int32_t* end = sums + rows.count * width; sums < end; sums += width, out += step) {
+    __m256i y[2];
+    for_each<2>([&](auto i) NNCX_INLINE {
+      const auto* from = reinterpret_cast<const __m256i*>(sums + i * kLanes);
+      __m256 x = _mm256_mul_ps(_mm256_cvtepi32_ps(_mm256_load_si256(from)), scale[i]);
+      x = _mm256_mul_ps(_mm256_add_ps(x, bias[i]), inverse_scale);
+      x = _mm256_and_ps(x, _mm256_cmp_ps(x, x, _CMP_ORD_Q));
+      y[i] = _mm256_cvtps_epi32(_mm256_min_ps(_mm256_max_ps(x, lows), highs));
+    });
+    const __m256i words = _mm256_add_epi16(_mm256_packs_epi32(y[0], y[1]), zero_point);
+    const __m128i bytes =
+        _mm_packs_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1));
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm_shuffle_epi32(bytes, 0xD8));
+  }
+}
+
 }  // namespace
 }  // namespace nncx

@@ -13,6 +13,7 @@
 
 #include <algorithm>
 
+#include "avx2/int8_depthwise.h"
 #include "avx512/int8_tile.h"
 #include "int8_rows.h"
 #include "unroll.h"
@@ -207,13 +208,37 @@ struct VnniGemm : Int8Path {
   }
 };
 
+struct VnniDepthwise {
+  template <int Pixels, int PairStep>
+  static void multiply(const DepthwiseTaps& taps, int64_t at, int32_t* sums) {
+    __m512i sum[Pixels];
+    for_each<Pixels>([&](auto i) NNCX_INLINE { sum[i] = _mm512_setzero_si512(); });
+    taps.for_each_line(at, [&](const uint8_t* weights, const uint8_t* places) NNCX_INLINE {
+      add_line<Pixels, PairStep>(
+          taps, weights, places, sum,
+          [](const uint8_t* from) NNCX_INLINE { return _mm512_loadu_si512(from); },
+          [](__m512i& s, __m512i w, __m512i place)
+              NNCX_INLINE { s = _mm512_dpwssd_epi32(s, w, place); });
+    });
+    for_each<Pixels>([&](auto i)
+                         NNCX_INLINE { _mm512_store_si512(sums + i * kInt8Block, sum[i]); });
+  }
+
+  static void store(const Int8Epilogue& e, const Int8Rows& rows, int64_t o, int64_t outputs,
+                    const int32_t* sums, int64_t width) {
+    if (outputs == kInt8Block && is_plain_int8(e)) return store_16_bytes(e, rows, o, sums, width);
+    store_int8_tile_of_16(e, rows, o, outputs, sums, width);
+  }
+};
+
 }  // namespace
 
 int64_t int8_conv2d_prepacked_bytes(const Conv2dWeightShape& s) {
-  return s.groups * int8_blocks(s.out_channels) * VnniGemm::block_bytes(s);
+  return is_depthwise(s) ? depthwise_prepacked_bytes(s) : int8_blocks(s) * VnniGemm::block_bytes(s);
 }
 
 void int8_conv2d_prepack(const Conv2dWeightShape& s, const int8_t* weight, uint8_t* prepacked) {
+  if (is_depthwise(s)) return depthwise_prepack(s, weight, prepacked);
   std::memset(prepacked, 0, int8_conv2d_prepacked_bytes(s));
   for_each_step(s, weight, [&](int64_t block, int64_t step, int64_t o, const int8_t* w) {
     uint8_t* bytes = prepacked + block * VnniGemm::block_bytes(s);
@@ -224,10 +249,12 @@ void int8_conv2d_prepack(const Conv2dWeightShape& s, const int8_t* weight, uint8
 }
 
 int64_t int8_conv2d_scratch_bytes(const Int8Conv2dParams& p) {
+  if (is_depthwise(p.shape)) return Int8Depthwise<VnniDepthwise>(p).scratch_bytes();
   return Conv2dLines<VnniGemm>(p).scratch_bytes();
 }
 
 void int8_conv2d(const Int8Conv2dParams& p, const Conv2dTile& tile, uint8_t* scratch) {
+  if (is_depthwise(p.shape)) return Int8Depthwise<VnniDepthwise>(p).run(tile, scratch);
   Conv2dLines<VnniGemm>(p).run(tile, scratch);
 }
 

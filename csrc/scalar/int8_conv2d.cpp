@@ -46,18 +46,17 @@ int64_t int8_conv2d_scratch_bytes(const Int8Conv2dParams&) { return 0; }
 
 void int8_conv2d(const Int8Conv2dParams& p, const Conv2dTile& tile, uint8_t*) {
   const Conv2dWeightShape& s = p.shape;
-  const int64_t blocks = int8_blocks(s.out_channels);
+  const int64_t together = channels_in_blocks(s), blocks = int8_blocks(together);
   const int64_t image = p.out_height * p.out_width;
   const auto* weight = reinterpret_cast<const int8_t*>(p.weight);
   for (int64_t block = tile.block_begin; block < tile.block_end; ++block) {
-    const int64_t group = block / blocks;
-    const int64_t first = block % blocks * kInt8Block;
-    const int64_t end = std::min(first + kInt8Block, s.out_channels);
-    for (int64_t o = group * s.out_channels + first; o < group * s.out_channels + end; ++o) {
+    const int64_t begin = block / blocks * together, first = block % blocks * kInt8Block;
+    const int64_t end = std::min(first + kInt8Block, together);
+    for (int64_t o = begin + first; o < begin + end; ++o) {
       for (int64_t pixel = tile.pixel_begin; pixel < tile.pixel_end; ++pixel) {
         const int64_t n = pixel / image, in_image = pixel % image;
-        const int32_t sum = dot(p, n, in_image / p.out_width, in_image % p.out_width, group,
-                                weight + o * s.taps * s.channels);
+        const int32_t sum = dot(p, n, in_image / p.out_width, in_image % p.out_width,
+                                o / s.out_channels, weight + o * s.taps * s.channels);
         store_sum(p.epilogue, sum, pixel, o);
       }
     }

@@ -174,7 +174,7 @@ inline void run(const char*, const Backend& backend, Int8Conv2dParams params, co
   constexpr int64_t kPixels = 48;           // per part at least, if the pixels suffice
   const Conv2dWeightShape& s = params.shape;
   const int64_t pixels = params.batch * params.out_height * params.out_width;
-  const int64_t blocks = s.groups * int8_blocks(s.out_channels);
+  const int64_t blocks = int8_blocks(s);
   const double products = static_cast<double>(pixels) * static_cast<double>(blocks * kInt8Block) *
                           static_cast<double>(s.taps * s.channels);
   const int64_t threads = threads_for(products / kMinProducts);
