@@ -10,9 +10,10 @@
 //                                      phase i has the columns i, i + stride_w, i + 2 * stride_w ...,
 //                                      so that a tap reads neighbours
 //   direct    Expanding costs as much as a third of a 3 x 3 kernel's products. float32 images with
-//             channels innermost are read where they lie, all but the pixels at the borders, all
-//             channels of a few pixels at a time. Unless a pixel has a multiple of 1 KB: then its
-//             neighbours are in the same sets of the L1 cache, and expanding is faster.
+//             channels innermost are read where they lie, all channels of a few pixels at a time,
+//             and what would be read of a padding of 1 is left out. Unless a pixel has a multiple
+//             of 2 KB: then its neighbours are in the same sets of the L1 cache, and expanding is
+//             faster.
 //
 // Products of a 3 x 3 kernel are limited by the FMA units: its 9 weights stay in registers, and each
 // input is loaded once for all of a rectangle of kRows x kColumns sums. Other kernels load an input
@@ -44,8 +45,6 @@ constexpr int64_t kPatchSlack = 64;        // so many floats may be read beyond 
 // Output pixels of one image.
 struct Rectangle {
   int64_t y, y_end, x, x_end;
-
-  bool empty() const { return y >= y_end || x >= x_end; }
 };
 
 // How many positions the taps of `outputs` neighbours span.
@@ -203,15 +202,28 @@ struct InPhases {
   NNCX_INLINE int64_t operator()(int i) const { return i % 2 * phase + i / 2; }
 };
 
+// Which of the inputs of a rectangle of sums are padding: its first or last line or column.
+struct Edges {
+  bool top, bottom, left, right;
+  NNCX_INLINE bool any() const { return top || bottom || left || right; }
+};
+
+struct NoEdges {
+  static constexpr bool top = false, bottom = false, left = false, right = false;
+};
+
 // f(row, column, sum) for Rows x Columns sums of 3 x 3 products each, `Stride` inputs apart.
-template <class V, int Stride, int Rows, int Columns, class Place, class F>
-NNCX_INLINE inline void sum_3x3(const float* from, int64_t line, const Place& place,
+template <class V, int Stride, int Rows, int Columns, class Place, class E, class F>
+NNCX_INLINE inline void sum_3x3(const float* from, int64_t line, const Place& place, const E& edges,
                                 const typename V::Floats (&weights)[9], typename V::Floats bias,
                                 const F& f) {
+  constexpr int kLastLine = (Rows - 1) * Stride + 2, kLastColumn = (Columns - 1) * Stride + 2;
   typename V::Floats sums[Rows][Columns];
   for_each<Rows * Columns>([&](auto i) NNCX_INLINE { sums[i / Columns][i % Columns] = bias; });
-  for_each<(Rows - 1) * Stride + 3>([&](auto h) NNCX_INLINE {
-    for_each<(Columns - 1) * Stride + 3>([&](auto w) NNCX_INLINE {
+  for_each<kLastLine + 1>([&](auto h) NNCX_INLINE {
+    if ((h == 0 && edges.top) || (h == kLastLine && edges.bottom)) return;
+    for_each<kLastColumn + 1>([&](auto w) NNCX_INLINE {
+      if ((w == 0 && edges.left) || (w == kLastColumn && edges.right)) return;
       const typename V::Floats x = V::load(from + h * line + place(w));
       for_each<Rows * Columns>([&](auto sum) NNCX_INLINE {
         constexpr int kRow = sum / Columns, kColumn = sum % Columns;
@@ -316,38 +328,18 @@ class Depthwise {
 
   // Outputs [first, end) of one image.
   void run_image(int64_t n, const Rectangle& all, int64_t first, int64_t end) const {
-    const Rectangle inner = inside(all);
-    if (reads_directly() && !inner.empty()) {
-      if (stride == 1) run_direct<1>(n, inner, first, end - first);
-      if (stride == 2) run_direct<2>(n, inner, first, end - first);
-      run_patches(n, first, end, {all.y, inner.y, all.x, all.x_end});
-      run_patches(n, first, end, {inner.y, inner.y_end, all.x, inner.x});
-      run_patches(n, first, end, {inner.y, inner.y_end, inner.x_end, all.x_end});
-      run_patches(n, first, end, {inner.y_end, all.y_end, all.x, all.x_end});
-    } else {
-      run_patches(n, first, end, all);
+    if constexpr (std::is_same_v<T, float>) {
+      if (reads_directly()) {
+        if (stride == 1) return run_direct<1>(n, all, first, end - first);
+        return run_direct<2>(n, all, first, end - first);
+      }
     }
+    run_patches(n, first, end, all);
   }
 
   bool reads_directly() const {
-    return std::is_same_v<T, float> && stride && p.channels_last && p.multiplier == 1 &&
-           p.channels % V::kLanes == 0 && p.channels % 256 != 0;
-  }
-
-  // Those of the outputs whose taps all fall into the image.
-  Rectangle inside(const Rectangle& all) const {
-    const auto begin = [](int64_t padding, int64_t stride) {
-      return (padding + stride - 1) / stride;
-    };
-    const auto end = [](int64_t size, int64_t padding, int64_t stride) {
-      return size + padding < 3 ? 0 : (size + padding - 3) / stride + 1;
-    };
-    Rectangle r;
-    r.y = std::clamp(begin(p.padding_h, p.stride_h), all.y, all.y_end);
-    r.x = std::clamp(begin(p.padding_w, p.stride_w), all.x, all.x_end);
-    r.y_end = std::clamp(end(p.height, p.padding_h, p.stride_h), r.y, all.y_end);
-    r.x_end = std::clamp(end(p.width, p.padding_w, p.stride_w), r.x, all.x_end);
-    return r;
+    return stride && p.padding_h <= 1 && p.padding_w <= 1 && p.channels_last && p.multiplier == 1 &&
+           p.channels % V::kLanes == 0 && p.channels % 512 != 0;
   }
 
   NNCX_INLINE Floats finish(Floats y) const { return V::clamp(y, low, high); }
@@ -362,15 +354,15 @@ class Depthwise {
 
   // Rows x Columns pixels of `channels` channels: all of a cache line are used at once, before
   // neighbours in the same set of the cache take its place.
-  template <int Stride, int Rows, int Columns, class Place>
-  NNCX_INLINE void sum_channels(const float* from, int64_t line, Place place, const float* filters,
-                                int64_t channels, T* out) const {
+  template <int Stride, int Rows, int Columns, class Place, class E>
+  NNCX_INLINE void sum_channels(const float* from, int64_t line, Place place, E edges,
+                                const float* filters, int64_t channels, T* out) const {
     const int64_t step = depthwise_outputs(p), out_line = p.out_width * step;
     for (; channels > 0; channels -= V::kLanes) {
       Floats weights[9];
       for_each<9>([&](auto tap)
                       NNCX_INLINE { weights[tap] = V::load(filters + (1 + tap) * V::kLanes); });
-      sum_3x3<V, Stride, Rows, Columns>(from, line, place, weights, V::load(filters),
+      sum_3x3<V, Stride, Rows, Columns>(from, line, place, edges, weights, V::load(filters),
                                         [&](int row, int x, Floats sum) NNCX_INLINE {
                                           store(sum, out + row * out_line + x * step, channels);
                                         });
@@ -388,13 +380,26 @@ class Depthwise {
   template <int Stride>
   void run_direct(int64_t n, const Rectangle& r, int64_t first, int64_t channels) const {
     const int64_t column = p.channels, line = p.width * column;
+    const float* image = static_cast<const float*>(p.input) + n * p.height * line + first;
+    const float* filters = filters_of(first);
     in_steps<V::kRows>(r.y, r.y_end, [&](auto rows, int64_t y) {
+      const int64_t h = y * Stride - p.padding_h;
+      const float* from = image + h * line;
+      T* out = output(n, y, 0) + first;
+      Edges edges;
+      edges.top = h < 0, edges.bottom = h + (rows - 1) * Stride + 2 >= p.height;
       in_steps<V::kColumns>(r.x, r.x_end, [&](auto columns, int64_t x) {
-        const int64_t h = n * p.height + y * Stride - p.padding_h;
-        const float* from = static_cast<const float*>(p.input) + h * line +
-                            (x * Stride - p.padding_w) * column + first;
-        sum_channels<Stride, rows.value, columns.value>(
-            from, line, Evenly{column}, filters_of(first), channels, output(n, y, x) + first);
+        const int64_t w = x * Stride - p.padding_w;
+        edges.left = w < 0, edges.right = w + (columns - 1) * Stride + 2 >= p.width;
+        const auto sum = [&](auto e) {
+          sum_channels<Stride, rows.value, columns.value>(from + w * column, line, Evenly{column},
+                                                          e, filters, channels, out + x * column);
+        };
+        if (edges.any()) {
+          sum(edges);
+        } else {
+          sum(NoEdges{});
+        }
       });
     });
   }
@@ -407,7 +412,7 @@ class Depthwise {
       in_steps<V::kColumns>(r.x, r.x_end, [&](auto columns, int64_t x) NNCX_INLINE {
         sum_channels<Stride, rows.value, columns.value>(
             line + (x - r.x) * Stride * kDepthwiseBlock, size.line_floats, Fixed<kDepthwiseBlock>{},
-            filters_of(first), channels, output(n, y, x) + first);
+            NoEdges{}, filters_of(first), channels, output(n, y, x) + first);
       });
     });
   }
@@ -460,8 +465,8 @@ class Depthwise {
       const float* line = scratch.patch + (y - r.y) * Stride * size.line_floats;
       T* out = plane(n, o, y, r.x);
       along_line(columns, [&](int64_t x) NNCX_INLINE {
-        sum_3x3<V, Stride, rows.value, 1>(line + x, size.line_floats, place, weights, bias,
-                                          [&](int row, int, Floats sum) NNCX_INLINE {
+        sum_3x3<V, Stride, rows.value, 1>(line + x, size.line_floats, place, NoEdges{}, weights,
+                                          bias, [&](int row, int, Floats sum) NNCX_INLINE {
                                             store(sum, out + row * p.out_width + x, columns - x);
                                           });
       });
