@@ -13,23 +13,23 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-# Dense operations a second of the tensor cores by data sheet, for the first name that the GPU's
-# contains. b1, which Hopper's sheets leave out, has 8 times the rate of int8 (A100: 4,992 and 624
-# TOPS): a k-step of the same bytes takes the same time.
-INT8_AND_FLOAT16 = {
-    "H200": (1979e12, 989e12),
-    "H100 PCIe": (1513e12, 756e12),
-    "H100 NVL": (1671e12, 835e12),
-    "H100": (1979e12, 989e12),
-    "A100": (624e12, 312e12),
+# Dense operations a second by data sheet, for the first name that the GPU's contains: int8 and
+# float16 of the tensor cores, float32 of the others. b1, which Hopper's sheets leave out, has 8
+# times the rate of int8 (A100: 4,992 and 624 TOPS): a k-step of the same bytes takes the same time.
+INT8_FLOAT16_FLOAT32 = {
+    "H200": (1979e12, 989e12, 67e12),
+    "H100 PCIe": (1513e12, 756e12, 51e12),
+    "H100 NVL": (1671e12, 835e12, 60e12),
+    "H100": (1979e12, 989e12, 67e12),
+    "A100": (624e12, 312e12, 19.5e12),
 }
 
 
 def peaks(gpu: str) -> dict[str, float]:
     """Operations a second by unit; none of a GPU that is not in the table."""
-    for name, (int8, float16) in INT8_AND_FLOAT16.items():
+    for name, (int8, float16, float32) in INT8_FLOAT16_FLOAT32.items():
         if name in gpu:
-            return {"b1": 8 * int8, "int8": int8, "float16": float16}
+            return {"b1": 8 * int8, "int8": int8, "float16": float16, "float32": float32}
     return {}
 
 
@@ -40,7 +40,7 @@ class Work:
     Attributes:
         moved: Bytes that it reads and writes: each of its tensors once.
         operations: 2 for each multiply-accumulate; 0 where only bytes count.
-        unit: What does them: "b1", "int8" or "float16".
+        unit: What does them: "b1", "int8", "float16" or "float32".
     """
 
     moved: int

@@ -6,6 +6,7 @@ Rivals are not timed here: only turns within one round (bench.py) make an honest
 import binary_conv2d
 import binary_conv2d_sign
 import binary_linear
+import channel_shuffle
 import codebook_conv2d
 import codebook_linear
 import depthwise_conv2d
@@ -33,6 +34,7 @@ MODULES = (
     int8_linear,
     int8_conv2d,
     depthwise_conv2d,
+    channel_shuffle,
 )
 BENCHMARKS = [module.BENCHMARK for module in MODULES]
 

@@ -33,6 +33,8 @@ BENCHMARKS = (  # first what a run that ends early should not miss
     "binary_linear",
     "int8_linear",
     "binary_conv2d_sign",
+    "depthwise_conv2d",
+    "channel_shuffle",
     "int8_conv2d",
     "codebook_linear",
     "pack_signs",
@@ -153,7 +155,7 @@ def plan(machine: Mapping[str, Any], folder: Path, sanitizer: str | None) -> lis
     build = Step("build", [python, "setup.py", "build_ext", "--inplace"], 240, capabilities)
     pytest = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider"]
     tests = [*pytest, "--durations=5", "-m", "cuda", "tests"]
-    processes = ["-n", "4"] if machine["xdist"] else []
+    processes = ["-n", "8"] if machine["xdist"] else []
     if sanitizer:
         # Only nncx's kernels; each tensor in memory of its own, which excludes graph capture.
         tool = ["compute-sanitizer", "--tool", sanitizer, "--error-exitcode", "1"]
@@ -165,7 +167,7 @@ def plan(machine: Mapping[str, Any], folder: Path, sanitizer: str | None) -> lis
         "--device",
         "cuda",
         "--rounds",
-        "11",
+        "7",
         "--markdown",
         folder / "tables.md",
         "--records",

@@ -19,9 +19,10 @@ SMALLEST = {
     "binary_conv2d": "c=16",
     "binary_conv2d_sign": "c=16",
     "binary_linear": "m=256",
+    "channel_shuffle": "nchw",
     "codebook_conv2d": "c=16 hw=32 k=3 bits=1 nhwc",
     "codebook_linear": "m=256 k=1024 o=1024 bits=4",
-    "depthwise_conv2d": "c=116",
+    "depthwise_conv2d": "c=1024",
     "int8_conv2d": "c=1024 hw=7 k=1 symmetric to int8",
     "int8_linear": "m=33 k=1001 o=999 affine",
     "max_pool2d_signs": "c=16",
@@ -34,10 +35,12 @@ SMALL_ON_GPU = {
     "binary_conv2d": lambda m: m.ConvShape(2, 9, 9, 5, 3),
     "binary_conv2d_sign": lambda m: m.ConvShape(2, 9, 9, 5, 3),
     "binary_linear": lambda m: m.BinaryLinearShape(m.LinearShape(3, 70, 9), "float16"),
+    "channel_shuffle": lambda m: m.ShuffleShape(2, 12, 5, 3),
     "codebook_conv2d": lambda m: m.CodebookConvShape(
         m.ConvShape(2, 9, 9, 5, 3), 4, "nhwc", "float16"
     ),
     "codebook_linear": lambda m: m.CodebookLinearShape(m.LinearShape(3, 70, 9), 4, dtype="float16"),
+    "depthwise_conv2d": lambda m: m.DepthwiseShape(2, 9, 8, 3, 2),
     "int8_conv2d": lambda m: m.Int8ConvShape(m.ConvShape(2, 9, 9, 5, 3), "affine", "float16"),
     "int8_linear": lambda m: m.Int8LinearShape(m.LinearShape(3, 70, 9), "affine"),
     "max_pool2d_signs": lambda m: m.PoolShape(2, 9, 8, 2, 2),
@@ -50,7 +53,7 @@ LINE = re.compile(
     r"( float16)?( symmetric| affine)?( to \w+)?  \w+ *"
     r" \| [\d.]+ ms \| [\d.]+ (GMAC|GB|TOP)/s"
     r" \| [\d.]+x [\w. ]+(, [\d.]+x [\w ]+)* \([\w.: ]+ [\d.]+ ms(, [\w.: ]+ [\d.]+ ms)*\)"
-    r"( \| \d+% of ((1|2|2\.67|4|13|21)x torch\.mm|the (memory|b1|int8|float16) roof))?"
+    r"( \| \d+% of ((1|2|2\.67|4|13|21)x torch\.mm|the (memory|b1|int8|float16|float32) roof))?"
 )
 
 
@@ -307,7 +310,7 @@ def test_cases_of_a_gpu(bench: ModuleType, name: str, capsys, monkeypatch) -> No
     assert bench.main(module.BENCHMARK, ["--device", "cuda", "--rounds", "1"]) == 0
     _, line = capsys.readouterr().out.splitlines()
     assert LINE.fullmatch(line)["name"] == name
-    assert "float16" in line or name in ("pack_signs", "quantize_int8")
+    assert "float16" in line or name in ("pack_signs", "quantize_int8", "channel_shuffle")
 
 
 def test_the_floor_is_the_longer_of_two_times(bench: ModuleType) -> None:

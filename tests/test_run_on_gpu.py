@@ -48,7 +48,7 @@ def test_builds_for_the_gpus_that_are_here(script: ModuleType, tmp_path: Path) -
 
 def test_the_tests_share_the_cpus_where_they_can(script: ModuleType, tmp_path: Path) -> None:
     (tests,) = (s for s in script.plan(H200 | {"xdist": True}, tmp_path, None) if s.name == "tests")
-    assert tests.command[-2:] == ["-n", "4"]
+    assert tests.command[-2:] == ["-n", "8"]
 
 
 def test_only_the_tests_run_under_a_sanitizer(script: ModuleType, tmp_path: Path) -> None:

@@ -106,6 +106,9 @@ def test_products_use_tensor_cores(arch: str, words: tuple[str], patterns: tuple
 
 # Its sums take 128 registers, and the number of its tile lies in memory while it is not needed.
 KEEPS_A_WORD = "gemm_sm90INS0_10BinaryGemmELi256E"
+# Its sums, weights and input take 150, and where it reads next lies in memory for want of more: two
+# loads of 16 for 350 multiplications. Without that a third of the threads would go.
+KEEPS_A_PLACE = "convolve_stripsINS_4HalfELi5ELi1ELb1E"
 
 
 @pytest.mark.parametrize("arch", ["sm_75", "sm_80", "sm_90a"])
@@ -118,7 +121,7 @@ def test_all_is_in_registers(arch: str) -> None:
         name: int(size) for name, size in re.findall(r"Function (\w+):\s+REG:\d+ STACK:(\d+)", text)
     }
     assert len(frames) > 10
-    most = {name: 8 if KEEPS_A_WORD in name else 0 for name in frames}
+    most = {name: 16 if KEEPS_A_PLACE in name else 8 * (KEEPS_A_WORD in name) for name in frames}
     assert {name: size for name, size in frames.items() if size > most[name]} == {}
 
 
@@ -134,6 +137,8 @@ WIDE = (
     ("quantize_rows", "Li16E"),
     ("quantize_columns", "Lb1E"),
     ("4pool", "Li16E"),
+    ("10interleave", "Li3E"),
+    ("6gather", "Li16E"),
     ("skinny_gemm", "BinaryGemm"),
     ("skinny_gemm", "Int8Gemm"),
     ("codebook_planes",),

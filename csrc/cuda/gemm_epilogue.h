@@ -161,6 +161,42 @@ struct SignBounds {
   }
 };
 
+// The `outputs` signs of a pixel, from channel o on, word by word of the output. A word that has
+// other channels too, which another warp may be writing, is only added to.
+__device__ inline void write_signs(const BinaryEpilogue& e, int64_t o, int outputs, int64_t pixel,
+                                   uint32_t low, uint32_t high) {
+  // 32 bits divide faster, and are enough for what has a weight for each channel
+  const auto per_group = static_cast<uint32_t>(e.channels) / static_cast<uint32_t>(e.out_groups);
+  const auto out_group = static_cast<uint32_t>(o) / per_group;
+  const int64_t group_words = packed_bytes(per_group) / 4;
+  auto* words = static_cast<uint32_t*>(e.output) + (pixel * e.out_groups + out_group) * group_words;
+  uint32_t channel = static_cast<uint32_t>(o) - out_group * per_group;
+  if (channel % kChunkOutputs == 0 &&
+      outputs ==
+          static_cast<int>(min(per_group - channel, 1u * kChunkOutputs))) {  // two words of our own
+    *reinterpret_cast<uint2*>(words + channel / 32) = make_uint2(low, high);
+    return;
+  }
+  const uint64_t signs = uint64_t{high} << 32 | low;
+  int count;
+  for (int done = 0; done < outputs; done += count) {
+    const int bit = static_cast<int>(channel % 32);
+    const int left = static_cast<int>(min(per_group - channel, 32u - bit));  // in the word
+    count = min(left, outputs - done);
+    const auto some = static_cast<uint32_t>(signs >> done) & 0xFFFFFFFFu >> (32 - count);
+    if (bit == 0 && count == left) {
+      words[channel / 32] = some;
+    } else {
+      atomicOr(words + channel / 32, some << bit);
+    }
+    channel += count;
+    if (channel == per_group) {
+      channel = 0;
+      words += group_words;
+    }
+  }
+}
+
 template <class Op, int kLines>
 struct Chunk {
   const typename Op::Params& p;
@@ -272,7 +308,7 @@ struct Chunk {
         const int32_t value = Op::dot(sums[r * pitch + lane + 32 * half], row_bits[r], 0);
         words[half] = __ballot_sync(kAllLanes, value >= bounds.of[half]) ^ bounds.flips[half];
       }
-      if (lane == 0) write_signs(first_row + r, words[0], words[1]);
+      if (lane == 0) write_signs(p.epilogue, o, outputs, first_row + r, words[0], words[1]);
     }
   }
 
@@ -312,7 +348,7 @@ struct Chunk {
     }
     const int r = g + 8 * t;
     if (t < 2 && r < rows) {
-      write_signs(first_row + r, t == 0 ? words[0][0] : words[1][0],
+      write_signs(p.epilogue, o, outputs, first_row + r, t == 0 ? words[0][0] : words[1][0],
                   t == 0 ? words[0][1] : words[1][1]);
     }
   }
@@ -349,43 +385,6 @@ struct Chunk {
   __device__ void read_four(int r, int column, int32_t (&four)[4]) const {
     const int4 read = *reinterpret_cast<const int4*>(sums + r * pitch + column);
     four[0] = read.x, four[1] = read.y, four[2] = read.z, four[3] = read.w;
-  }
-
-  // The `outputs` signs of a pixel, from channel o on, word by word of the output. A word that has
-  // other channels too, which another warp may be writing, is only added to.
-  __device__ void write_signs(int64_t pixel, uint32_t low, uint32_t high) const {
-    const BinaryEpilogue& e = p.epilogue;
-    // 32 bits divide faster, and are enough for what has a weight for each channel
-    const auto per_group = static_cast<uint32_t>(e.channels) / static_cast<uint32_t>(e.out_groups);
-    const auto out_group = static_cast<uint32_t>(o) / per_group;
-    const int64_t group_words = packed_bytes(per_group) / 4;
-    auto* words =
-        static_cast<uint32_t*>(e.output) + (pixel * e.out_groups + out_group) * group_words;
-    uint32_t channel = static_cast<uint32_t>(o) - out_group * per_group;
-    if (channel % kChunkOutputs == 0 &&
-        outputs == static_cast<int>(
-                       min(per_group - channel, 1u * kChunkOutputs))) {  // two words of our own
-      *reinterpret_cast<uint2*>(words + channel / 32) = make_uint2(low, high);
-      return;
-    }
-    const uint64_t signs = uint64_t{high} << 32 | low;
-    int count;
-    for (int done = 0; done < outputs; done += count) {
-      const int bit = static_cast<int>(channel % 32);
-      const int left = static_cast<int>(min(per_group - channel, 32u - bit));  // in the word
-      count = min(left, outputs - done);
-      const auto some = static_cast<uint32_t>(signs >> done) & 0xFFFFFFFFu >> (32 - count);
-      if (bit == 0 && count == left) {
-        words[channel / 32] = some;
-      } else {
-        atomicOr(words + channel / 32, some << bit);
-      }
-      channel += count;
-      if (channel == per_group) {
-        channel = 0;
-        words += group_words;
-      }
-    }
   }
 };
 

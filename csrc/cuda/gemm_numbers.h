@@ -100,6 +100,25 @@ __device__ inline void add_block(float (&v)[kLines][kCount], const T* from, cons
   }
 }
 
+// run(store), once, for numbers of a format.
+template <class Finish, class Run>
+__device__ inline void run_with_store_four_as(Dtype dtype, void* output, const Finish& finish,
+                                              const Run& run) {
+  const auto store_as = [&](auto* to) {
+    run([=](const float (&v)[4], int64_t at) {
+      const float finished[4] = {finish(v[0]), finish(v[1]), finish(v[2]), finish(v[3])};
+      store_four(finished, to + at);
+    });
+  };
+  if (dtype == Dtype::float32) {
+    store_as(static_cast<float*>(output));
+  } else if (dtype == Dtype::float16) {
+    store_as(static_cast<Half*>(output));
+  } else {
+    store_as(static_cast<BFloat16*>(output));
+  }
+}
+
 // What is the op's own, after scale and bias.
 class BinaryNumbers {
  public:
@@ -110,6 +129,14 @@ class BinaryNumbers {
   template <int kLines, int kCount>
   __device__ void store(float (&v)[kLines][kCount], const Block& b) const {
     store_block(v, e_.dtype, e_.output, b);
+  }
+
+  // Calls run(store), once, where store(v, at) stores four neighbours at an index that four divides;
+  // false where they are not stored as simply as that.
+  template <class Run>
+  __device__ bool run_with_store_four(const Run& run) const {
+    run_with_store_four_as(e_.dtype, e_.output, [](float v) { return v; }, run);
+    return true;
   }
 
  private:
@@ -142,6 +169,23 @@ class Int8Numbers {
     }
   }
 
+  template <class Run>
+  __device__ bool run_with_store_four(const Run& run) const {
+    if (e_.residual) return false;
+    const auto finish = [this](float v) {
+      return e_.activation == Activation::none ? v : activate(e_.activation, v);
+    };
+    if (e_.output_is_int8) {
+      run([&](const float (&v)[4], int64_t at) {
+        const float finished[4] = {finish(v[0]), finish(v[1]), finish(v[2]), finish(v[3])};
+        *reinterpret_cast<uint32_t*>(static_cast<int8_t*>(e_.output) + at) = quantized(finished);
+      });
+    } else {
+      run_with_store_four_as(e_.dtype, e_.output, finish, run);
+    }
+    return true;
+  }
+
  private:
   const Int8Epilogue& e_;
   const Int8Scalars scalars_;
@@ -162,19 +206,25 @@ class Int8Numbers {
     }
   }
 
+  template <int kCount>
+  __device__ uint32_t quantized(const float (&v)[kCount]) const {
+    uint32_t word = 0;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const float rounded = rintf(v[i] * scalars_.quantizer.inverse_scale);
+      const auto q = static_cast<uint8_t>(quantize_rounded(scalars_.quantizer, rounded));
+      word |= uint32_t{q} << 8 * i;
+    }
+    return word;
+  }
+
   template <int kLines, int kCount>
   __device__ void store_quantized(const float (&v)[kLines][kCount], const Block& b) const {
 #pragma unroll
     for (int line = 0; line < kLines; ++line) {
       if (line >= b.lines) break;
       auto* const first = static_cast<int8_t*>(e_.output) + b.at + line * b.step;
-      uint32_t word = 0;
-#pragma unroll
-      for (int i = 0; i < kCount; ++i) {
-        const float rounded = rintf(v[line][i] * scalars_.quantizer.inverse_scale);
-        const auto q = static_cast<uint8_t>(quantize_rounded(scalars_.quantizer, rounded));
-        word |= uint32_t{q} << 8 * i;
-      }
+      const uint32_t word = quantized(v[line]);
       if (kCount == 4 && b.whole) {
         *reinterpret_cast<uint32_t*>(first) = word;
       } else {

@@ -56,6 +56,13 @@ struct BinaryGemm {
                                 static_cast<uint32_t>(1 + p.pad_value) * missing);
   }
 
+  // The offset where `taps` lie outside, whose tap sums add up to `tap_sums`.
+  static constexpr uint32_t offset_without(const Params& p, uint32_t offset, int32_t taps,
+                                           uint32_t tap_sums) {
+    return static_cast<uint32_t>(
+        correct(p, static_cast<int32_t>(offset), 0, taps, static_cast<int32_t>(tap_sums)));
+  }
+
   // Of input_scale: for the image n, the pixel in it and the group.
   static constexpr int64_t input_scale_index(const Params& p, const OutputPixel& at,
                                              int64_t group) {
@@ -100,6 +107,11 @@ struct Int8Gemm {
                                    int32_t tap_sums) {
     return static_cast<int32_t>(static_cast<uint32_t>(dot) +
                                 static_cast<uint32_t>(term) * static_cast<uint32_t>(tap_sums));
+  }
+
+  static constexpr uint32_t offset_without(const Params&, uint32_t offset, int32_t,
+                                           uint32_t tap_sums) {
+    return offset - tap_sums;
   }
 
   static constexpr int64_t input_scale_index(const Params&, const OutputPixel& at, int64_t) {

@@ -17,7 +17,7 @@
 #include <bit>
 
 #include "cuda/device.h"
-#include "cuda/gemm_epilogue.h"
+#include "cuda/gemm_sm90_epilogue.h"
 #include "cuda/gemm_sm90_plan.h"
 #include "cuda/launch.h"
 #include "cuda/ptx_sm90.h"
@@ -26,7 +26,7 @@
 namespace nncx::cuda {
 
 constexpr int kWarpgroup = 128;
-constexpr int kSm90Threads = 3 * kWarpgroup;
+constexpr int kSm90Threads = 3 * kWarpgroup, kMultiplyThreads = 2 * kWarpgroup;
 constexpr int kLoadRegisters = 56, kMultiplyRegisters = 224;
 constexpr int kStepBytes = 32;  // of k, in one wgmma
 
@@ -41,6 +41,7 @@ struct Sm90Problem {
   int piece;       // that gathering copies
   int span_shift;  // span = 1 << span_shift
   int rows, outputs, k_bytes, channel_bytes;
+  Sm90Borders borders;
 
   constexpr int span() const { return 1 << span_shift; }
 };
@@ -97,12 +98,14 @@ class SharedMemory {
   __device__ uint8_t* weight(int stage) const {
     return input(stage) + kSm90TileRows * kSm90TileBytes;
   }
-  // Of one multiplying warp.
-  __device__ int32_t* sums(int warp) const {
-    return reinterpret_cast<int32_t*>(bytes_ + kStages * kStageBytes) +
-           warp * kChunkRows * kSm90ChunkPitch;
+  __device__ int32_t* table() const {
+    return reinterpret_cast<int32_t*>(bytes_ + kStages * kStageBytes);
   }
-  __device__ int32_t* row_bits(int warp) const { return sums(kSm90Warps) + warp * kChunkRows; }
+  // Of one multiplying warp.
+  __device__ int32_t* scratch(int warp) const {
+    return table() + kSm90TableBytes / sizeof(int32_t) + warp * kChunkRows * kSm90ScratchPitch;
+  }
+  __device__ int32_t* row_bits(int warp) const { return scratch(kSm90Warps) + warp * kChunkRows; }
   __device__ ptx::Barrier* full(int stage) const {
     return reinterpret_cast<ptx::Barrier*>(row_bits(kSm90Warps)) + stage;
   }
@@ -343,14 +346,16 @@ class Multiplier {
         warp_(static_cast<int>(threadIdx.x - kWarpgroup) / 32),
         input_(memory_.input(0) + (warp_ / 4 * 64 << problem.span_shift), problem.span_shift),
         weight_(memory_.weight(0), 7),
-        bits_(layout_, warp_ * kChunkRows) {}
+        bits_(layout_, warp_ * kChunkRows),
+        table_(memory_.table(), problem.borders) {}
 
   __device__ void run() {
     const auto tiles = static_cast<uint32_t>(problem_.tiles.count());
     for (uint32_t index = blockIdx.x; index < tiles; index += gridDim.x) {
+      const GemmTiles::Tile tile = problem_.tiles.at(index);
       int32_t sums[kOutputs / 2];
+      prepare(tile);
       multiply_tile(sums);
-      const GemmTiles::Tile tile = problem_.tiles.at(index);  // while the last wgmma run
       ptx::wgmma_wait<0>();
       release(at_.last());
       store_tile(tile, sums);
@@ -367,6 +372,9 @@ class Multiplier {
   const int warp_;
   const Operand input_, weight_;  // of the warpgroup, in stage 0
   RowBits bits_;
+  const ChannelTable<Op, kOutputs> table_;
+  int filled_ = -1;  // the first output that the table is of
+  bool is_new_ = false;
   RingPosition<Memory::kStages> at_;
 
   // wgmma of a block starts while that of the one before may still run; when that is known to be done,
@@ -419,69 +427,41 @@ class Multiplier {
     if (threadIdx.x % 32 == 0) ptx::barrier_arrive(memory_.empty(stage));
   }
 
-  // A warp's 16 rows, 64 outputs at a time.
+  // The table, if the next tile has other outputs than the last one.
+  __device__ void prepare(const GemmTiles::Tile& tile) {
+    const int first = first_output(tile);
+    is_new_ = first != filled_;
+    if (!is_new_) return;
+    ptx::named_barrier(1, kMultiplyThreads);  // all are done with the last one
+    table_.fill(p_, first, outputs_of(tile), static_cast<int>(threadIdx.x) - kWarpgroup,
+                kMultiplyThreads);
+    filled_ = first;
+  }
+
+  // Among those of all groups, less than 2^31.
+  __device__ int first_output(const GemmTiles::Tile& tile) const {
+    return static_cast<int>(tile.group * problem_.outputs + tile.output * kOutputs);
+  }
+
+  __device__ int outputs_of(const GemmTiles::Tile& tile) const {
+    return min(problem_.outputs - static_cast<int>(tile.output) * kOutputs, kOutputs);
+  }
+
+  // A warp's 16 rows.
   __device__ void store_tile(const GemmTiles::Tile& tile, const int32_t (&sums)[kOutputs / 2]) {
-    int32_t* chunk = memory_.sums(warp_);
     int32_t* row_bits = memory_.row_bits(warp_);
     if constexpr (Op::kCountsBits) bits_.finish(row_bits);
+    if (is_new_) ptx::named_barrier(1, kMultiplyThreads);
+    __syncwarp();
     const int64_t first_row = tile.row * kSm90TileRows + warp_ * kChunkRows;
     const auto rows = static_cast<int>(min(problem_.rows - first_row, int64_t{kChunkRows}));
-    if (rows <= 0) return;
-    int64_t output = tile.output * kOutputs;
-    if constexpr (Op::kHasSigns) {
-      if (p_.epilogue.threshold) {
-        return store_tile_signs(static_cast<int>(tile.group), first_row, rows, output, sums,
-                                row_bits);
-      }
-    }
-#pragma unroll 1
-    for (int i = 0; i < kOutputs / kChunkOutputs && output < problem_.outputs; ++i) {
-      const auto outputs = static_cast<int>(min(problem_.outputs - output, int64_t{kChunkOutputs}));
-      __syncwarp();
-      put_chunk(i, sums, chunk);
-      __syncwarp();
-      store_sums<Op, 4>(p_, first_row, rows, static_cast<int>(tile.group), output, outputs, chunk,
-                        kSm90ChunkPitch, row_bits);
-      output += kChunkOutputs;
+    if (rows > 0) {
+      TileEnd<Op, kOutputs>(p_, table_, problem_.borders, first_row, rows,
+                            static_cast<int>(tile.group), filled_, outputs_of(tile),
+                            memory_.scratch(warp_), row_bits)
+          .store(sums);
     }
     __syncwarp();
-  }
-
-  __device__ void store_tile_signs(int group, int64_t first_row, int rows, int64_t output,
-                                   const int32_t (&sums)[kOutputs / 2], const int32_t* row_bits) {
-    __syncwarp();
-    const int g = threadIdx.x % 32 / 4;
-#pragma unroll
-    for (int i = 0; i < kOutputs / kChunkOutputs; ++i, output += kChunkOutputs) {
-      if (output >= problem_.outputs) break;
-      Fragment fragment;
-#pragma unroll
-      for (int j = 0; j < kFragmentColumns; ++j) {
-#pragma unroll
-        for (int k = 0; k < 4; ++k) fragment[j][k] = sums[i * 32 + j * 4 + k];
-      }
-      const int32_t bits[2] = {row_bits[g], row_bits[g + 8]};
-      const auto outputs = static_cast<int>(min(problem_.outputs - output, int64_t{kChunkOutputs}));
-      store_signs<Op>(p_, first_row, rows, group, output, outputs, fragment, bits);
-    }
-    __syncwarp();
-  }
-
-  // Registers have no run-time index: the chunk that is asked for is one of those known here.
-  __device__ static void put_chunk(int wanted, const int32_t (&sums)[kOutputs / 2],
-                                   int32_t* chunk) {
-    const int lane = threadIdx.x % 32;
-    int32_t* to = chunk + lane / 4 * kSm90ChunkPitch + lane % 4 * 2;
-#pragma unroll
-    for (int i = 0; i < kOutputs / kChunkOutputs; ++i) {
-      if (i != wanted) continue;
-#pragma unroll
-      for (int j = 0; j < kChunkOutputs / 8; ++j) {
-        const int32_t* four = sums + i * 32 + j * 4;
-        *reinterpret_cast<int2*>(to + j * 8) = make_int2(four[0], four[1]);
-        *reinterpret_cast<int2*>(to + j * 8 + 8 * kSm90ChunkPitch) = make_int2(four[2], four[3]);
-      }
-    }
   }
 };
 
@@ -542,7 +522,8 @@ int run_sm90(const typename Op::Params& p, const GemmProblem& problem, const Gem
                         static_cast<int>(problem.rows()),
                         static_cast<int>(p.shape.out_channels),
                         static_cast<int>(problem.k_bytes()),
-                        static_cast<int>(problem.channel_bytes)};
+                        static_cast<int>(problem.channel_bytes),
+                        sm90_borders(problem)};
   Sm90Maps maps{};
   if (const int error = encode_maps<Op>(p, problem, plan, loader, maps)) return error;
   const auto blocks =

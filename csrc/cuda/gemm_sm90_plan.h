@@ -12,6 +12,7 @@
 #pragma once
 
 #include "cuda/gemm_plan.h"
+#include "cuda/gemm_rows.h"
 #include "cuda/gemm_weight.h"
 #include "cuda/tensor_boxes.h"
 
@@ -20,7 +21,11 @@ namespace nncx::cuda {
 constexpr int kSm90TileRows = 128;
 constexpr int kSm90TileBytes = 128;  // of k, in a stage
 constexpr int kSm90Warps = 8;        // that multiply, each for 16 rows of the tile
-constexpr int kSm90ChunkPitch = 68;  // a wider one would cost a stage
+
+// At the end of a tile 16 rows x 32 outputs of a warp pass through shared memory, so many sums from
+// row to row: no two lanes meet in a bank.
+constexpr int kSm90ScratchOutputs = 32, kSm90ScratchPitch = 40;
+constexpr int kSm90TableBytes = 14 * 1024;  // for what belongs to the outputs of a tile
 
 enum class InputLoader { tma, im2col, gather };
 
@@ -32,10 +37,77 @@ constexpr int sm90_stage_bytes(int tile_outputs) {
 constexpr int sm90_stages(int tile_outputs) { return 192 * 1024 / sm90_stage_bytes(tile_outputs); }
 
 constexpr int sm90_shared_bytes(int tile_outputs) {
-  constexpr int kWarpBytes = kChunkRows * (kSm90ChunkPitch + 1) * sizeof(int32_t);  // and row bits
+  constexpr int kWarpBytes =
+      kChunkRows * (kSm90ScratchPitch + 1) * sizeof(int32_t);  // and row bits
   const int stages = sm90_stages(tile_outputs);
-  return stages * sm90_stage_bytes(tile_outputs) + kSm90Warps * kWarpBytes +
+  return stages * sm90_stage_bytes(tile_outputs) + kSm90TableBytes + kSm90Warps * kWarpBytes +
          2 * stages * static_cast<int>(sizeof(uint64_t));
+}
+
+// The output pixels of one direction, by which of their taps lie in the image. From pixel to pixel that
+// range moves towards the first tap, a class with every step of its begin or end.
+struct BorderClasses {
+  TapRange first;
+  int count;
+
+  constexpr int of(const TapRange& taps) const {
+    return first.begin - taps.begin + first.end - taps.end;
+  }
+};
+
+constexpr BorderClasses border_classes(const TapRange& first, const TapRange& last) {
+  const BorderClasses one{first, 1};
+  return {first, 1 + one.of(last)};
+}
+
+struct Sm90Borders {
+  BorderClasses y, x;
+
+  constexpr int classes() const { return y.count * x.count; }
+
+  constexpr int class_of(const Conv2dGeometry& g, const OutputPixel& at) const {
+    return y.of(valid_taps_y(g, at)) * x.count + x.of(valid_taps_x(g, at));
+  }
+
+  // One of the class, if it has any.
+  constexpr OutputPixel pixel(const Conv2dGeometry& g, int of) const {
+    OutputPixel at{};
+    at.y = first_at_least(g.out_height, [&](int64_t pixel) {
+      return y.of(valid_taps_y(g, {0, 0, pixel, 0})) >= of / x.count;
+    });
+    at.x = first_at_least(g.out_width, [&](int64_t pixel) {
+      return x.of(valid_taps_x(g, {0, 0, 0, pixel})) >= of % x.count;
+    });
+    return at;
+  }
+
+ private:
+  template <class IsAtLeast>
+  static constexpr int64_t first_at_least(int64_t size, const IsAtLeast& is_at_least) {
+    int64_t low = 0, high = size;
+    while (low < high) {
+      const int64_t middle = (low + high) / 2;
+      if (is_at_least(middle)) {
+        high = middle;
+      } else {
+        low = middle + 1;
+      }
+    }
+    return low;
+  }
+};
+
+constexpr Sm90Borders sm90_borders(const Conv2dGeometry& g) {
+  const OutputPixel first{}, last{0, 0, g.out_height - 1, g.out_width - 1};
+  return {border_classes(valid_taps_y(g, first), valid_taps_y(g, last)),
+          border_classes(valid_taps_x(g, first), valid_taps_x(g, last))};
+}
+
+// Scale, bias and a line for each class.
+constexpr bool sm90_table_fits(const Conv2dGeometry& g, int tile_outputs) {
+  const Sm90Borders borders = sm90_borders(g);
+  const int64_t classes = int64_t{borders.y.count} * borders.x.count;
+  return (2 + classes) * tile_outputs * static_cast<int64_t>(sizeof(int32_t)) <= kSm90TableBytes;
 }
 
 // Blocks stay and take every multiprocessors-th tile, so some work in vain in the last round.
@@ -43,6 +115,7 @@ constexpr int sm90_tile_outputs(const GemmProblem& p, int multiprocessors) {
   int best = 0;
   int64_t least = 0;
   for (const int outputs : {64, 128, 256}) {
+    if (!sm90_table_fits(p, outputs)) continue;
     const int64_t tiles = gemm_tiles(p, kSm90TileRows, outputs).count();
     const int64_t loaded = divided_up(tiles, multiprocessors) * (kSm90TileRows + outputs);
     if (best == 0 || loaded < least) {
@@ -145,12 +218,14 @@ constexpr InputLoader sm90_loader(const GemmProblem& p) {
   return are_images(p) ? InputLoader::im2col : InputLoader::gather;
 }
 
-// Whether the kernel can: it needs pieces of 4 bytes, something to add up, and counts in 32 bits.
+// Whether the kernel can: it needs pieces of 4 bytes, something to add up, few kinds of
+// borders, and counts in 32 bits.
 constexpr bool sm90_supports(const GemmProblem& p) {
   constexpr int64_t kMost = (int64_t{1} << 31) - 1024;
   return p.channel_bytes % 4 == 0 && p.input % 4 == 0 && p.k_bytes() > 0 && p.k_bytes() < kMost &&
          p.rows() < kMost && input_pixel_bytes(p) < kMost &&
-         p.shape.groups * p.shape.out_channels < kMost &&
+         p.shape.groups * p.shape.out_channels < kMost && p.out_height < kMost &&
+         p.out_width < kMost && sm90_table_fits(p, 64) &&
          gemm_tiles(p, kSm90TileRows, 64).count() < kMost;
 }
 

@@ -61,6 +61,11 @@ __device__ inline void barrier_wait(Barrier* barrier, int parity) {
   } while (!complete);
 }
 
+// Until so many threads are there. Barrier 0 is that of __syncthreads.
+__device__ inline void named_barrier(int id, int threads) {
+  asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // Between what ordinary instructions and cp_async did in shared memory, seen by this thread, and
 // what TMA and wgmma do there later.
 __device__ inline void fence_async() {

@@ -13,9 +13,10 @@
 
 #include <algorithm>
 #include <optional>
-#include <sstream>
 #include <stdexcept>
 #include <string>
+#include <string_view>
+#include <type_traits>
 #include <vector>
 
 #include "dtype.h"
@@ -39,12 +40,18 @@ namespace nncx {
 using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 
-// Raises RuntimeError with the sentence that the parts form.
+inline std::string text_of(std::string_view text) { return std::string(text); }
+template <class Integer>
+  requires std::is_integral_v<Integer>
+std::string text_of(Integer value) {
+  return std::to_string(value);
+}
+
+// Raises RuntimeError with the sentence that the parts form. Without streams, whose locales break
+// where a toolchain links its C++ library into this one and torch brings another.
 template <class... Parts>
 [[noreturn]] void fail(const Parts&... parts) {
-  std::ostringstream message;
-  (message << ... << parts);
-  throw std::runtime_error(message.str());
+  throw std::runtime_error((text_of(parts) + ...));
 }
 
 // NNCX_CHECK(holds, "<op>: <what must hold>, got ", value). The parts are evaluated only on failure.
@@ -56,15 +63,9 @@ template <class... Parts>
 
 template <class Sizes>
 std::string sizes_text(const Sizes& sizes) {
-  std::ostringstream text;
-  text << '[';
-  const char* separator = "";
-  for (const int64_t size : sizes) {
-    text << separator << size;
-    separator = ", ";
-  }
-  text << ']';
-  return text.str();
+  std::string text;
+  for (const int64_t size : sizes) text += (text.empty() ? "" : ", ") + std::to_string(size);
+  return '[' + text + ']';
 }
 
 inline std::string shape_text(const std::vector<int64_t>& sizes) { return sizes_text(sizes); }

@@ -22,8 +22,9 @@ int64_t read_multiplier(const Tensor& input, const Tensor& weight) {
 
 #ifdef NNCX_DEVICE_CUDA
 
-void run(const DepthwiseConv2dParams&, const Tensor& input) {
-  fail(kOp, ": input must be on a device that has a kernel, cpu, got ", device_text(input));
+void run(const DepthwiseConv2dParams& p, const Tensor& input) {
+  const Backend backend(input);
+  backend.check(kOp, cuda::depthwise_conv2d(p, backend.stream()));
 }
 
 #else

@@ -140,8 +140,18 @@ inline void int8_fill(const char* op, const Backend& backend, const Conv2dWeight
   backend.check(op, cuda::int8_conv2d_prepack(s, weight, bytes, backend.stream()));
 }
 
-inline void run(const char* op, const Backend& backend, const Int8Conv2dParams& params,
-                const Tensor&) {
+// Rows of a linear layer that are no multiple of 16 bytes are copied into ones that are, which takes a
+// tenth of the time that reading them as they are would. The weight's rows have zeros there.
+inline void run(const char* op, const Backend& backend, Int8Conv2dParams params,
+                const Tensor& input) {
+  const int64_t beyond = input.dim() == 2 ? params.shape.channels % 16 : 0;
+  std::optional<Tensor> whole;
+  if (beyond > 0 && input.size(0) > 0) {
+    const int64_t zeros[] = {0, 16 - beyond};
+    whole = torch::stable::pad(input, {zeros, 2});
+    params.input = static_cast<const int8_t*>(whole->const_data_ptr());
+    params.shape.channels += 16 - beyond;
+  }
   backend.check(op, cuda::int8_conv2d(params, backend.stream()));
 }
 

@@ -17,7 +17,7 @@ from nncx.ops._activation import activate, check_activation, mask_gradient
 from nncx.ops._common import check, check_input_dtype, check_operand, shape_text
 from nncx.ops._conv2d import check_filters, check_window, memory_format, output_size, pair
 
-_DEVICES = ("cpu", "meta")  # that have a kernel
+_DEVICES = ("cpu", "cuda", "meta")  # that have a kernel
 
 
 def depthwise_conv2d(

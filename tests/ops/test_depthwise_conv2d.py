@@ -1,11 +1,9 @@
-from collections.abc import Iterator
-
-import places
 import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
+from places import CPU_PATHS
 
 from nncx import ops
 from nncx.ops.depthwise_conv2d import depthwise_conv2d_reference
@@ -14,13 +12,6 @@ EPSILON = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 
 dtypes = pytest.mark.parametrize("dtype", EPSILON, ids=str)
 layouts = pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-
-
-@pytest.fixture(params=places.CPU_PATHS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """There is no CUDA kernel yet."""
-    with places.at(request.param) as path:
-        yield path
 
 
 def images(*shape: int, layout: str = "nchw", dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -184,6 +175,7 @@ def test_threads_and_repetitions_give_the_same_bits(isa: str, shape, layout: str
     assert all(torch.equal(outputs[0], other) for other in outputs[1:])
 
 
+@pytest.mark.parametrize("isa", CPU_PATHS, indirect=True)
 @layouts
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
 def test_gradients_are_torch_s(isa: str, activation: str, layout: str) -> None:
@@ -258,3 +250,23 @@ def test_any_geometry(
     weight = filters(channels * multiplier, kernel, dtype)
     geometry = (stride, padding, dilation)
     assert_right(ops.depthwise_conv2d(x, weight, None, *geometry), x, weight, None, *geometry)
+
+
+@dtypes
+@pytest.mark.parametrize("stride", [1, 2])
+@pytest.mark.parametrize("kernel", [3, 5, 7])
+def test_both_layouts_have_the_same_bits(isa: str, kernel: int, stride: int, dtype) -> None:
+    """Images of several strips of the GPU's kernels, and of parts of one."""
+    for channels, multiplier, size, padding in (
+        (8, 1, (30, 30), kernel // 2),
+        (6, 1, (16, 15), 0),
+        (4, 2, (40, 8), 1),
+        (2, 1, (33, 9), kernel),
+    ):
+        x = images(2, channels, *size, dtype=dtype)
+        weight = filters(channels * multiplier, (kernel, kernel), dtype)
+        bias = torch.randn(channels * multiplier).to(dtype)
+        out = ops.depthwise_conv2d(x, weight, bias, stride, padding)
+        assert_right(out, x, weight, bias, stride, padding)
+        nhwc = x.to(memory_format=torch.channels_last)
+        assert torch.equal(ops.depthwise_conv2d(nhwc, weight, bias, stride, padding), out)

@@ -244,7 +244,7 @@ SM90_SHAPES = {
         Shape((9, 192, 9, 8), 80, (3, 3), (1, 2), (2, 0), groups=2),
         (64, "im2col"),
     ),
-    "taps outside": (Shape((15, 32, 2, 3), 20, (5, 5), padding=(4, 4)), (64, "im2col")),
+    "taps outside": (Shape((30, 32, 2, 3), 20, (5, 3), padding=(4, 2)), (64, "im2col")),
     "pieces of 16": (Shape((4, 48, 12, 13), 512, (3, 3), padding=(1, 1)), (256, "gather")),
     "pieces of 8": (Shape((3, 40, 20, 18), 100, (3, 3), (1, 1), (1, 2), (2, 1)), (128, "gather")),
     "pieces of 4": (Shape((9, 20, 9, 7), 66, (3, 5), (1, 1), (1, 2)), (128, "gather")),
