@@ -6,8 +6,10 @@ Rivals are not timed here: only turns within one round (bench.py) make an honest
 import binary_conv2d
 import binary_conv2d_sign
 import binary_linear
+import channel_shuffle
 import codebook_conv2d
 import codebook_linear
+import grouped_conv2d
 import int8_conv2d
 import int8_linear
 import max_pool2d_signs
@@ -31,6 +33,8 @@ MODULES = (
     quantize_int8,
     int8_linear,
     int8_conv2d,
+    grouped_conv2d,
+    channel_shuffle,
 )
 BENCHMARKS = [module.BENCHMARK for module in MODULES]
 

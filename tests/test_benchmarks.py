@@ -19,8 +19,10 @@ SMALLEST = {
     "binary_conv2d": "c=16",
     "binary_conv2d_sign": "c=16",
     "binary_linear": "m=256",
+    "channel_shuffle": "c=60 hw=28 g=3 nhwc",
     "codebook_conv2d": "c=16 hw=32 k=3 bits=1 nhwc",
     "codebook_linear": "m=256 k=1024 o=1024 bits=4",
+    "grouped_conv2d": "c=120 o=480 hw=14 g=3 s=1 nhwc",
     "int8_conv2d": "c=1024 hw=7 k=1 symmetric to int8",
     "int8_linear": "m=33 k=1001 o=999 affine",
     "max_pool2d_signs": "c=16",
@@ -33,10 +35,12 @@ SMALL_ON_GPU = {
     "binary_conv2d": lambda m: m.ConvShape(2, 9, 9, 5, 3),
     "binary_conv2d_sign": lambda m: m.ConvShape(2, 9, 9, 5, 3),
     "binary_linear": lambda m: m.BinaryLinearShape(m.LinearShape(3, 70, 9), "float16"),
+    "channel_shuffle": lambda m: m.ShuffleShape(2, 12, 5, 3, "nhwc", "float16"),
     "codebook_conv2d": lambda m: m.CodebookConvShape(
         m.ConvShape(2, 9, 9, 5, 3), 4, "nhwc", "float16"
     ),
     "codebook_linear": lambda m: m.CodebookLinearShape(m.LinearShape(3, 70, 9), 4, dtype="float16"),
+    "grouped_conv2d": lambda m: m.GroupedShape(2, 12, 6, 5, 3, 3, "relu", "nhwc", "float16"),
     "int8_conv2d": lambda m: m.Int8ConvShape(m.ConvShape(2, 9, 9, 5, 3), "affine", "float16"),
     "int8_linear": lambda m: m.Int8LinearShape(m.LinearShape(3, 70, 9), "affine"),
     "max_pool2d_signs": lambda m: m.PoolShape(2, 9, 8, 2, 2),
