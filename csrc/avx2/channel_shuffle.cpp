@@ -88,6 +88,21 @@ void shuffle_pixel(const T* from, int64_t groups, int64_t channels, T* to) {
   }
 }
 
+// Two groups, those of ShuffleNet v2: pairs without a transposition.
+void shuffle_pairs(const uint32_t* from, int64_t channels, uint32_t* to) {
+  for (int64_t at = 0; at < channels; at += kSide) {
+    const int64_t c = moved_back(at, channels);
+    const auto load = [&](int64_t g) NNCX_INLINE {
+      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + g * channels + c));
+    };
+    const __m256i low = _mm256_unpacklo_epi32(load(0), load(1));
+    const __m256i high = _mm256_unpackhi_epi32(load(0), load(1));
+    auto* out = reinterpret_cast<__m256i*>(to + 2 * c);
+    _mm256_storeu_si256(out, _mm256_permute2x128_si256(low, high, 0x20));
+    _mm256_storeu_si256(out + 1, _mm256_permute2x128_si256(low, high, 0x31));
+  }
+}
+
 template <class T>
 void shuffle_pixels(const ChannelShuffleParams& p, int64_t begin, int64_t end) {
   const int64_t all = p.groups * p.channels;
@@ -95,6 +110,12 @@ void shuffle_pixels(const ChannelShuffleParams& p, int64_t begin, int64_t end) {
   const T* from = static_cast<const T*>(p.input) + begin * all;
   T* to = static_cast<T*>(p.output) + begin * all;
   for (int64_t pixel = begin; pixel < last; ++pixel, from += all, to += all) {
+    if constexpr (sizeof(T) == 4) {
+      if (p.groups == 2 && p.channels >= kSide) {
+        shuffle_pairs(from, p.channels, to);
+        continue;
+      }
+    }
     shuffle_pixel(from, p.groups, p.channels, to);
   }
   scalar::channel_shuffle(p, last, end);
