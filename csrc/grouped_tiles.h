@@ -27,7 +27,7 @@
 namespace nncx {
 namespace {
 
-constexpr int64_t kStripBytes = 1 << 17;  // of panels, if one is not larger
+constexpr int64_t kStripBytes = 1 << 18;  // of panels, if one is not larger
 
 template <class V>
 constexpr int64_t kWidth = 2 * V::kLanes;
