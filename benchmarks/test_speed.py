@@ -10,6 +10,7 @@ import channel_shuffle
 import codebook_conv2d
 import codebook_linear
 import depthwise_conv2d
+import grouped_conv2d
 import int8_conv2d
 import int8_linear
 import max_pool2d_signs
@@ -34,6 +35,7 @@ MODULES = (
     int8_linear,
     int8_conv2d,
     depthwise_conv2d,
+    grouped_conv2d,
     channel_shuffle,
 )
 BENCHMARKS = [module.BENCHMARK for module in MODULES]

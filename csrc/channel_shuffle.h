@@ -37,10 +37,10 @@ namespace scalar {
 void channel_shuffle(const ChannelShuffleParams& params, int64_t begin, int64_t end);
 }
 namespace avx2 {
-using scalar::channel_shuffle;
+void channel_shuffle(const ChannelShuffleParams& params, int64_t begin, int64_t end);
 }
 namespace avx512 {
-using scalar::channel_shuffle;
+using avx2::channel_shuffle;  // bound by the memory
 }
 // Enqueues the whole tensor on `stream` (a cudaStream_t); returns the launch's cudaError_t.
 namespace cuda {

@@ -20,9 +20,11 @@ from nncx.ops.binary_conv2d import binary_conv2d_reference
 from nncx.ops.binary_conv2d_sign import binary_conv2d_sign_reference
 from nncx.ops.binary_linear import binary_linear_reference
 from nncx.ops.binary_linear_sign import binary_linear_sign_reference
+from nncx.ops.channel_shuffle import channel_shuffle_reference
 from nncx.ops.codebook_conv2d import codebook_conv2d_reference
 from nncx.ops.codebook_linear import codebook_linear_reference
 from nncx.ops.depthwise_conv2d import depthwise_conv2d_reference
+from nncx.ops.grouped_conv2d import grouped_conv2d_reference
 from nncx.ops.int8_conv2d import int8_conv2d_reference
 from nncx.ops.int8_linear import int8_linear_reference
 from nncx.ops.max_pool2d_signs import max_pool2d_signs_reference
@@ -109,6 +111,22 @@ def _max_pool2d_signs(device: str) -> Iterator[Check]:
     yield Check(ops.max_pool2d_signs(x.to(device), *geometry), expected)
 
 
+def _channel_shuffle(device: str) -> Iterator[Check]:
+    for layout in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 30, 5, 7).to(memory_format=layout)
+        yield Check(ops.channel_shuffle(x.to(device), 3), channel_shuffle_reference(x, 3))
+
+
+def _grouped_conv2d(device: str) -> Iterator[Check]:
+    geometry = ((2, 1), (1, 2), (1, 2), 2, 7, "relu6")
+    for layout, kernel in ((torch.contiguous_format, 3), (torch.channels_last, 1)):
+        x = torch.randn(2, 26, 9, 11).to(memory_format=layout)
+        weight, bias = torch.randn(70, 13, kernel, kernel), torch.randn(70)
+        expected = grouped_conv2d_reference(x, weight, bias, *geometry)
+        y = ops.grouped_conv2d(x.to(device), weight.to(device), bias.to(device), *geometry)
+        yield Check(y, expected, FLOAT_SUMS)
+
+
 def _codebook_linear(device: str) -> Iterator[Check]:
     for rows, bits in itertools.product((1, 70), (1, 2, 4, 8)):
         x, codebook = torch.randn(rows, 131), torch.randn(2**bits)
@@ -185,6 +203,8 @@ SELF_TESTS: tuple[SelfTest, ...] = (
     _binary_linear_sign,
     _binary_conv2d_sign,
     _max_pool2d_signs,
+    _channel_shuffle,
+    _grouped_conv2d,
     _codebook_linear,
     _codebook_conv2d,
     _depthwise_conv2d,

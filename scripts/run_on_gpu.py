@@ -43,6 +43,8 @@ BENCHMARKS = (  # first what a run that ends early should not miss
     "binary_conv2d",
     "codebook_conv2d",
     "max_pool2d_signs",
+    "grouped_conv2d",
+    "channel_shuffle",
 )
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 NEEDED = (

@@ -9,10 +9,17 @@ void shuffle_planes(const ChannelShuffleParams& p, int64_t begin, int64_t end) {
   const int64_t bytes = p.pixels * p.element_bytes, all = p.groups * p.channels;
   const auto* input = static_cast<const uint8_t*>(p.input);
   auto* output = static_cast<uint8_t*>(p.output);
-  for (int64_t plane = begin; plane < end; ++plane) {
-    const int64_t o = plane % all;
-    const int64_t from = plane - o + o % p.groups * p.channels + o / p.groups;
-    std::memcpy(output + plane * bytes, input + from * bytes, bytes);
+  const int64_t first = begin % all;
+  int64_t c = first / p.groups, g = first % p.groups;  // counted up without divisions
+  input += (begin - first) * bytes;
+  output += begin * bytes;
+  for (int64_t plane = begin; plane < end; ++plane, output += bytes) {
+    std::memcpy(output, input + (g * p.channels + c) * bytes, bytes);
+    if (++g < p.groups) continue;
+    g = 0;
+    if (++c < p.channels) continue;
+    c = 0;
+    input += all * bytes;
   }
 }
 

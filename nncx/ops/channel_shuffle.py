@@ -16,7 +16,7 @@ _DEVICES = ("cpu", "cuda", "meta")  # that have a kernel
 
 
 def channel_shuffle(input: Tensor, groups: int) -> Tensor:
-    """``F.channel_shuffle(input, groups)``: channel ``g * C / groups + c`` becomes ``c * groups + g``.
+    """``F.channel_shuffle(input, groups)``: channel ``g * C / groups + c`` to ``c * groups + g``.
 
     Args:
         input: ``[N, C, ...]`` of any dtype with elements of 1, 2, 4 or 8 bytes, contiguous or
