@@ -93,13 +93,6 @@ inline Tensor codebook_prepack(const char* op, const Tensor& codes, const Conv2d
                  });
 }
 
-inline void check_input_dtype(const char* op, const Tensor& input) {
-  const ScalarType type = input.scalar_type();
-  NNCX_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16,
-             op, ": input must be float32, float16 or bfloat16, got ",
-             torch::headeronly::toString(type));
-}
-
 // One codebook for the layer, or one per output channel.
 inline int64_t codebook_stride(const Tensor& codebook, int bits) {
   return codebook.dim() == 1 ? 0 : int64_t{1} << bits;

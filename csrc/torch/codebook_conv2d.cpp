@@ -14,18 +14,6 @@ Tensor codebook_conv2d_prepack(const Tensor& codes, int64_t bits, int64_t in_cha
       op, codes, read_weight_shape(op, in_channels, out_channels, kernel_size, groups), width);
 }
 
-// Whether the output is to be channels_last: the format of the input, unless that has both.
-bool keeps_channels_last(const Tensor& input) {
-  if (input.is_contiguous()) return false;
-  int64_t expected = 1;
-  for (const int64_t d : {1, 3, 2, 0}) {
-    if (input.size(d) == 1) continue;
-    if (input.stride(d) != expected) return false;
-    expected *= input.size(d);
-  }
-  return true;
-}
-
 // Channels innermost: in one pass where torch has to copy.
 Tensor as_pixels(const Tensor& input) {
   return torch::stable::contiguous(

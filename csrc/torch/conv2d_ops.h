@@ -100,12 +100,29 @@ class EpilogueTensor {
   std::optional<Tensor> dense_;
 
   static const char* type_name(ScalarType type) {
-    return type == ScalarType::Float  ? "float32"
-           : type == ScalarType::Int  ? "int32"
-           : type == ScalarType::Char ? "int8"
-                                      : "bool";
+    switch (type) {
+      case ScalarType::Float:
+        return "float32";
+      case ScalarType::Half:
+        return "float16";
+      case ScalarType::BFloat16:
+        return "bfloat16";
+      case ScalarType::Int:
+        return "int32";
+      case ScalarType::Char:
+        return "int8";
+      default:
+        return "bool";
+    }
   }
 };
+
+inline void check_input_dtype(const char* op, const Tensor& input) {
+  const ScalarType type = input.scalar_type();
+  NNCX_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16,
+             op, ": input must be float32, float16 or bfloat16, got ",
+             torch::headeronly::toString(type));
+}
 
 inline ScalarType check_out_dtype(const char* op, ScalarType type) {
   NNCX_CHECK(type == ScalarType::Float || type == ScalarType::Half || type == ScalarType::BFloat16,
@@ -192,6 +209,18 @@ inline Conv2dGeometry read_geometry(const char* op, int64_t batch, int64_t heigh
              ": the padded input must have at most 2^31 pixels an image, got ", padded_height,
              " x ", padded_width);
   return p;
+}
+
+// Whether the output is to be channels_last: the format of the input, unless that has both.
+inline bool keeps_channels_last(const Tensor& input) {
+  if (input.is_contiguous()) return false;
+  int64_t expected = 1;
+  for (const int64_t d : {1, 3, 2, 0}) {
+    if (input.size(d) == 1) continue;
+    if (input.stride(d) != expected) return false;
+    expected *= input.size(d);
+  }
+  return true;
 }
 
 // `batch` rows as images of one pixel.

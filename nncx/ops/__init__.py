@@ -6,6 +6,7 @@ from nncx.ops.binary_linear import binary_linear, binary_linear_prepack
 from nncx.ops.binary_linear_sign import binary_linear_sign
 from nncx.ops.codebook_conv2d import codebook_conv2d, codebook_conv2d_prepack
 from nncx.ops.codebook_linear import codebook_linear, codebook_linear_prepack
+from nncx.ops.depthwise_conv2d import depthwise_conv2d
 from nncx.ops.int8_conv2d import int8_conv2d, int8_conv2d_prepack
 from nncx.ops.int8_linear import int8_linear, int8_linear_prepack
 from nncx.ops.max_pool2d_signs import max_pool2d_signs
@@ -23,6 +24,7 @@ __all__ = [
     "codebook_conv2d_prepack",
     "codebook_linear",
     "codebook_linear_prepack",
+    "depthwise_conv2d",
     "int8_conv2d",
     "int8_conv2d_prepack",
     "int8_linear",

@@ -21,3 +21,13 @@ def check_activation(op: str, activation: str) -> None:
 
 def activate(y: Tensor, activation: str) -> Tensor:
     return _ACTIVATIONS[activation](y)
+
+
+def mask_gradient(gradient: Tensor, output: Tensor, activation: str) -> Tensor:
+    """The gradient before an activation that gave `output`; it passes where that is NaN."""
+    if activation == "none":
+        return gradient
+    stopped = output <= 0
+    if activation == "relu6":
+        stopped = stopped | (output >= 6)
+    return gradient.masked_fill(stopped, 0)

@@ -12,13 +12,6 @@ def check_bits(op: str, bits: int) -> None:
     check(1 <= bits <= 8, lambda: f"{op}: bits must be 1 to 8, got {bits}")
 
 
-def check_input_dtype(op: str, input: Tensor) -> None:
-    check(
-        input.dtype in (torch.float32, torch.float16, torch.bfloat16),
-        lambda: f"{op}: input must be float32, float16 or bfloat16, got {input.dtype}",
-    )
-
-
 def prepack_fake(
     op: str, codes: Tensor, bits: int, groups: int, out_channels: int, taps: int, channels: int
 ) -> Tensor:

@@ -102,6 +102,13 @@ def check_epilogue(
     return dtype
 
 
+def check_input_dtype(op: str, input: Tensor) -> None:
+    check(
+        input.dtype in (torch.float32, torch.float16, torch.bfloat16),
+        lambda: f"{op}: input must be float32, float16 or bfloat16, got {input.dtype}",
+    )
+
+
 def check_out_dtype(op: str, dtype: torch.dtype) -> torch.dtype:
     check(
         dtype in (torch.float32, torch.float16, torch.bfloat16),

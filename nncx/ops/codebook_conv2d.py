@@ -10,13 +10,12 @@ from torch.utils.flop_counter import register_flop_formula
 
 from nncx.ops._codebook import (
     check_bits,
-    check_input_dtype,
     check_operands,
     decode,
     finish,
     prepack_fake,
 )
-from nncx.ops._common import check, refuse_gradient, shape_text
+from nncx.ops._common import check, check_input_dtype, refuse_gradient, shape_text
 from nncx.ops._conv2d import check_filters, check_window, memory_format, output_size, pair
 
 

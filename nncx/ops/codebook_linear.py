@@ -13,13 +13,12 @@ from torch.utils.flop_counter import register_flop_formula
 
 from nncx.ops._codebook import (
     check_bits,
-    check_input_dtype,
     check_operands,
     decode,
     finish,
     prepack_fake,
 )
-from nncx.ops._common import check, check_features, refuse_gradient, shape_text
+from nncx.ops._common import check, check_features, check_input_dtype, refuse_gradient, shape_text
 
 
 def codebook_linear_prepack(

@@ -81,6 +81,19 @@ def codebook_linear(changes: dict) -> tuple:
     return call(NNCX.codebook_linear, arguments, changes)
 
 
+def depthwise_conv(changes: dict) -> tuple:
+    arguments = {
+        "input": torch.randn(2, 6, 5, 4),
+        "weight": torch.randn(12, 1, 3, 2),
+        "bias": None,
+        "stride": [1, 1],
+        "padding": [0, 0],
+        "dilation": [1, 1],
+        "activation": "none",
+    }
+    return call(NNCX.depthwise_conv2d, arguments, changes)
+
+
 def int8_epilogue() -> dict:
     return {
         "input_zero_point": int8(),
@@ -262,6 +275,20 @@ def samples() -> list[Sample]:
         Sample(NNCX.codebook_linear_prepack, (codes(132), 3, 70, 5), {}),
         Sample(codebook_linear_op, codebook_linear_args, {}),
         Sample(codebook_linear_op, codebook_linear_args[:6], {"bias": torch.rand(5)}),
+        Sample(*depthwise_conv({}), {}),
+        Sample(*depthwise_conv({"input": x.requires_grad_(), "activation": "relu6"}), {}),
+        Sample(
+            *depthwise_conv(
+                {
+                    "input": x.detach().to(memory_format=torch.channels_last).bfloat16(),
+                    "weight": torch.randn(6, 1, 3, 3).bfloat16().requires_grad_(),
+                    "bias": torch.randn(6).bfloat16().requires_grad_(),
+                    "stride": [2, 1],
+                    "padding": [1, 1],
+                }
+            ),
+            {},
+        ),
         Sample(*quantize({}), {}),
         Sample(*quantize({"input": x.half()}), {}),
         Sample(*quantize({"scale": torch.rand(3), "zero_point": int8(3)}), {}),

@@ -12,6 +12,7 @@ from samples import (
     codebook_linear,
     conv,
     conv_sign,
+    depthwise_conv,
     every_sample,
     int8,
     int8_conv,
@@ -169,6 +170,23 @@ REFUSED = {
     "codebook linear activation": codebook_linear({"activation": "ReLU"}),
     "codebook linear out_dtype": codebook_linear({"out_dtype": torch.int8}),
     "codebook linear weight 2-D": codebook_linear({"weight": byte(5, 70)}),
+    "depthwise input integer": depthwise_conv({"input": byte(2, 6, 5, 4)}),
+    "depthwise input float64": depthwise_conv({"input": torch.ones(2, 6, 5, 4).double()}),
+    "depthwise input 3-D": depthwise_conv({"input": torch.ones(6, 5, 4)}),
+    "depthwise weight 3-D": depthwise_conv({"weight": torch.ones(6, 3, 3)}),
+    "depthwise weight of two channels": depthwise_conv({"weight": torch.ones(6, 2, 3, 3)}),
+    "depthwise weight not dividing": depthwise_conv({"weight": torch.ones(8, 1, 3, 3)}),
+    "depthwise weight dtype": depthwise_conv({"weight": torch.ones(6, 1, 3, 3).half()}),
+    "depthwise kernel 0": depthwise_conv({"weight": torch.ones(6, 1, 0, 3)}),
+    "depthwise kernel larger": depthwise_conv({"weight": torch.ones(6, 1, 6, 3)}),
+    "depthwise no channels": depthwise_conv({"input": torch.ones(2, 0, 5, 4)}),
+    "depthwise bias size": depthwise_conv({"bias": torch.ones(6)}),
+    "depthwise bias dtype": depthwise_conv({"bias": torch.ones(12).half()}),
+    "depthwise stride 0": depthwise_conv({"stride": [0, 1]}),
+    "depthwise padding negative": depthwise_conv({"padding": [0, -1]}),
+    "depthwise padding that overflows": depthwise_conv({"padding": [2**31 - 1] * 2}),
+    "depthwise dilation 0": depthwise_conv({"dilation": [1, 0]}),
+    "depthwise activation": depthwise_conv({"activation": "gelu"}),
     "quantize integers": quantize({"input": byte(3, 5)}),
     "quantize float64": quantize({"input": torch.ones(3, 5).double()}),
     "quantize a number": quantize({"input": torch.tensor(1.0)}),
@@ -307,6 +325,10 @@ def test_flops_count_two_per_product() -> None:
         for op, arguments in (codebook_conv({}), codebook_linear({})):
             op(*arguments)
     assert counter.get_total_flops() == 2 * (2 * 4 * 3 * 2 * 9 * 3) + 2 * (3 * 70 * 5)
+    with FlopCounterMode(display=False) as counter:
+        op, arguments = depthwise_conv({})
+        op(*arguments)
+    assert counter.get_total_flops() == 2 * (2 * 12 * 3 * 3 * 6)
     with FlopCounterMode(display=False) as counter:
         for op, arguments in (int8_conv({}), int8_linear({})):
             op(*arguments)
