@@ -19,6 +19,10 @@ from nncx.models import MLP, VGG9, LeNet5, LeNet300100, MobileNet, NiN, ResNet, 
 from nncx.nn import (
     BinaryConnectConv2d,
     BinaryConnectLinear,
+    ChannelShuffle,
+    DepthwiseConv2d,
+    DepthwiseSeparableConv2d,
+    GroupedConv2d,
     HalfConv2d,
     HalfLinear,
     Int8Conv2d,
@@ -322,6 +326,9 @@ SAMPLES = [
     *(BinaryConnectConv2d(4, 6, (3, 2), 2, groups=2, stochastic=True), BinaryConnectLinear(3, 4)),
     *(Int8Conv2d(4, 6, 3, padding="same", symmetric=True), Int8Linear(3, 4, per_channel=False)),
     *(HalfConv2d(4, 6, 3, storage="bfloat16"), HalfLinear(3, 4)),
+    *(DepthwiseConv2d(4, 3, 2, padding=1, multiplier=2, activation="relu6"), ChannelShuffle(2)),
+    GroupedConv2d(6, 4, 1, groups=2, bias=False, shuffle=2, activation="relu"),
+    DepthwiseSeparableConv2d(4, 6, (3, 5), padding="same", middle_activation="relu", bias=False),
     Graph([("y", "hardtanh", ("x",), {"max_val": float("inf")})], ["x"], ["y"]),
 ]
 

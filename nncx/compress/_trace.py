@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import fx, nn
 
-from nncx.nn import PackedLayer
+from nncx.nn import NativeLayer
 
 
 class _Tracer(fx.Tracer):
     """Sees through every module but torch's and our own layers."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, PackedLayer) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, NativeLayer) or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(model: nn.Module) -> fx.Graph:
