@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from nncx import ops
 from nncx.nn.native import NativeLayer
 from nncx.ops._activation import ACTIVATIONS
+from nncx.ops._conv2d import memory_format
 
 _Size = int | tuple[int, int]
 
@@ -51,7 +52,8 @@ class _FusedConv2d(NativeLayer, nn.Conv2d):
         if self.padding_mode == "zeros" and (left, top) == (right, bottom):
             return input, (top, left)
         mode = "constant" if self.padding_mode == "zeros" else self.padding_mode
-        return F.pad(input, (left, right, top, bottom), mode), (0, 0)
+        padded = F.pad(input, (left, right, top, bottom), mode)
+        return padded.contiguous(memory_format=memory_format(input)), (0, 0)
 
     def _convolve(
         self, input: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]
