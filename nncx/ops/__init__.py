@@ -4,6 +4,7 @@ from nncx.ops.binary_conv2d import binary_conv2d, binary_conv2d_prepack
 from nncx.ops.binary_conv2d_sign import binary_conv2d_sign
 from nncx.ops.binary_linear import binary_linear, binary_linear_prepack
 from nncx.ops.binary_linear_sign import binary_linear_sign
+from nncx.ops.channel_shuffle import channel_shuffle
 from nncx.ops.codebook_conv2d import codebook_conv2d, codebook_conv2d_prepack
 from nncx.ops.codebook_linear import codebook_linear, codebook_linear_prepack
 from nncx.ops.depthwise_conv2d import depthwise_conv2d
@@ -20,6 +21,7 @@ __all__ = [
     "binary_linear",
     "binary_linear_prepack",
     "binary_linear_sign",
+    "channel_shuffle",
     "codebook_conv2d",
     "codebook_conv2d_prepack",
     "codebook_linear",
