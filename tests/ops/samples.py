@@ -81,6 +81,10 @@ def codebook_linear(changes: dict) -> tuple:
     return call(NNCX.codebook_linear, arguments, changes)
 
 
+def channel_shuffle(changes: dict) -> tuple:
+    return call(NNCX.channel_shuffle, {"input": torch.randn(2, 6, 5, 4), "groups": 3}, changes)
+
+
 def depthwise_conv(changes: dict) -> tuple:
     arguments = {
         "input": torch.randn(2, 6, 5, 4),
@@ -275,6 +279,14 @@ def samples() -> list[Sample]:
         Sample(NNCX.codebook_linear_prepack, (codes(132), 3, 70, 5), {}),
         Sample(codebook_linear_op, codebook_linear_args, {}),
         Sample(codebook_linear_op, codebook_linear_args[:6], {"bias": torch.rand(5)}),
+        Sample(*channel_shuffle({"input": int8(2, 6, 5)}), {}),
+        Sample(
+            *channel_shuffle(
+                {"input": torch.randn(2, 6, 5, 4).to(memory_format=torch.channels_last)}
+            ),
+            {},
+        ),
+        Sample(*channel_shuffle({"input": torch.randn(2, 6, 5, 4).requires_grad_()}), {}),
         Sample(*depthwise_conv({}), {}),
         Sample(*depthwise_conv({"input": x.requires_grad_(), "activation": "relu6"}), {}),
         Sample(

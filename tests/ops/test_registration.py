@@ -8,6 +8,7 @@ from places import CPU_PATHS, EMULATED, GPU, at
 from samples import (
     NNCX,
     byte,
+    channel_shuffle,
     codebook_conv,
     codebook_linear,
     conv,
@@ -170,6 +171,10 @@ REFUSED = {
     "codebook linear activation": codebook_linear({"activation": "ReLU"}),
     "codebook linear out_dtype": codebook_linear({"out_dtype": torch.int8}),
     "codebook linear weight 2-D": codebook_linear({"weight": byte(5, 70)}),
+    "shuffle 2-D": channel_shuffle({"input": torch.ones(2, 6)}),
+    "shuffle groups 0": channel_shuffle({"groups": 0}),
+    "shuffle groups not dividing": channel_shuffle({"groups": 4}),
+    "shuffle wide elements": channel_shuffle({"input": torch.ones(2, 6, 1).cdouble()}),
     "depthwise input integer": depthwise_conv({"input": byte(2, 6, 5, 4)}),
     "depthwise input float64": depthwise_conv({"input": torch.ones(2, 6, 5, 4).double()}),
     "depthwise input 3-D": depthwise_conv({"input": torch.ones(6, 5, 4)}),
