@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from nncx.compress._counterpart import GEOMETRY
 from nncx.compress._fold import fold
 from nncx.nn.mobile import ChannelShuffle, DepthwiseConv2d, GroupedConv2d
 
@@ -47,7 +48,7 @@ class Mobile:
         if type(module) in _ACTIVATIONS:
             return kinds in ([], [nn.BatchNorm2d])
         is_shuffle = type(module) is nn.ChannelShuffle and nn.ChannelShuffle not in kinds
-        return is_shuffle and not _is_depthwise(layer)
+        return is_shuffle and _layer_for(layer) is GroupedConv2d
 
     def replace(self, module: nn.Module, behind: tuple[nn.Module, ...] = ()) -> nn.Module:
         """The layer, with the very Parameters of `module` unless a BatchNorm is `behind`."""
@@ -64,22 +65,36 @@ class Mobile:
         return _counterpart(module, **extras) if _is_factor(module) else module
 
 
+def may_have_made(present: nn.Module, fresh: nn.Module) -> bool:
+    """Whether `Mobile` puts a layer like `fresh` where `present` is, for whatever is behind it."""
+    if type(fresh) is nn.Identity:
+        return type(present) in (*_ACTIVATIONS, nn.BatchNorm2d, nn.ChannelShuffle)
+    if type(present) is nn.ChannelShuffle:
+        return type(fresh) is ChannelShuffle and fresh.groups == present.groups
+    if type(present) is not nn.Conv2d or type(fresh) is not _layer_for(present):
+        return False
+    same = all(getattr(present, name) == getattr(fresh, name) for name in GEOMETRY[nn.Conv2d])
+    return same and (present.bias is None or fresh.bias is not None)
+
+
 def _is_factor(module: nn.Module) -> bool:
-    return type(module) is nn.Conv2d and (module.groups > 1 or module.kernel_size == (1, 1))
+    return type(module) is nn.Conv2d and _layer_for(module) is not nn.Conv2d
 
 
-def _is_depthwise(layer: nn.Conv2d) -> bool:
-    return layer.groups == layer.in_channels > 1
+def _layer_for(layer: nn.Conv2d) -> type[nn.Conv2d]:
+    if layer.groups == layer.in_channels > 1:
+        return DepthwiseConv2d
+    return GroupedConv2d if layer.groups > 1 or layer.kernel_size == (1, 1) else nn.Conv2d
 
 
 def _counterpart(layer: nn.Conv2d, **extras: object) -> nn.Module:
-    names = ("kernel_size", "stride", "padding", "dilation", "padding_mode")
-    given = {name: getattr(layer, name) for name in names}
+    given = {name: getattr(layer, name) for name in GEOMETRY[nn.Conv2d]}
     given |= {"bias": layer.bias is not None, "device": "meta", **extras}
-    if _is_depthwise(layer):
-        multiplier = layer.out_channels // layer.in_channels
-        new = DepthwiseConv2d(layer.in_channels, multiplier=multiplier, **given)
-    else:
-        new = GroupedConv2d(layer.in_channels, layer.out_channels, groups=layer.groups, **given)
+    cls = _layer_for(layer)
+    if cls is DepthwiseConv2d:
+        channels = given["channels"] = given.pop("in_channels")
+        given["multiplier"] = given.pop("out_channels") // channels
+        del given["groups"]
+    new = cls(**given)
     new.weight, new.bias = layer.weight, layer.bias
     return new.train(layer.training)

@@ -243,6 +243,40 @@ def test_a_folded_network_is_stored_and_loaded(tmp_path):
         assert torch.equal(loaded(x), model(x))
 
 
+class Foreign(nn.Module):
+    def __init__(self, channels: int = 4, bias: bool = False):
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, bias=bias), nn.BatchNorm2d(channels))
+        self.body = nn.Sequential(depthwise(channels), nn.BatchNorm2d(channels), nn.ReLU6())
+        self.mix = nn.Sequential(nn.Conv2d(channels, 4, 1), nn.ChannelShuffle(2), nn.Tanh())
+
+    def forward(self, x):
+        return self.mix(self.body(self.stem(x)))
+
+
+@pytest.mark.filterwarnings("ignore:nncx.save. load will not do without into=")
+@pytest.mark.parametrize("training", [True, False])
+def test_a_network_of_another_class_is_filled_into_a_new_one(training, tmp_path):
+    torch.manual_seed(0)
+    model = convert(with_statistics(Foreign()).train(training), Mobile()).eval()
+    nncx.save(model, tmp_path / "net.safetensors")
+    loaded = nncx.load(tmp_path / "net.safetensors", into=Foreign())
+    x = images(model, 8)
+    assert repr(loaded) == repr(model) and torch.equal(loaded(x), model(x))
+    others = [Foreign(channels=6), Foreign(bias=True)] if training else [Foreign(channels=6)]
+    for other in others:
+        with pytest.raises(ValueError, match="in the file and .* in into="):
+            nncx.load(tmp_path / "net.safetensors", into=other)
+
+
+def test_the_graph_of_a_network_of_another_class_needs_no_class(tmp_path):
+    torch.manual_seed(0)
+    model = convert(with_statistics(Foreign()).eval(), Mobile())
+    x = images(model, 8)
+    nncx.save(nncx.graph.trace(model, x), tmp_path / "net.safetensors")
+    torch.testing.assert_close(nncx.load(tmp_path / "net.safetensors")(x), model(x))
+
+
 def test_macs_and_weights_of_a_converted_network_are_those_of_the_original():
     model = NETWORKS["shufflenet"]().eval()
     x = images(model)
