@@ -28,8 +28,8 @@ void run(const ChannelShuffleParams& p, const Tensor& input) {
 #endif
 
 Tensor channel_shuffle(const Tensor& input, int64_t groups) {
-  NNCX_CHECK(input.dim() >= 3, kOp, ": input must be [N, C, ...] of at least 3 dimensions, got shape ",
-             shape_text(input));
+  NNCX_CHECK(input.dim() >= 3, kOp,
+             ": input must be [N, C, ...] of at least 3 dimensions, got shape ", shape_text(input));
   const int64_t channels = input.size(1);
   NNCX_CHECK(groups >= 1 && channels % groups == 0, kOp,
              ": groups must divide the channels, got groups=", groups, ", channels=", channels);
@@ -39,8 +39,8 @@ Tensor channel_shuffle(const Tensor& input, int64_t groups) {
              torch::headeronly::toString(input.scalar_type()));
   p.channels_last = input.dim() == 4 && keeps_channels_last(input);
   const auto sizes = input.sizes();
-  const Tensor output = new_tensor(input, {sizes.begin(), sizes.end()}, input.scalar_type(),
-                                   p.channels_last);
+  const Tensor output =
+      new_tensor(input, {sizes.begin(), sizes.end()}, input.scalar_type(), p.channels_last);
   if (output.numel() == 0) return output;
   const Tensor image = p.channels_last ? input : dense(input);
   p.input = image.const_data_ptr();

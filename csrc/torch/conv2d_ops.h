@@ -91,6 +91,8 @@ class EpilogueTensor {
     dense_ = dense(*given);
   }
 
+  const Tensor& tensor() const { return *dense_; }  // of one that was given
+
   template <class T = float>
   const T* data() const {
     return dense_ ? static_cast<const T*>(dense_->const_data_ptr()) : nullptr;

@@ -98,6 +98,21 @@ def depthwise_conv(changes: dict) -> tuple:
     return call(NNCX.depthwise_conv2d, arguments, changes)
 
 
+def grouped_conv(changes: dict) -> tuple:
+    arguments = {
+        "input": torch.randn(2, 6, 5, 4),
+        "weight": torch.randn(12, 3, 3, 2),
+        "bias": None,
+        "stride": [1, 1],
+        "padding": [0, 0],
+        "dilation": [1, 1],
+        "groups": 2,
+        "shuffle": 3,
+        "activation": "none",
+    }
+    return call(NNCX.grouped_conv2d, arguments, changes)
+
+
 def int8_epilogue() -> dict:
     return {
         "input_zero_point": int8(),
@@ -297,6 +312,26 @@ def samples() -> list[Sample]:
                     "bias": torch.randn(6).bfloat16().requires_grad_(),
                     "stride": [2, 1],
                     "padding": [1, 1],
+                }
+            ),
+            {},
+        ),
+        Sample(*grouped_conv({}), {}),
+        Sample(
+            *grouped_conv(
+                {"input": torch.randn(2, 6, 5, 4).requires_grad_(), "activation": "relu6"}
+            ),
+            {},
+        ),
+        Sample(
+            *grouped_conv(
+                {
+                    "input": torch.randn(2, 6, 5, 4).to(memory_format=torch.channels_last).half(),
+                    "weight": torch.randn(6, 6, 1, 1).half().requires_grad_(),
+                    "bias": torch.randn(6).half().requires_grad_(),
+                    "groups": 1,
+                    "shuffle": 1,
+                    "stride": [2, 1],
                 }
             ),
             {},

@@ -15,6 +15,7 @@ from samples import (
     conv_sign,
     depthwise_conv,
     every_sample,
+    grouped_conv,
     int8,
     int8_conv,
     int8_linear,
@@ -175,6 +176,25 @@ REFUSED = {
     "shuffle groups 0": channel_shuffle({"groups": 0}),
     "shuffle groups not dividing": channel_shuffle({"groups": 4}),
     "shuffle wide elements": channel_shuffle({"input": torch.ones(2, 6, 1).cdouble()}),
+    "grouped input integer": grouped_conv({"input": byte(2, 6, 5, 4)}),
+    "grouped input float64": grouped_conv({"input": torch.ones(2, 6, 5, 4).double()}),
+    "grouped input 3-D": grouped_conv({"input": torch.ones(6, 5, 4)}),
+    "grouped weight 3-D": grouped_conv({"weight": torch.ones(12, 3, 3)}),
+    "grouped weight channels": grouped_conv({"weight": torch.ones(12, 6, 3, 3)}),
+    "grouped weight dtype": grouped_conv({"weight": torch.ones(12, 3, 3, 2).half()}),
+    "grouped kernel 0": grouped_conv({"weight": torch.ones(12, 3, 0, 3)}),
+    "grouped kernel larger": grouped_conv({"weight": torch.ones(12, 3, 6, 3)}),
+    "grouped groups 0": grouped_conv({"groups": 0}),
+    "grouped groups not dividing": grouped_conv({"groups": 4}),
+    "grouped shuffle 0": grouped_conv({"shuffle": 0}),
+    "grouped shuffle not dividing": grouped_conv({"shuffle": 5}),
+    "grouped bias size": grouped_conv({"bias": torch.ones(6)}),
+    "grouped bias dtype": grouped_conv({"bias": torch.ones(12).half()}),
+    "grouped stride 0": grouped_conv({"stride": [0, 1]}),
+    "grouped padding negative": grouped_conv({"padding": [0, -1]}),
+    "grouped padding that overflows": grouped_conv({"padding": [2**31 - 1] * 2}),
+    "grouped dilation 0": grouped_conv({"dilation": [1, 0]}),
+    "grouped activation": grouped_conv({"activation": "gelu"}),
     "depthwise input integer": depthwise_conv({"input": byte(2, 6, 5, 4)}),
     "depthwise input float64": depthwise_conv({"input": torch.ones(2, 6, 5, 4).double()}),
     "depthwise input 3-D": depthwise_conv({"input": torch.ones(6, 5, 4)}),
@@ -330,6 +350,10 @@ def test_flops_count_two_per_product() -> None:
         for op, arguments in (codebook_conv({}), codebook_linear({})):
             op(*arguments)
     assert counter.get_total_flops() == 2 * (2 * 4 * 3 * 2 * 9 * 3) + 2 * (3 * 70 * 5)
+    with FlopCounterMode(display=False) as counter:
+        op, arguments = grouped_conv({})
+        op(*arguments)
+    assert counter.get_total_flops() == 2 * (2 * 12 * 3 * 3 * 3 * 6)
     with FlopCounterMode(display=False) as counter:
         op, arguments = depthwise_conv({})
         op(*arguments)
