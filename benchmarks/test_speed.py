@@ -8,6 +8,7 @@ import binary_conv2d_sign
 import binary_linear
 import codebook_conv2d
 import codebook_linear
+import depthwise_conv2d
 import int8_conv2d
 import int8_linear
 import max_pool2d_signs
@@ -31,6 +32,7 @@ MODULES = (
     quantize_int8,
     int8_linear,
     int8_conv2d,
+    depthwise_conv2d,
 )
 BENCHMARKS = [module.BENCHMARK for module in MODULES]
 

@@ -277,9 +277,18 @@ void store_pixels(const float* sums, int64_t outputs, int64_t pixels, int64_t ch
 
 // ---------------------------------------------------------------------------------------------
 
-// `outputs` from `o` on, counted over all groups, of the panel's pixels.
+// Neighbouring output channels, counted over all groups, and where each is stored.
+struct Outputs {
+  int64_t first, count;
+  int64_t stored[kGroupedBlock];
+
+  Outputs(const GroupedConv2dParams& p, int64_t first, int64_t count) : first(first), count(count) {
+    for (int64_t i = 0; i < count; ++i) stored[i] = stored_channel(p, first + i);
+  }
+};
+
 template <class V, class T>
-void run_block(const GroupedConv2dParams& p, const Pixels& pixels, int64_t o, int64_t outputs,
+void run_panel(const GroupedConv2dParams& p, const Pixels& pixels, const Outputs& outputs,
                const float* panel) {
   const int64_t all = p.shape.groups * p.shape.out_channels, image = p.out_height * p.out_width;
   T* output = static_cast<T*>(p.output) + pixels.n * all * image;
@@ -288,23 +297,23 @@ void run_block(const GroupedConv2dParams& p, const Pixels& pixels, int64_t o, in
   float* rows[kGroupedBlock];
   bool direct = false;
   if constexpr (std::is_same_v<T, float>) direct = !p.channels_last && pixels.count == kWidth<V>;
-  for (int64_t i = 0; i < outputs; ++i) {
-    planes[i] = output + stored_channel(p, o + i) * image + pixels.first;
+  for (int64_t i = 0; i < outputs.count; ++i) {
+    planes[i] = output + outputs.stored[i] * image + pixels.first;
     rows[i] = direct ? reinterpret_cast<float*>(planes[i]) : sums + i * kWidth<V>;
   }
   if (pixels.count > V::kLanes) {
-    multiply_block<V, 2>(p, o, outputs, panel, rows);
+    multiply_block<V, 2>(p, outputs.first, outputs.count, panel, rows);
   } else {
-    multiply_block<V, 1>(p, o, outputs, panel, rows);
+    multiply_block<V, 1>(p, outputs.first, outputs.count, panel, rows);
   }
   if (direct) return;
-  if (!p.channels_last) return store_planes<V>(sums, outputs, pixels.count, planes);
+  if (!p.channels_last) return store_planes<V>(sums, outputs.count, pixels.count, planes);
   T* pixel = output + pixels.first * all;
-  const int64_t channels = all / p.shuffle;  // of a group that is shuffled
-  for (int64_t i = 0, end; i < outputs; i = end) {
-    end = std::min(outputs, i + channels - (o + i) % channels);
+  for (int64_t i = 0, end; i < outputs.count; i = end) {
+    end = i + 1;
+    while (end < outputs.count && outputs.stored[end] == outputs.stored[end - 1] + p.shuffle) ++end;
     store_pixels<V>(sums + i * kWidth<V>, end - i, pixels.count, all, p.shuffle,
-                    pixel + stored_channel(p, o + i));
+                    pixel + outputs.stored[i]);
   }
 }
 
@@ -321,9 +330,10 @@ void run_strip(const GroupedConv2dParams& p, int64_t group, const Pixels& strip,
   }
   for (int64_t block = block_begin; block < block_end; ++block) {
     const int64_t first = block * kGroupedBlock;
-    const int64_t outputs = std::min(kGroupedBlock, p.shape.out_channels - first);
+    const Outputs outputs(p, group * p.shape.out_channels + first,
+                          std::min(kGroupedBlock, p.shape.out_channels - first));
     for (int64_t done = 0; done < strip.count; done += kWidth<V>) {
-      run_block<V, T>(p, panel_pixels(done), group * p.shape.out_channels + first, outputs,
+      run_panel<V, T>(p, panel_pixels(done), outputs,
                       scratch.panels + done / kWidth<V> * panel_size);
     }
   }

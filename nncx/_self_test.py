@@ -22,6 +22,7 @@ from nncx.ops.binary_linear import binary_linear_reference
 from nncx.ops.binary_linear_sign import binary_linear_sign_reference
 from nncx.ops.codebook_conv2d import codebook_conv2d_reference
 from nncx.ops.codebook_linear import codebook_linear_reference
+from nncx.ops.depthwise_conv2d import depthwise_conv2d_reference
 from nncx.ops.int8_conv2d import int8_conv2d_reference
 from nncx.ops.int8_linear import int8_linear_reference
 from nncx.ops.max_pool2d_signs import max_pool2d_signs_reference
@@ -131,6 +132,15 @@ def _codebook_conv2d(device: str) -> Iterator[Check]:
         yield Check(y, expected, FLOAT_SUMS)
 
 
+def _depthwise_conv2d(device: str) -> Iterator[Check]:
+    x, weight, bias = torch.randn(2, 38, 9, 11), torch.randn(76, 1, 3, 3), torch.randn(76)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        arguments = (x.to(memory_format=memory_format), weight, bias)
+        expected = depthwise_conv2d_reference(*arguments, 1, 1, 1, "relu6")
+        y = ops.depthwise_conv2d(*(t.to(device) for t in arguments), 1, 1, 1, "relu6")
+        yield Check(y, expected, FLOAT_SUMS)
+
+
 def _quantize_int8(device: str) -> Iterator[Check]:
     scale, zero_point = torch.tensor(0.02), torch.tensor(-7, dtype=torch.int8)
     for x in (torch.randn(9, 131), torch.randn(2, 38, 9, 11)):
@@ -177,6 +187,7 @@ SELF_TESTS: tuple[SelfTest, ...] = (
     _max_pool2d_signs,
     _codebook_linear,
     _codebook_conv2d,
+    _depthwise_conv2d,
     _quantize_int8,
     _int8_linear,
     _int8_conv2d,

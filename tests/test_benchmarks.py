@@ -21,6 +21,7 @@ SMALLEST = {
     "binary_linear": "m=256",
     "codebook_conv2d": "c=16 hw=32 k=3 bits=1 nhwc",
     "codebook_linear": "m=256 k=1024 o=1024 bits=4",
+    "depthwise_conv2d": "c=116",
     "int8_conv2d": "c=1024 hw=7 k=1 symmetric to int8",
     "int8_linear": "m=33 k=1001 o=999 affine",
     "max_pool2d_signs": "c=16",

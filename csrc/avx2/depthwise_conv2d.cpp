@@ -11,15 +11,16 @@ namespace {
 struct V {
   using Floats = __m256;
   static constexpr int kLanes = 8;
-  static constexpr int kRows = 2;     // times 3 sums, 9 weights and an input: 16 registers
+  static constexpr int kRows = 2;  // times 3 sums, 9 weights and an input: 16 registers
   static constexpr int kColumns = 3;
   static constexpr int kLines = 4;
 
   NNCX_INLINE static Floats load(const float* x) { return _mm256_loadu_ps(x); }
   NNCX_INLINE static Floats broadcast(const float* x) { return _mm256_broadcast_ss(x); }
   NNCX_INLINE static Floats fma(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }
-  NNCX_INLINE static Floats clamp(Floats y, float low, float high) {
-    return _mm256_min_ps(_mm256_set1_ps(high), _mm256_max_ps(_mm256_set1_ps(low), y));
+  NNCX_INLINE static Floats fill(float x) { return _mm256_set1_ps(x); }
+  NNCX_INLINE static Floats clamp(Floats y, Floats low, Floats high) {
+    return _mm256_min_ps(high, _mm256_max_ps(low, y));
   }
   template <class T>
   NNCX_INLINE static void store(Floats y, T* out) {

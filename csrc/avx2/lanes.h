@@ -29,10 +29,17 @@ NNCX_INLINE inline void store_lanes(__m256 y, Half* out) {
   _mm_storeu_si128(reinterpret_cast<__m128i*>(out), _mm256_cvtps_ph(y, _MM_FROUND_TO_NEAREST_INT));
 }
 
-NNCX_INLINE inline void store_lanes(__m256 y, BFloat16* out) {
-  alignas(32) float lanes[kLanes];
-  _mm256_store_ps(lanes, y);
-  for (int64_t i = 0; i < kLanes; ++i) store_float(lanes[i], out + i);
+NNCX_INLINE inline void store_lanes(__m256 y, BFloat16* out) {  // as store_float rounds
+  const __m256i bits = _mm256_castps_si256(y), high = _mm256_srli_epi32(bits, 16);
+  const __m256i odd = _mm256_and_si256(high, _mm256_set1_epi32(1));
+  const __m256i half = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7FFF));
+  const __m256i rounded = _mm256_srli_epi32(_mm256_add_epi32(bits, half), 16);
+  const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(y, y, _CMP_UNORD_Q));
+  const __m256i quiet = _mm256_or_si256(high, _mm256_set1_epi32(0x40));
+  const __m256i words = _mm256_blendv_epi8(rounded, quiet, nan);
+  _mm_storeu_si128(
+      reinterpret_cast<__m128i*>(out),
+      _mm_packus_epi32(_mm256_castsi256_si128(words), _mm256_extracti128_si256(words, 1)));
 }
 
 // quantize() of 8 numbers. By value: a store of bytes might change what a reference refers to.

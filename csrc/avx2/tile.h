@@ -50,7 +50,13 @@ NNCX_INLINE inline void store_lanes(__m256 y, T* out, int64_t count) {
   if (count == kLanes) return store_lanes(y, out);
   T all[kLanes];
   store_lanes(y, all);
-  std::memcpy(out, all, count * sizeof(T));
+  int64_t i = 0;
+  for_each<3>([&](auto half) NNCX_INLINE {  // in place of one memcpy, which would be a call
+    constexpr int64_t kCount = kLanes / 2 >> half;
+    if (!(count & kCount)) return;
+    std::memcpy(out + i, all + i, kCount * sizeof(T));
+    i += kCount;
+  });
 }
 
 }  // namespace
