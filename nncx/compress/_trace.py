@@ -29,8 +29,8 @@ def trace(model: nn.Module) -> fx.Graph:
         except Exception as error:  # the model's own code runs here and may raise anything
             raise ValueError(
                 f"convert: torch.fx must be able to trace {type(model).__name__}, got"
-                f" {type(error).__name__} ({error}); pass rewire=False, which removes no ReLU"
-                " before a binary layer and takes layers in order of registration"
+                f" {type(error).__name__} ({error}); pass rewire=False, which removes and"
+                " folds nothing and takes layers in order of registration"
             ) from error
         for node in graph.nodes:
             if node.op == "call_module":
