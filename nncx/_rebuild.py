@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from nncx._describe import MAX_DEPTH, argument, arguments, config, foreign_name, join
 from nncx.compress._rewire import REMOVABLE_MODULES
+from nncx.compress.mobile import may_have_made
 from nncx.graph import Graph
 from nncx.nn import PackedLayer
 
@@ -312,6 +313,8 @@ class _Plan:
 
     def _may_become(self, present: nn.Module, fresh: nn.Module) -> bool:
         """Whether `convert` or `freeze` could have made `fresh` of `present`."""
+        if may_have_made(present, fresh):
+            return True
         if type(fresh) is nn.Identity:
             return isinstance(present, REMOVABLE_MODULES)
         if not isinstance(fresh, PackedLayer) or type(present) not in self._types.values():

@@ -33,6 +33,10 @@ from nncx.graph import Graph
 from nncx.nn import (
     BinaryConnectConv2d,
     BinaryConnectLinear,
+    ChannelShuffle,
+    DepthwiseConv2d,
+    DepthwiseSeparableConv2d,
+    GroupedConv2d,
     HalfConv2d,
     HalfLinear,
     Int8Conv2d,
@@ -63,13 +67,17 @@ _TORCH_TYPES = """
     ReflectionPad1d ReflectionPad2d ReflectionPad3d
     ReplicationPad1d ReplicationPad2d ReplicationPad3d ZeroPad1d ZeroPad2d ZeroPad3d
 """.split()
-_MODELS = ("LeNet300100", "LeNet4", "LeNet5", "MLP", "NiN", "ResNet", "VGG9")
+_MODELS = "LeNet300100 LeNet4 LeNet5 MLP MobileNet NiN ResNet ShuffleNet ShuffleNetV2 VGG9".split()
 
 TYPES: dict[str, type[nn.Module]] = {
     **{f"torch.nn.{name}": getattr(nn, name) for name in _TORCH_TYPES},
     **{f"nncx.models.{name}": getattr(nncx.models, name) for name in _MODELS},
     "nncx.BinaryConnectConv2d": BinaryConnectConv2d,
     "nncx.BinaryConnectLinear": BinaryConnectLinear,
+    "nncx.ChannelShuffle": ChannelShuffle,
+    "nncx.DepthwiseConv2d": DepthwiseConv2d,
+    "nncx.DepthwiseSeparableConv2d": DepthwiseSeparableConv2d,
+    "nncx.GroupedConv2d": GroupedConv2d,
     "nncx.HalfConv2d": HalfConv2d,
     "nncx.HalfLinear": HalfLinear,
     "nncx.Int8Conv2d": Int8Conv2d,

@@ -113,7 +113,10 @@ def train(
     ] = Recipe.image_size,
     model: Annotated[
         str,
-        typer.Option(help="lenet300100, lenet4, lenet5, mlp, nin, vgg9, or resnet with its depth."),
+        typer.Option(
+            help="lenet300100, lenet4, lenet5, mlp, mobilenet, nin, shufflenet, shufflenetv2, vgg9,"
+            " or resnet with its depth."
+        ),
     ] = Recipe.model,
     option: Annotated[
         list[str] | None,

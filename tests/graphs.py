@@ -12,8 +12,10 @@ def with_statistics(model: nn.Module) -> nn.Module:
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
             for tensor in (module.weight, module.bias, module.running_mean):
-                nn.init.normal_(tensor)
-            nn.init.uniform_(module.running_var, 0.5, 2)
+                if tensor is not None:
+                    nn.init.normal_(tensor)
+            if module.running_var is not None:
+                nn.init.uniform_(module.running_var, 0.5, 2)
     return model
 
 

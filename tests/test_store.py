@@ -15,10 +15,14 @@ from nncx import models as nncx_models
 from nncx._store import load, save
 from nncx.compress import XNOR, BinaryConnect, Half, Int8, convert, freeze
 from nncx.graph import Graph
-from nncx.models import MLP, VGG9, LeNet5, LeNet300100, NiN, ResNet
+from nncx.models import MLP, VGG9, LeNet5, LeNet300100, MobileNet, NiN, ResNet, ShuffleNetV2
 from nncx.nn import (
     BinaryConnectConv2d,
     BinaryConnectLinear,
+    ChannelShuffle,
+    DepthwiseConv2d,
+    DepthwiseSeparableConv2d,
+    GroupedConv2d,
     HalfConv2d,
     HalfLinear,
     Int8Conv2d,
@@ -75,8 +79,10 @@ MODELS = {
     "LeNet5": (LeNet5, (2, 1, 28, 28)),
     "LeNet5 with norm": (lambda: LeNet5(norm=True), (2, 1, 28, 28)),
     "MLP": (lambda: MLP(width=20, depth=2, dropout=0.5), (2, 1, 28, 28)),
+    "MobileNet": (lambda: MobileNet(width=0.25, small_images=True), (2, 3, 16, 16)),
     "NiN": (NiN, (2, 3, 32, 32)),
     "ResNet": (lambda: ResNet(8, width=4), (2, 3, 16, 16)),
+    "ShuffleNetV2": (lambda: ShuffleNetV2(width=0.5, small_images=True), (2, 3, 16, 16)),
     "VGG9": (lambda: VGG9(width=4, hidden=8), (2, 3, 32, 32)),
 }
 METHODS = {
@@ -320,6 +326,9 @@ SAMPLES = [
     *(BinaryConnectConv2d(4, 6, (3, 2), 2, groups=2, stochastic=True), BinaryConnectLinear(3, 4)),
     *(Int8Conv2d(4, 6, 3, padding="same", symmetric=True), Int8Linear(3, 4, per_channel=False)),
     *(HalfConv2d(4, 6, 3, storage="bfloat16"), HalfLinear(3, 4)),
+    *(DepthwiseConv2d(4, 3, 2, padding=1, multiplier=2, activation="relu6"), ChannelShuffle(2)),
+    GroupedConv2d(6, 4, 1, groups=2, bias=False, shuffle=2, activation="relu"),
+    DepthwiseSeparableConv2d(4, 6, (3, 5), padding="same", middle_activation="relu", bias=False),
     Graph([("y", "hardtanh", ("x",), {"max_val": float("inf")})], ["x"], ["y"]),
 ]
 
@@ -339,7 +348,8 @@ def test_every_listed_layer_is_rebuilt_as_it_was(module, file):
 
 
 def test_every_listed_type_has_a_sample():
-    models = {type(build()) for build, _ in MODELS.values()} | {nncx_models.LeNet4}
+    others = {nncx_models.LeNet4, nncx_models.ShuffleNet}
+    models = {type(build()) for build, _ in MODELS.values()} | others
     assert {type(module) for module in SAMPLES} | models == set(_store.TYPES.values())
 
 

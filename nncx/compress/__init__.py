@@ -7,6 +7,7 @@ from nncx.compress.binary_connect import BinaryConnect
 from nncx.compress.half import Half
 from nncx.compress.int8 import Int8
 from nncx.compress.int8_ptq import Sensitivity, quantize, sensitivity, vanhoucke
+from nncx.compress.mobile import Mobile
 from nncx.compress.xnor import XNOR
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "Half",
     "Int8",
     "Method",
+    "Mobile",
     "Sensitivity",
     "convert",
     "fold_batch_norm",

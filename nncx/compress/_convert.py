@@ -4,6 +4,7 @@ from typing import ClassVar, Protocol
 
 from torch import fx, nn
 
+from nncx.compress._behind import modules_behind
 from nncx.compress._counterpart import check_no_hooks, check_weight
 from nncx.compress._rewire import modules_to_remove
 from nncx.compress._skip import Skip, names_of, skipped
@@ -18,6 +19,11 @@ class Method(Protocol):
 
     binarizes_input: ClassVar[bool]
     """Whether its layers see only the sign of their input, so that a ReLU before them must go."""
+
+    folds: ClassVar[bool]
+    """Whether its layers do in eval mode what stands behind them. Then it has `absorbs(layer,
+    behind, module)`: whether the layer for `layer`, with the modules `behind` it, does `module`
+    too; and `replace` takes `behind` as well."""
 
     def replaces(self, module: nn.Module) -> bool:
         """Whether the method has a layer for `module`."""
@@ -34,7 +40,8 @@ def convert(
     The new layers hold the old layers' Parameters, so optimizers stay valid. A method that
     binarises inputs also removes each ReLU (or another activation that is never negative) and each
     dropout that feeds only its layers: the sign of what a ReLU gives, and of the zeros of a
-    dropout, is +1.
+    dropout, is +1. A method that folds replaces what its layers do of what is behind them, if the
+    model is in eval mode.
 
     Layers inside torch's own blocks, as `nn.TransformerEncoderLayer`, stay as they are: such a
     block reads their weights itself.
@@ -46,8 +53,8 @@ def convert(
             predicate of (name, layer). Default: the first and last layer with weights, in order of
             execution, where the method says so, else none.
         rewire: look at the graph of the model. False converts a model that torch.fx cannot trace;
-            then nothing is removed, first and last are those in order of registration, and whether
-            forward calls the layers is not known.
+            then nothing is removed or folded, first and last are those in order of registration,
+            and whether forward calls the layers is not known.
 
     Returns:
         `model`.
@@ -61,10 +68,15 @@ def convert(
     _check_arguments(model, method)
     names = names_of(model)
     by_order = skip is None and method.keeps_first_and_last
-    graph = trace(model) if rewire and (method.binarizes_input or by_order) else None
+    folds = rewire and method.folds and not model.training
+    looks = rewire and (method.binarizes_input or by_order)
+    graph = trace(model) if looks or folds else None
     kept = _first_and_last(names, graph) if by_order else skipped(names, skip or (), "convert")
     inside = {m for block in names if _is_torch_block(block) for m in block.modules()}
-    targets = [m for m in names if method.replaces(m) and m not in kept | inside]
+    free = [m for m in names if m not in kept | inside]
+    behind = modules_behind(graph, free, method.absorbs) if folds else {}
+    removed = {module for absorbed in behind.values() for module in absorbed}
+    targets = [m for m in free if (method.replaces(m) or m in behind) and m not in removed]
     if not targets:
         raise ValueError(
             f"convert: {type(model).__name__} has no layer for {method} that is not skipped; pass"
@@ -74,15 +86,19 @@ def convert(
         _check_replaceable(module, names[module])
         check_weight(module, names[module][0], "convert")
     kept_names = [names[m][0] for m in names if m in kept and method.replaces(m)]
-    if graph is not None:
+    if looks:
         _check_called(graph, {m: names[m][0] for m in targets}, kept_names)
-    removed: set[nn.Module] = set()
     if rewire and method.binarizes_input:
-        removed = modules_to_remove(graph, set(targets), kept_names)
+        removed |= modules_to_remove(graph, set(targets), kept_names)
     for module in (*targets, *removed):
         check_no_hooks(module, names[module][0], "convert")
     _check_held_once(names, {*targets, *removed})
-    swaps = {module: method.replace(module) for module in targets}
+    swaps = {
+        module: method.replace(module, behind[module])
+        if module in behind
+        else method.replace(module)
+        for module in targets
+    }
     swaps |= {module: nn.Identity() for module in removed}
     for module, new in swaps.items():
         for name in names[module]:

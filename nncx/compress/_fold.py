@@ -41,7 +41,7 @@ def fold_batch_norm(graph: Graph, example: Tensor) -> Graph:
     for node, norm in folds:
         layer = graph.get_submodule(node.layer)
         if not isinstance(layer, nn.Linear) or norm.layer in flat:
-            graph.put_layer(node.layer, _folded(layer, graph.get_submodule(norm.layer)))
+            graph.put_layer(node.layer, fold(layer, graph.get_submodule(norm.layer)))
             graph.remove(norm.name)
     return graph
 
@@ -77,8 +77,9 @@ def _flat_inputs(graph: Graph, paths: list[str], example: Tensor) -> set[str]:
     return flat
 
 
-def _folded(layer: nn.Module, norm: nn.Module) -> nn.Module:
-    """A layer that does what `norm(layer(x))` does."""
+@torch.no_grad()
+def fold(layer: nn.Module, norm: nn.Module) -> nn.Module:
+    """A new layer that does what `norm(layer(x))` does in eval mode."""
     gamma = 1.0 if norm.weight is None else norm.weight.double()
     beta = 0.0 if norm.bias is None else norm.bias.double()
     before = 0.0 if layer.bias is None else layer.bias.double()

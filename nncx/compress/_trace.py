@@ -7,14 +7,14 @@ from typing import Any
 
 from torch import fx, nn
 
-from nncx.nn import PackedLayer
+from nncx.nn import NativeLayer
 
 
 class _Tracer(fx.Tracer):
     """Sees through every module but torch's and our own layers."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return isinstance(m, PackedLayer) or super().is_leaf_module(m, module_qualified_name)
+        return isinstance(m, NativeLayer) or super().is_leaf_module(m, module_qualified_name)
 
 
 def trace(model: nn.Module) -> fx.Graph:
@@ -29,8 +29,8 @@ def trace(model: nn.Module) -> fx.Graph:
         except Exception as error:  # the model's own code runs here and may raise anything
             raise ValueError(
                 f"convert: torch.fx must be able to trace {type(model).__name__}, got"
-                f" {type(error).__name__} ({error}); pass rewire=False, which removes no ReLU"
-                " before a binary layer and takes layers in order of registration"
+                f" {type(error).__name__} ({error}); pass rewire=False, which removes and"
+                " folds nothing and takes layers in order of registration"
             ) from error
         for node in graph.nodes:
             if node.op == "call_module":

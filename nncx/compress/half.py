@@ -32,6 +32,7 @@ class Half:
 
     keeps_first_and_last: ClassVar[bool] = False
     binarizes_input: ClassVar[bool] = False
+    folds: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.dtype not in _NAMES:

@@ -35,6 +35,7 @@ class Int8:
 
     keeps_first_and_last: ClassVar[bool] = False
     binarizes_input: ClassVar[bool] = False
+    folds: ClassVar[bool] = False
 
     def replaces(self, module: nn.Module) -> bool:
         """Whether the method has a layer for `module`; subclasses may mean something else."""

@@ -39,6 +39,7 @@ class XNOR:
 
     keeps_first_and_last: ClassVar[bool] = True
     binarizes_input: ClassVar[bool] = True
+    folds: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if self.scale not in SCALES:

@@ -17,7 +17,7 @@ from torch.export.graph_signature import OutputKind
 from nncx._modes import evaluated
 from nncx.graph._graph import Graph, Node
 from nncx.graph._operations import GETITEM, LAYER, OPERATIONS
-from nncx.nn import PackedLayer
+from nncx.nn import NativeLayer
 
 LAYERS = (
     *(nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d),
@@ -298,7 +298,7 @@ class _Builder:
 
 def _is_layer(module: nn.Module) -> bool:
     """Whether a call of it becomes one node."""
-    return isinstance(module, PackedLayer) or type(module) in LAYERS
+    return isinstance(module, NativeLayer) or type(module) in LAYERS
 
 
 def _live(graph: fx.Graph, inputs: set[str]) -> set[fx.Node]:

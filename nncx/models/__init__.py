@@ -12,28 +12,50 @@ from torch import nn
 
 from nncx.models.lenet import LeNet4, LeNet5, LeNet300100
 from nncx.models.mlp import MLP
+from nncx.models.mobilenet import MobileNet
 from nncx.models.nin import NiN
 from nncx.models.resnet import ResNet
+from nncx.models.shufflenet import ShuffleNet
+from nncx.models.shufflenet_v2 import ShuffleNetV2
 from nncx.models.vgg import VGG9
 
-__all__ = ["LeNet300100", "LeNet4", "LeNet5", "MLP", "NiN", "ResNet", "VGG9", "by_name"]
+__all__ = [
+    "LeNet300100",
+    "LeNet4",
+    "LeNet5",
+    "MLP",
+    "MobileNet",
+    "NiN",
+    "ResNet",
+    "ShuffleNet",
+    "ShuffleNetV2",
+    "VGG9",
+    "by_name",
+]
 
 _BY_NAME = {
     "lenet300100": LeNet300100,
     "lenet4": LeNet4,
     "lenet5": LeNet5,
     "mlp": MLP,
+    "mobilenet": MobileNet,
     "nin": NiN,
+    "shufflenet": ShuffleNet,
+    "shufflenetv2": ShuffleNetV2,
     "vgg9": VGG9,
 }
+
+_SMALL = 64  # pixels, of which the forms for ImageNet would leave one
 
 
 def by_name(name: str, *, image_size: int = 28, **arguments: object) -> nn.Module:
     """The network that a command line names: `by_name("resnet20", in_channels=1)`.
 
     Args:
-        name: lenet300100, lenet4, lenet5, mlp, nin, vgg9, or resnet with its depth.
-        image_size: for the networks that depend on it; the others take any size.
+        name: lenet300100, lenet4, lenet5, mlp, mobilenet, nin, shufflenet, shufflenetv2, vgg9, or
+            resnet with its depth.
+        image_size: for the networks that depend on it, and to choose the form for small images
+            (below 64 pixels) of those that have one; the others take any size.
         arguments: the constructor's.
 
     Raises:
@@ -46,6 +68,9 @@ def by_name(name: str, *, image_size: int = 28, **arguments: object) -> nn.Modul
     if name not in _BY_NAME:
         raise ValueError(f"a network is one of {', '.join(_BY_NAME)}, resnet<depth>, got {name!r}")
     network = _BY_NAME[name]
-    if "image_size" in inspect.signature(network).parameters:
+    parameters = inspect.signature(network).parameters
+    if "image_size" in parameters:
         arguments["image_size"] = image_size
+    if "small_images" in parameters:
+        arguments.setdefault("small_images", image_size < _SMALL)
     return network(**arguments)

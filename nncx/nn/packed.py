@@ -17,11 +17,13 @@ from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd import forward_ad
 
+from nncx.nn.native import NativeLayer
 
-class PackedLayer(nn.Module):
+
+class PackedLayer(NativeLayer):
     """Mixin, to stand before the torch layer it extends, which has a `weight`.
 
     A subclass calls `_init_packing` at the end of its constructor and implements `_pack`, which
@@ -31,7 +33,6 @@ class PackedLayer(nn.Module):
     """
 
     precision: ClassVar[str]
-    op: ClassVar[str]  # the native op in nncx.ops that evaluates the layer
     frozen: bool  # whether the float weight is gone
     packed_weight: Tensor | None
     _prepacked: Tensor | None

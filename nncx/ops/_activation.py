@@ -5,7 +5,7 @@ from torch import Tensor
 
 from nncx.ops._common import check
 
-_ACTIVATIONS = {
+ACTIVATIONS = {
     "none": lambda y: y,
     "relu": torch.relu,
     "relu6": torch.nn.functional.relu6,
@@ -14,13 +14,13 @@ _ACTIVATIONS = {
 
 def check_activation(op: str, activation: str) -> None:
     check(
-        activation in _ACTIVATIONS,
+        activation in ACTIVATIONS,
         lambda: f"{op}: activation must be none, relu or relu6, got '{activation}'",
     )
 
 
 def activate(y: Tensor, activation: str) -> Tensor:
-    return _ACTIVATIONS[activation](y)
+    return ACTIVATIONS[activation](y)
 
 
 def mask_gradient(gradient: Tensor, output: Tensor, activation: str) -> Tensor:

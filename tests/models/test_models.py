@@ -8,7 +8,18 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from nncx import models
-from nncx.models import MLP, VGG9, LeNet4, LeNet5, LeNet300100, NiN, ResNet
+from nncx.models import (
+    MLP,
+    VGG9,
+    LeNet4,
+    LeNet5,
+    LeNet300100,
+    MobileNet,
+    NiN,
+    ResNet,
+    ShuffleNet,
+    ShuffleNetV2,
+)
 
 SMALL = [
     LeNet300100(1, 10, 8),
@@ -18,9 +29,15 @@ SMALL = [
     LeNet5(1, 10, 8, padding=2, norm=True),
     MLP(1, 10, 8, width=12, depth=2, input_dropout=0.1, dropout=0.2),
     MLP(2, 3, 8, width=12, depth=1),
+    MobileNet(1, 5, width=0.1, small_images=True),
+    MobileNet(2, 10, width=0.25),
     NiN(1),
     ResNet(8, 1, width=4),
     ResNet(14, 3, num_classes=5, width=5),  # an odd number of channels to pad
+    ShuffleNet(1, 5, groups=2, width=0.2, small_images=True),
+    ShuffleNet(3, 10, groups=3, width=0.25),
+    ShuffleNetV2(1, 5, width=0.5, small_images=True),
+    ShuffleNetV2(3, 10, width=0.5),
     VGG9(3, 10, 11, width=4, hidden=12),
 ]
 
@@ -130,8 +147,8 @@ def test_resnet20_has_the_published_macs():
 @pytest.mark.parametrize(
     "name",
     [
-        *("lenet300100", "lenet4", "lenet5", "lenet5 norm", "mlp", "nin"),
-        *("resnet8", "resnet14", "vgg9"),
+        *("lenet300100", "lenet4", "lenet5", "lenet5 norm", "mlp", "mobilenet", "nin"),
+        *("resnet8", "resnet14", "shufflenet", "shufflenetv2", "vgg9"),
     ],
 )
 def test_image_sizes(name, size):
@@ -210,7 +227,10 @@ def test_same_seed_same_weights(model):
         ("lenet4", LeNet4),
         ("lenet5", LeNet5),
         ("mlp", MLP),
+        ("mobilenet", MobileNet),
         ("nin", NiN),
+        ("shufflenet", ShuffleNet),
+        ("shufflenetv2", ShuffleNetV2),
         ("vgg9", VGG9),
         ("resnet20", ResNet),
     ],
@@ -225,7 +245,9 @@ def test_by_name(name, expected):
 
 @pytest.mark.parametrize("name", ["resnet", "ResNet20", "resnet20x", "alexnet", ""])
 def test_by_name_lists_the_valid_names(name):
-    with pytest.raises(ValueError, match="one of lenet300100, lenet4, .*nin, vgg9, resnet<depth>"):
+    with pytest.raises(
+        ValueError, match="one of lenet300100, lenet4, .*shufflenetv2, vgg9, resnet<depth>"
+    ):
         models.by_name(name)
 
 
@@ -243,6 +265,14 @@ def test_by_name_lists_the_valid_names(name):
         (lambda: MLP(input_dropout=-0.1), r"input_dropout must be a probability .* got -0.1"),
         (lambda: VGG9(image_size=7), "image_size must be an integer of at least 8, got 7"),
         (lambda: VGG9(hidden=0), "hidden must be"),
+        (lambda: MobileNet(width=0), "width must be a number above 0, got 0"),
+        (lambda: MobileNet(width=float("inf")), "width must be a number above 0, got inf"),
+        (lambda: MobileNet(num_classes=0), "num_classes must be"),
+        (lambda: ShuffleNet(groups=5), "groups must be one of 1, 2, 3, 4, 8, got 5"),
+        (lambda: ShuffleNet(width=-1), "width must be a number above 0, got -1"),
+        (lambda: ShuffleNet(in_channels=0), "in_channels must be"),
+        (lambda: ShuffleNetV2(width=0.75), "width must be one of 0.5, 1.0, 1.5, 2.0, got 0.75"),
+        (lambda: ShuffleNetV2(in_channels=0), "in_channels must be"),
         (lambda: LeNet4(num_classes=-1), "num_classes must be"),
         (lambda: LeNet4(image_size=3), "image_size must leave something .* got 3"),
         (lambda: LeNet4(widths=(1, 2)), r"widths must be .* got \(1, 2\)"),
