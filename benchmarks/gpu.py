@@ -15,7 +15,7 @@ from roofline import Roof
 
 from nncx import _C
 
-# Not a power of two: where both tensors are in step on the memory channels, a copy is a third slower.
+# Not a power of two: a copy between tensors in step on the memory channels is a third slower.
 COPY_BYTES = 49 * 2**23
 
 
