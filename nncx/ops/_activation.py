@@ -24,9 +24,7 @@ def activate(y: Tensor, activation: str) -> Tensor:
 
 
 def mask_gradient(gradient: Tensor, output: Tensor, activation: str) -> Tensor:
-    """The gradient before an activation that gave `output`; it passes where that is NaN."""
-    if activation == "none":
-        return gradient
+    """The gradient before relu or relu6 that gave `output`; it passes where that is NaN."""
     stopped = output <= 0
     if activation == "relu6":
         stopped = stopped | (output >= 6)

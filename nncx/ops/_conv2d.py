@@ -1,12 +1,14 @@
-"""What the Python side of every 2-D convolution shares: geometry and its checks."""
+"""What the Python side of every 2-D convolution shares: geometry, its checks, and gradients."""
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from nncx.ops._common import check, check_weight_shape
+from nncx.ops._activation import mask_gradient
+from nncx.ops._common import check, check_weight_shape, shape_text
 
 
 def pair(value: int | Sequence[int]) -> list[int]:
@@ -91,3 +93,61 @@ def memory_format(input: Tensor) -> torch.memory_format:
     if channels_last and not input.is_contiguous():
         return torch.channels_last
     return torch.contiguous_format
+
+
+def check_images(op: str, input: Tensor) -> None:
+    check(
+        input.dim() == 4,
+        lambda: f"{op}: input must be [N, C, H, W], got shape {shape_text(input)}",
+    )
+
+
+def empty_output(
+    op: str,
+    input: Tensor,
+    weight: Tensor,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+) -> Tensor:
+    """Of the convolution of a float input with a checked weight ``[O, ., kh, kw]``."""
+    size = output_size(op, input.shape[2:], weight.shape[2:], stride, padding, dilation)
+    return torch.empty(
+        [input.shape[0], weight.shape[0], *size],
+        dtype=input.dtype,
+        device=input.device,
+        memory_format=memory_format(input),
+    )
+
+
+def save_convolution(
+    ctx: Any, input: Tensor, weight: Tensor, bias: Tensor | None, output: Tensor, activation: str
+) -> None:
+    """Keeps what the two functions below need in `ctx`, besides `ctx.geometry`."""
+    ctx.activation = activation
+    ctx.has_bias = bias is not None
+    saved = () if activation == "none" else (output,)
+    ctx.save_for_backward(input, weight, *saved)
+
+
+def before_activation(ctx: Any, gradient: Tensor) -> Tensor:
+    """The gradient of what went into the activation."""
+    _, _, *output = ctx.saved_tensors
+    return mask_gradient(gradient, *output, ctx.activation) if output else gradient
+
+
+def convolution_gradients(ctx: Any, gradient: Tensor, groups: int) -> tuple[Tensor | None, ...]:
+    """Of input, weight and bias; `gradient` is that of the convolution's output."""
+    input, weight, *_ = ctx.saved_tensors
+    needs = ctx.needs_input_grad  # ends before a bias that was left out
+    return torch.ops.aten.convolution_backward(
+        gradient,
+        input,
+        weight,
+        [weight.shape[0]] if ctx.has_bias else None,
+        *ctx.geometry,
+        False,
+        [0, 0],
+        groups,
+        [needs[0], needs[1], ctx.has_bias and needs[2]],
+    )

@@ -13,9 +13,18 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from nncx.ops._activation import activate, check_activation, mask_gradient
+from nncx.ops._activation import activate, check_activation
 from nncx.ops._common import check, check_input_dtype, check_operand, shape_text
-from nncx.ops._conv2d import check_filters, check_window, memory_format, output_size, pair
+from nncx.ops._conv2d import (
+    before_activation,
+    check_filters,
+    check_images,
+    check_window,
+    convolution_gradients,
+    empty_output,
+    pair,
+    save_convolution,
+)
 from nncx.ops.channel_shuffle import channel_shuffle_reference, check_shuffle, unshuffle
 
 _DEVICES = ("cpu", "meta")  # that have a kernel
@@ -92,51 +101,25 @@ def _fake(
     op = "grouped_conv2d"
     check_window(op, stride, padding, dilation)
     check_input_dtype(op, input)
-    check(
-        input.dim() == 4,
-        lambda: f"{op}: input must be [N, C, H, W], got shape {shape_text(input)}",
-    )
+    check_images(op, input)
     _check_weight(input, weight, groups)
-    outputs = weight.shape[0]
-    check_shuffle(op, "shuffle", shuffle, outputs)
+    check_shuffle(op, "shuffle", shuffle, weight.shape[0])
     if bias is not None:
-        check_operand(op, "bias", input, bias, [outputs], input.dtype)
+        check_operand(op, "bias", input, bias, [weight.shape[0]], input.dtype)
     check_activation(op, activation)
-    size = output_size(op, input.shape[2:], weight.shape[2:], stride, padding, dilation)
-    return torch.empty(
-        [input.shape[0], outputs, *size],
-        dtype=input.dtype,
-        device=input.device,
-        memory_format=memory_format(input),
-    )
+    return empty_output(op, input, weight, stride, padding, dilation)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, weight, bias, *ctx.geometry, ctx.groups, ctx.shuffle, ctx.activation = inputs
-    ctx.has_bias = bias is not None
-    saved = () if ctx.activation == "none" else (output,)
-    ctx.save_for_backward(input, weight, *saved)
+    input, weight, bias, *ctx.geometry, ctx.groups, ctx.shuffle, activation = inputs
+    save_convolution(ctx, input, weight, bias, output, activation)
 
 
 def _backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-    input, weight, *output = ctx.saved_tensors
-    if output:
-        gradient = mask_gradient(gradient, *output, ctx.activation)
+    gradient = before_activation(ctx, gradient)
     if ctx.shuffle != 1:
         gradient = unshuffle(gradient, ctx.shuffle)
-    bias_sizes = [weight.shape[0]] if ctx.has_bias else None
-    wanted = ctx.needs_input_grad[:2]
-    gradients = torch.ops.aten.convolution_backward(
-        gradient,
-        input,
-        weight,
-        bias_sizes,
-        *ctx.geometry,
-        False,
-        [0, 0],
-        ctx.groups,
-        [*wanted, ctx.has_bias and ctx.needs_input_grad[2]],
-    )
+    gradients = convolution_gradients(ctx, gradient, ctx.groups)
     return *gradients, None, None, None, None, None, None
 
 

@@ -1,6 +1,8 @@
+import float_images
 import pytest
 import torch
 import torch.nn.functional as F
+from float_images import EPSILON, images, strided_images
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 from places import CPU_PATHS
@@ -8,15 +10,8 @@ from places import CPU_PATHS
 from nncx import ops
 from nncx.ops.depthwise_conv2d import depthwise_conv2d_reference
 
-EPSILON = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
-
 dtypes = pytest.mark.parametrize("dtype", EPSILON, ids=str)
 layouts = pytest.mark.parametrize("layout", ["nchw", "nhwc"])
-
-
-def images(*shape: int, layout: str = "nchw", dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    x = torch.randn(shape).to(dtype)
-    return x.to(memory_format=torch.channels_last) if layout == "nhwc" else x
 
 
 def filters(outputs: int, kernel: tuple[int, int], dtype=torch.float32) -> torch.Tensor:
@@ -24,17 +19,7 @@ def filters(outputs: int, kernel: tuple[int, int], dtype=torch.float32) -> torch
 
 
 def assert_right(out, x, weight, bias=None, stride=1, padding=0, dilation=1) -> None:
-    """Against torch's own float64 convolution, within the documented bound."""
-    geometry = (stride, padding, dilation, x.shape[1])
-    x, w = x.double(), weight.double()
-    b = None if bias is None else bias.double()
-    exact = F.conv2d(x, w, b, *geometry)
-    magnitude = F.conv2d(x.abs(), w.abs(), None if b is None else b.abs(), *geometry)
-    bound = (weight[0].numel() + 1) * 2**-23 * magnitude
-    # rounded to the output's format once more, where subnormals have no more than fixed precision
-    bound = bound + EPSILON[out.dtype] * (exact.abs() + bound) + 2**-25
-    assert out.dtype == weight.dtype and out.shape == exact.shape
-    assert ((out.double() - exact).abs() <= bound).all()
+    float_images.assert_right(out, x, weight, bias, stride, padding, dilation, x.shape[1])
 
 
 @dtypes
@@ -92,21 +77,6 @@ def test_padding_larger_than_the_image(isa: str, layout: str) -> None:
 def test_empty(isa: str, shape: tuple[int, ...], layout: str) -> None:
     x, weight = images(*shape, layout=layout), filters(shape[1], (3, 3))
     assert ops.depthwise_conv2d(x, weight).shape == (*shape[:2], 3, 3)
-
-
-def strided_images() -> dict[str, torch.Tensor]:
-    x = torch.randn(2, 6, 9, 8)
-    return {
-        "contiguous": x,
-        "channels_last": x.to(memory_format=torch.channels_last),
-        "sliced": torch.randn(2, 6, 9, 16)[..., ::2],
-        "unaligned": torch.randn(2 * 6 * 9 * 8 + 1)[1:].view(2, 6, 9, 8),
-        "transposed": x.transpose(2, 3).contiguous().transpose(2, 3),
-        "channels_last, sliced": torch.randn(2, 9, 8, 12)[..., ::2].permute(0, 3, 1, 2),
-        "one channel": torch.randn(2, 1, 9, 8).to(memory_format=torch.channels_last),
-        "one pixel": torch.randn(2, 6, 1, 1).to(memory_format=torch.channels_last),
-        "expanded": torch.randn(1, 6, 9, 8).expand(3, -1, -1, -1),
-    }
 
 
 @dtypes

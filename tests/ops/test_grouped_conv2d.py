@@ -4,14 +4,13 @@ import places
 import pytest
 import torch
 import torch.nn.functional as F
+from float_images import EPSILON, assert_right, images, strided_images
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from properties import many_examples
 
 from nncx import ops
 from nncx.ops.grouped_conv2d import grouped_conv2d_reference
-
-EPSILON = {torch.float32: 2**-24, torch.float16: 2**-11, torch.bfloat16: 2**-8}
 
 dtypes = pytest.mark.parametrize("dtype", EPSILON, ids=str)
 layouts = pytest.mark.parametrize("layout", ["nchw", "nhwc"])
@@ -22,28 +21,6 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """There is no CUDA kernel yet."""
     with places.at(request.param) as path:
         yield path
-
-
-def images(*shape: int, layout: str = "nchw", dtype: torch.dtype = torch.float32) -> torch.Tensor:
-    x = torch.randn(shape).to(dtype)
-    return x.to(memory_format=torch.channels_last) if layout == "nhwc" else x
-
-
-def assert_right(
-    out, x, weight, bias=None, stride=1, padding=0, dilation=1, groups=1, shuffle=1
-) -> None:
-    """Against torch's own float64 convolution, within the documented bound."""
-    geometry = (stride, padding, dilation, groups)
-    x, w = x.double(), weight.double()
-    b = None if bias is None else bias.double()
-    exact = F.conv2d(x, w, b, *geometry)
-    magnitude = F.conv2d(x.abs(), w.abs(), None if b is None else b.abs(), *geometry)
-    bound = (weight[0].numel() + 1) * 2**-23 * magnitude
-    # rounded to the output's format once more, where subnormals have no more than fixed precision
-    bound = bound + EPSILON[out.dtype] * (exact.abs() + bound) + 2**-25
-    exact, bound = F.channel_shuffle(exact, shuffle), F.channel_shuffle(bound, shuffle)
-    assert out.dtype == weight.dtype and out.shape == exact.shape
-    assert ((out.double() - exact).abs() <= bound).all()
 
 
 @dtypes
@@ -127,21 +104,6 @@ def test_empty(isa: str, shape: tuple[int, ...], outputs: int, layout: str) -> N
     bias = torch.randn(outputs)
     out = ops.grouped_conv2d(x, weight, bias)
     assert torch.equal(out, bias.view(-1, 1, 1).expand(shape[0], outputs, 3, 3))
-
-
-def strided_images() -> dict[str, torch.Tensor]:
-    x = torch.randn(2, 6, 9, 8)
-    return {
-        "contiguous": x,
-        "channels_last": x.to(memory_format=torch.channels_last),
-        "sliced": torch.randn(2, 6, 9, 16)[..., ::2],
-        "unaligned": torch.randn(2 * 6 * 9 * 8 + 1)[1:].view(2, 6, 9, 8),
-        "transposed": x.transpose(2, 3).contiguous().transpose(2, 3),
-        "channels_last, sliced": torch.randn(2, 9, 8, 12)[..., ::2].permute(0, 3, 1, 2),
-        "one channel": torch.randn(2, 1, 9, 8).to(memory_format=torch.channels_last),
-        "one pixel": torch.randn(2, 6, 1, 1).to(memory_format=torch.channels_last),
-        "expanded": torch.randn(1, 6, 9, 8).expand(3, -1, -1, -1),
-    }
 
 
 @dtypes
