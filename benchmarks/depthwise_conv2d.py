@@ -1,9 +1,13 @@
-"""depthwise_conv2d against torch's, by cuDNN and by torch's own kernels.
+"""depthwise_conv2d against torch's convolution with as many groups as channels.
 
-On a GPU tensors are float16, channels_last, and the limit is the copy's bandwidth or the peak of
-float32 arithmetic, whichever is reached first: at 5 x 5 they are near one another.
+On a CPU the rivals are torch's in both layouts; ours has the layout that the line says, and every
+product needs a multiply-add of its own, at the rate of those of torch.mm at best. On a GPU tensors
+are float16, channels_last, the rivals are cuDNN and torch's own kernels, and the limit is the
+copy's bandwidth or the peak of float32 arithmetic, whichever is reached first: at 5 x 5 they are
+near one another.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -12,6 +16,7 @@ from bench import Benchmark, Case, main
 from torch import Tensor
 
 from nncx import ops
+from nncx.ops.depthwise_conv2d import depthwise_conv2d_reference
 
 
 class DepthwiseShape(NamedTuple):
@@ -22,6 +27,7 @@ class DepthwiseShape(NamedTuple):
     hw: int
     k: int
     stride: int = 1
+    layout: str = "nhwc"
 
     @property
     def macs(self) -> int:
@@ -31,14 +37,23 @@ class DepthwiseShape(NamedTuple):
 
     def __str__(self) -> str:
         stride = f" s={self.stride}" if self.stride != 1 else ""
-        return f"n={self.n} c={self.c} hw={self.hw} k={self.k}{stride}"
+        return f"n={self.n} c={self.c} hw={self.hw} k={self.k}{stride} {self.layout}"
 
 
 MOBILENET = ((32, 112, 1), (64, 112, 2), (128, 56, 1), (256, 28, 1), (512, 14, 1), (1024, 7, 1))
 LARGE_KERNELS = tuple((c, hw, k) for k in (5, 7) for c, hw in ((128, 56), (256, 28), (512, 14)))
 
 SHAPES = {
-    "cpu": tuple(DepthwiseShape(1, c, hw, 3, stride) for c, hw, stride in MOBILENET),
+    "cpu": (
+        *(
+            DepthwiseShape(1, c, hw, 3, stride, layout)
+            for layout in ("nhwc", "nchw")
+            for c, hw, stride in MOBILENET
+        ),
+        DepthwiseShape(1, 116, 28, 3),
+        DepthwiseShape(1, 256, 14, 5),
+        DepthwiseShape(1, 256, 14, 7),
+    ),
     "cuda": (
         *(DepthwiseShape(128, c, hw, 3, stride) for c, hw, stride in MOBILENET),
         *(DepthwiseShape(128, c, hw, k) for c, hw, k in LARGE_KERNELS),
@@ -46,27 +61,38 @@ SHAPES = {
 }
 
 
+def rivals(
+    x: Tensor, weight: Tensor, bias: Tensor, geometry: tuple[int, int]
+) -> dict[str, Callable[[], Tensor]]:
+    def convolve(x: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(x, weight, bias, *geometry, groups=x.shape[1])
+
+    def without_cudnn() -> Tensor:
+        with torch.backends.cudnn.flags(enabled=False):
+            return convolve(x, weight)
+
+    if x.is_cuda:
+        return {"float16:cudnn": lambda: convolve(x, weight), "float16:torch": without_cudnn}
+    formats = {"nchw": torch.contiguous_format, "nhwc": torch.channels_last}
+    stored = {
+        name: [t.contiguous(memory_format=f) for t in (x, weight)] for name, f in formats.items()
+    }
+    return {name: lambda pair=pair: convolve(*pair) for name, pair in stored.items()}
+
+
 def prepare(shape: DepthwiseShape) -> Case:
     x = torch.randn(shape.n, shape.c, shape.hw, shape.hw)
-    x = x.to(memory_format=torch.channels_last)
+    if shape.layout == "nhwc":
+        x = x.to(memory_format=torch.channels_last)
     weight, bias = torch.randn(shape.c, 1, shape.k, shape.k), torch.randn(shape.c)
     if x.is_cuda:
         x, weight, bias = x.half(), weight.half(), bias.half()
     geometry = (shape.stride, shape.k // 2)
-
-    def torch_conv2d() -> Tensor:
-        return F.conv2d(x, weight, bias, *geometry, groups=shape.c)
-
-    def without_cudnn() -> Tensor:
-        with torch.backends.cudnn.flags(enabled=False):
-            return torch_conv2d()
-
-    on_gpu = {"float16:cudnn": torch_conv2d, "float16:torch": without_cudnn}
     return Case(
         ours=lambda: ops.depthwise_conv2d(x, weight, bias, *geometry),
-        rivals=on_gpu if x.is_cuda else {"F.conv2d": torch_conv2d},
-        reference=lambda: F.conv2d(
-            x.float(), weight.float(), bias.float(), *geometry, groups=shape.c
+        rivals=rivals(x, weight, bias, geometry),
+        reference=lambda: depthwise_conv2d_reference(
+            x.float(), weight.float(), bias.float(), *geometry
         ).to(x.dtype),
         work=shape.macs,
         tolerance=1e-3 if x.is_cuda else 1e-5,
@@ -74,7 +100,15 @@ def prepare(shape: DepthwiseShape) -> Case:
     )
 
 
-BENCHMARK = Benchmark("depthwise_conv2d", "GMAC/s", "F.conv2d", SHAPES, prepare, peak="float32")
+BENCHMARK = Benchmark(
+    "depthwise_conv2d",
+    "GMAC/s",
+    "torch float32",
+    SHAPES,
+    prepare,
+    {"avx2": 1, "avx512": 1},
+    peak="float32",
+)
 
 if __name__ == "__main__":
     raise SystemExit(main(BENCHMARK))

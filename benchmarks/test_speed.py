@@ -14,6 +14,7 @@ import grouped_conv2d
 import int8_conv2d
 import int8_linear
 import max_pool2d_signs
+import mobile_networks
 import pack_signs
 import pytest
 import quantize_int8
@@ -37,6 +38,7 @@ MODULES = (
     depthwise_conv2d,
     grouped_conv2d,
     channel_shuffle,
+    mobile_networks,
 )
 BENCHMARKS = [module.BENCHMARK for module in MODULES]
 
