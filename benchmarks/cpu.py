@@ -1,5 +1,11 @@
-"""A CPU as bench.py sees it: one set of tensors, timed by the wall clock."""
+"""A CPU as bench.py sees it: one set of tensors, timed by the wall clock.
 
+Depending on what else is allocated, glibc gives the memory of large outputs back to the system and
+takes it again in every call: 400 page faults and 0.6 ms for 1.6 MB. Here it keeps what it has, for
+all contenders.
+"""
+
+import ctypes
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -10,6 +16,16 @@ import torch
 
 from nncx import _C
 from nncx._machine import describe
+
+_TRIM_THRESHOLD, _MMAP_THRESHOLD = -1, -3  # glibc's M_TRIM_THRESHOLD and M_MMAP_THRESHOLD
+_ALL, _LARGEST = 2**30, 2**25  # bytes; the second is the most that it takes there
+
+
+def keep_memory() -> None:
+    libc = ctypes.CDLL(None)
+    if hasattr(libc, "mallopt"):
+        libc.mallopt(_TRIM_THRESHOLD, _ALL)
+        libc.mallopt(_MMAP_THRESHOLD, _LARGEST)
 
 
 @dataclass(frozen=True)
@@ -25,6 +41,7 @@ class Cpu:
     @contextmanager
     def active(self) -> Iterator[None]:
         before = _C.isa(), torch.get_num_threads()
+        keep_memory()
         try:
             _C.set_isa(self.path)
             torch.set_num_threads(self.threads)

@@ -91,7 +91,8 @@ def prepare(shape: GroupedShape) -> Case:
         reference=lambda: grouped_conv2d_reference(ours, *arguments),
         work=shape.macs,
         reads=(x, w, b),
-        tolerance=1e-5 if shape.dtype == "float32" else 1e-3,
+        # a sum of so many float32 terms, in another order than the reference adds them
+        tolerance=(shape.c // shape.groups) * 2**-23 if shape.dtype == "float32" else 1e-3,
     )
 
 
