@@ -1,5 +1,5 @@
-// The end of every GEMM kernel: sums in shared memory -> output, as binary_epilogue.h and
-// int8_epilogue.h say, each operation rounded on its own.
+// The end of the GEMM kernels but sm_90a's (gemm_sm90_epilogue.h): sums in shared memory -> output, as
+// binary_epilogue.h and int8_epilogue.h say, each operation rounded on its own.
 //
 // A warp stores a chunk: up to 16 rows (neighbouring output pixels) x 64 outputs of one group. What
 // belongs to a row is computed once, by one lane, and shuffled; what belongs to an output channel is

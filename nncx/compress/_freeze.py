@@ -16,9 +16,9 @@ def freeze(model: nn.Module) -> nn.Module:
         `model`.
 
     Raises:
-        ValueError: if it has no nncx layer, or one with a reparametrised weight, or an int8 layer
-            whose input range is not known or whose weight is not finite; before anything is
-            changed.
+        ValueError: if it has no nncx layer that packs its weight, or one with a reparametrised
+            weight, or an int8 layer whose input range is not known or whose weight is not finite;
+            before anything is changed.
     """
     layers = _packed_layers(model, "freeze")
     for name, layer in model.named_modules():
@@ -43,7 +43,7 @@ def repack(model: nn.Module) -> nn.Module:
         `model`.
 
     Raises:
-        ValueError: if it has no nncx layer.
+        ValueError: if it has no nncx layer that packs its weight.
     """
     for layer in _packed_layers(model, "repack"):
         layer.repack()
@@ -59,6 +59,7 @@ def _packed_layers(model: nn.Module, task: str) -> list[PackedLayer]:
     layers = [module for module in model.modules() if isinstance(module, PackedLayer)]
     if not layers:
         raise ValueError(
-            f"{task}: {type(model).__name__} has no nncx layer; call nncx.convert(model, ...) first"
+            f"{task}: {type(model).__name__} has no nncx layer that packs its weight; call"
+            " nncx.convert(model, ...) first, with a method that has one (XNOR, Int8, ...)"
         )
     return layers

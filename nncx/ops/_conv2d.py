@@ -102,18 +102,10 @@ def check_images(op: str, input: Tensor) -> None:
     )
 
 
-def empty_output(
-    op: str,
-    input: Tensor,
-    weight: Tensor,
-    stride: Sequence[int],
-    padding: Sequence[int],
-    dilation: Sequence[int],
-) -> Tensor:
-    """Of the convolution of a float input with a checked weight ``[O, ., kh, kw]``."""
-    size = output_size(op, input.shape[2:], weight.shape[2:], stride, padding, dilation)
+def empty_output(input: Tensor, channels: int, size: Sequence[int]) -> Tensor:
+    """Of a convolution of floats."""
     return torch.empty(
-        [input.shape[0], weight.shape[0], *size],
+        [input.shape[0], channels, *size],
         dtype=input.dtype,
         device=input.device,
         memory_format=memory_format(input),

@@ -22,6 +22,7 @@ from nncx.ops._conv2d import (
     check_window,
     convolution_gradients,
     empty_output,
+    output_size,
     pair,
     save_convolution,
 )
@@ -63,6 +64,7 @@ def grouped_conv2d(
     """
     geometry = pair(stride), pair(padding), pair(dilation), groups
     if input.dtype == torch.float64 or input.device.type not in _DEVICES:
+        _check(input, weight, bias, *geometry, shuffle, activation)
         return grouped_conv2d_reference(input, weight, bias, *geometry, shuffle, activation)
     return torch.ops.nncx.grouped_conv2d(input, weight, bias, *geometry, shuffle, activation)
 
@@ -86,6 +88,29 @@ def _check_weight(input: Tensor, weight: Tensor, groups: int) -> None:
     check_operand(op, "weight", input, weight, list(weight.shape), input.dtype)
 
 
+def _check(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    groups: int,
+    shuffle: int,
+    activation: str,
+) -> list[int]:
+    """Height and width of the output."""
+    op = "grouped_conv2d"
+    check_window(op, stride, padding, dilation)
+    check_images(op, input)
+    _check_weight(input, weight, groups)
+    check_shuffle(op, "shuffle", shuffle, weight.shape[0])
+    if bias is not None:
+        check_operand(op, "bias", input, bias, [weight.shape[0]], input.dtype)
+    check_activation(op, activation)
+    return output_size(op, input.shape[2:], weight.shape[2:], stride, padding, dilation)
+
+
 @torch.library.register_fake("nncx::grouped_conv2d")
 def _fake(
     input: Tensor,
@@ -98,16 +123,9 @@ def _fake(
     shuffle: int = 1,
     activation: str = "none",
 ) -> Tensor:
-    op = "grouped_conv2d"
-    check_window(op, stride, padding, dilation)
-    check_input_dtype(op, input)
-    check_images(op, input)
-    _check_weight(input, weight, groups)
-    check_shuffle(op, "shuffle", shuffle, weight.shape[0])
-    if bias is not None:
-        check_operand(op, "bias", input, bias, [weight.shape[0]], input.dtype)
-    check_activation(op, activation)
-    return empty_output(op, input, weight, stride, padding, dilation)
+    check_input_dtype("grouped_conv2d", input)
+    size = _check(input, weight, bias, stride, padding, dilation, groups, shuffle, activation)
+    return empty_output(input, weight.shape[0], size)
 
 
 def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:

@@ -41,7 +41,9 @@ def test_repack_shows_weights_changed_in_eval_mode():
 @pytest.mark.parametrize("task", [freeze, repack])
 def test_refuses_a_model_without_nncx_layers(task):
     model = nn.Sequential(nn.Linear(2, 2))
-    with pytest.raises(ValueError, match="Sequential has no nncx layer; call nncx.convert"):
+    with pytest.raises(
+        ValueError, match="Sequential has no nncx layer that packs its weight; call"
+    ):
         task(model)
     assert model.training
 

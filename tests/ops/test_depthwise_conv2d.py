@@ -240,3 +240,12 @@ def test_both_layouts_have_the_same_bits(isa: str, kernel: int, stride: int, dty
         assert_right(out, x, weight, bias, stride, padding)
         nhwc = x.to(memory_format=torch.channels_last)
         assert torch.equal(ops.depthwise_conv2d(nhwc, weight, bias, stride, padding), out)
+
+
+def test_doubles_are_checked_alike() -> None:
+    """What goes to torch is refused in the same words."""
+    x, weight = images(1, 6, 8, 8).double(), filters(6, (3, 3))
+    with pytest.raises(RuntimeError, match="weight must be float64 of shape"):
+        ops.depthwise_conv2d(x, weight)
+    with pytest.raises(RuntimeError, match="padding must be two numbers from 0"):
+        ops.depthwise_conv2d(x, weight.double(), padding=-1)

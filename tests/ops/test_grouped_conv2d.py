@@ -246,3 +246,12 @@ def test_any_geometry(
     bias = torch.randn(groups * outputs).to(dtype)
     geometry = (stride, padding, dilation, groups, shuffle)
     assert_right(ops.grouped_conv2d(x, weight, bias, *geometry), x, weight, bias, *geometry)
+
+
+def test_doubles_are_checked_alike() -> None:
+    """What goes to torch is refused in the same words."""
+    x, weight = images(1, 6, 8, 8).double(), torch.randn(8, 3, 1, 1)
+    with pytest.raises(RuntimeError, match="weight must be float64 of shape"):
+        ops.grouped_conv2d(x, weight, groups=2)
+    with pytest.raises(RuntimeError, match="shuffle must divide the channels, got shuffle=3"):
+        ops.grouped_conv2d(x, weight.double(), groups=2, shuffle=3)
