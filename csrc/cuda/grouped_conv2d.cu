@@ -36,6 +36,7 @@ struct Grouped {
   const void* weight;  // [output][tap][channel]
   const void* bias;
   GroupedPlan plan;
+  unsigned channel_tiles, slices, runs_of_group;  // of the plan, without a division
   Divider shuffled_run;  // outputs of each run that the shuffle interleaves
 };
 
@@ -46,7 +47,8 @@ __device__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2
   ptx::mma_bf16(d, a, b);
 }
 
-template <class T>
+// kPieces: whether nothing but pieces is copied.
+template <class T, bool kPieces>
 class GroupedBlock {
  public:
   __device__ explicit GroupedBlock(const Grouped& grouped)
@@ -54,15 +56,14 @@ class GroupedBlock {
         p(grouped.conv),
         plan(grouped.plan),
         k_bytes(p.shape.taps * p.shape.channels * kBytes),
-        first_pixel(int64_t{blockIdx.x} / plan.channel_tiles() * kGroupedPixels) {
-    const auto tile = static_cast<int>(blockIdx.x % plan.channel_tiles());
-    const auto slices = static_cast<int>(plan.slices());
-    first_run = tile / slices * plan.runs;
-    first_of_run = tile % slices * plan.run_outputs;
+        first_pixel(int64_t{blockIdx.x / grouped.channel_tiles} * kGroupedPixels) {
+    const unsigned tile = blockIdx.x % grouped.channel_tiles, band = tile / grouped.slices;
+    first_run = int64_t{band} * plan.runs;
+    first_of_run = int64_t{tile - band * grouped.slices} * plan.run_outputs;
     runs = static_cast<int>(min(plan.all_runs - first_run, int64_t{plan.runs}));
     run_outputs = static_cast<int>(min(plan.run_length - first_of_run, int64_t{plan.run_outputs}));
-    pixels = static_cast<int>(min(p.batch * p.out_height * p.out_width - first_pixel,
-                                  int64_t{kGroupedPixels}));
+    pixels = static_cast<int>(
+        min(p.batch * p.out_height * p.out_width - first_pixel, int64_t{kGroupedPixels}));
   }
 
   __device__ void run() {
@@ -135,8 +136,7 @@ class GroupedBlock {
     return (first_run + at.run) * plan.run_length + first_of_run + at.output;
   }
   __device__ int64_t group_of(const Step& at) const {
-    return static_cast<uint32_t>(first_run + at.run) /
-           static_cast<uint32_t>(plan.all_runs / p.shape.groups);
+    return static_cast<uint32_t>(first_run + at.run) / s.runs_of_group;
   }
 
   // ---- Loading
@@ -148,7 +148,8 @@ class GroupedBlock {
   };
 
   // Neighbouring threads have neighbouring pieces.
-  __device__ Share pieces_share(int piece) const {
+  __device__ Share pieces_share() const {
+    const int piece = kPieces ? plan.piece : 16;
     const int pieces = plan.chunk_bytes / piece, rows = kGroupedThreads / pieces;
     const int row = thread() / pieces;
     const int none = kGroupedPixels + kGroupedPassOutputs;  // for threads that are too many
@@ -161,10 +162,6 @@ class GroupedBlock {
             kGroupedThreads / kGroupedPixels * 16};
   }
 
-  __device__ Share pixel_share() const {
-    return p.channels_last ? pieces_share(plan.piece < 4 ? 16 : plan.piece) : pixels_share();
-  }
-
   __device__ int64_t tap_bytes() const { return max(p.shape.channels * kBytes, int64_t{1}); }
 
   // At byte k of the terms, which is less than a chunk.
@@ -175,7 +172,9 @@ class GroupedBlock {
   }
 
   // Bytes between neighbours of a line of the input, and between neighbouring channels.
-  __device__ int64_t pixel_bytes() const { return p.channels_last ? all_channels() * kBytes : kBytes; }
+  __device__ int64_t pixel_bytes() const {
+    return p.channels_last ? all_channels() * kBytes : kBytes;
+  }
   __device__ int64_t channel_step() const { return p.channels_last ? kBytes : in_image() * kBytes; }
 
   __device__ void locate_pixels() const {
@@ -243,18 +242,23 @@ class GroupedBlock {
 
   __device__ void load_pixels(uint8_t* stage, const Step& at, const TapCursor& cursor,
                               const Share& share) const {
-    const uint8_t* from = static_cast<const uint8_t*>(p.input) +
-                          group_of(at) * p.shape.channels * channel_step();
-    if (!p.channels_last || plan.piece < 4) return gather_pixels(stage, from, cursor, share);
-    if (plan.piece == 16) return copy_pixels<16>(stage, from, cursor, share);
-    if (plan.piece == 8) return copy_pixels<8>(stage, from, cursor, share);
-    copy_pixels<4>(stage, from, cursor, share);
+    const uint8_t* from =
+        static_cast<const uint8_t*>(p.input) + group_of(at) * p.shape.channels * channel_step();
+    if constexpr (!kPieces) {
+      gather_pixels(stage, from, cursor, share);
+    } else if (plan.piece == 16) {
+      copy_pixels<16>(stage, from, cursor, share);
+    } else if (plan.piece == 8) {
+      copy_pixels<8>(stage, from, cursor, share);
+    } else {
+      copy_pixels<4>(stage, from, cursor, share);
+    }
   }
 
   // Rows and bytes beyond the last are 0.
   template <int kPiece>
-  __device__ void copy_weights(uint8_t* stage, const Step& at, const uint8_t* from) const {
-    const Share share = pieces_share(kPiece);
+  __device__ void copy_weights(uint8_t* stage, const Step& at, const uint8_t* from,
+                               const Share& share) const {
     const int outputs = outputs_of(at);
     const int64_t left = k_bytes - int64_t{at.chunk} * plan.chunk_bytes - share.byte;
 #pragma unroll 4
@@ -264,8 +268,8 @@ class GroupedBlock {
     }
   }
 
-  __device__ void gather_weights(uint8_t* stage, const Step& at, const uint8_t* from) const {
-    const Share share = pieces_share(16);
+  __device__ void gather_weights(uint8_t* stage, const Step& at, const uint8_t* from,
+                                 const Share& share) const {
     const int outputs = outputs_of(at);
     const int64_t left = (k_bytes - int64_t{at.chunk} * plan.chunk_bytes - share.byte) / kBytes;
     for (int r = share.row; r < plan.pass_rows(); r += share.rows_apart) {
@@ -280,13 +284,18 @@ class GroupedBlock {
     }
   }
 
-  __device__ void load_weights(uint8_t* stage, const Step& at) const {
+  __device__ void load_weights(uint8_t* stage, const Step& at, const Share& share) const {
     const uint8_t* from = static_cast<const uint8_t*>(s.weight) + output_of(at) * k_bytes +
                           int64_t{at.chunk} * plan.chunk_bytes;
-    if (plan.weight_piece == 16) return copy_weights<16>(stage, at, from);
-    if (plan.weight_piece == 8) return copy_weights<8>(stage, at, from);
-    if (plan.weight_piece == 4) return copy_weights<4>(stage, at, from);
-    gather_weights(stage, at, from);
+    if (plan.weight_piece == 16) {
+      copy_weights<16>(stage, at, from, share);
+    } else if constexpr (!kPieces) {
+      gather_weights(stage, at, from, share);
+    } else if (plan.weight_piece == 8) {
+      copy_weights<8>(stage, at, from, share);
+    } else {
+      copy_weights<4>(stage, at, from, share);
+    }
   }
 
   // ---- Multiplying
@@ -300,7 +309,8 @@ class GroupedBlock {
     const int passes = (run_outputs + plan.pass_outputs - 1) / plan.pass_outputs;
     const int steps = runs * passes * plan.chunks;
     const int ahead = plan.stages - 1;
-    const Share share = pixel_share();
+    const Share weights = pieces_share();
+    const Share share = kPieces || p.channels_last ? weights : pixels_share();
     TapCursor cursor = cursor_at(share.byte);
     Step loaded, multiplied;
     int next_slot = 0, slot = 0;
@@ -310,7 +320,7 @@ class GroupedBlock {
       if (step + ahead < steps) {
         if (loaded.chunk == 0) cursor = cursor_at(share.byte);
         load_pixels(pixel_stage(next_slot), loaded, cursor, share);
-        load_weights(weight_stage(next_slot), loaded);
+        load_weights(weight_stage(next_slot), loaded, weights);
         cursor.advance(p, tap_bytes(), plan.chunk_bytes);
         advance(loaded);
         if (++next_slot == plan.stages) next_slot = 0;
@@ -343,8 +353,8 @@ class GroupedBlock {
 
   __device__ void multiply_mma(const uint8_t* a, const uint8_t* b, int byte, int columns) {
     uint32_t rows[4];
-    ptx::ldmatrix_x4(
-        rows, a + (warp_pixel() + lane() % 16) * plan.pitch() + byte + lane() / 16 * 16);
+    ptx::ldmatrix_x4(rows,
+                     a + (warp_pixel() + lane() % 16) * plan.pitch() + byte + lane() / 16 * 16);
     b += (lane() / 16 * 8 + lane() % 8) * plan.pitch() + byte + lane() / 8 % 2 * 16;
 #pragma unroll
     for (int j = 0; j < kColumns; j += 2, b += 16 * plan.pitch()) {
@@ -427,11 +437,10 @@ class GroupedBlock {
   __device__ void store() const {
     const int count = runs * run_outputs;
     if (!p.channels_last || (p.shuffle > 1 && !plan.interleaved)) return store_numbers(count);
-    const int64_t first = plan.interleaved ? first_of_run * runs
-                                           : first_run * plan.run_length + first_of_run;
+    const int64_t first =
+        plan.interleaved ? first_of_run * runs : first_run * plan.run_length + first_of_run;
     const int bytes = count * kBytes;
-    uint8_t* to =
-        static_cast<uint8_t*>(p.output) + (first_pixel * all_outputs() + first) * kBytes;
+    uint8_t* to = static_cast<uint8_t*>(p.output) + (first_pixel * all_outputs() + first) * kBytes;
     const auto address = reinterpret_cast<uintptr_t>(to);
     if (plan.pixel_pitch == bytes && count == all_outputs() && address % 16 == 0) {
       const int whole = pixels * bytes / 16 * 16;
@@ -447,12 +456,21 @@ class GroupedBlock {
   // Bytes [begin, end) of each of `lines` pixels.
   template <class Unit>
   __device__ void copy_out(int lines, int begin, int end, uint8_t* to) const {
-    const unsigned units = (end - begin) / sizeof(Unit);
+    const int units = (end - begin) / int{sizeof(Unit)};
+    if (units == 0) return;
+    const int lines_apart = kGroupedThreads / units, rest = kGroupedThreads - lines_apart * units;
+    int line = thread() / units, unit = thread() - line * units;
 #pragma unroll 4
-    for (unsigned i = thread(); i < lines * units; i += kGroupedThreads) {
-      const unsigned line = i / units, byte = begin + (i - line * units) * unsigned{sizeof(Unit)};
-      *reinterpret_cast<Unit*>(to + int64_t{line} * all_outputs() * kBytes + byte) =
+    while (line < lines) {
+      const int byte = begin + unit * int{sizeof(Unit)};
+      *reinterpret_cast<Unit*>(to + line * all_outputs() * kBytes + byte) =
           *reinterpret_cast<const Unit*>(waiting() + line * plan.pixel_pitch + byte);
+      line += lines_apart;
+      unit += rest;
+      if (unit >= units) {
+        unit -= units;
+        ++line;
+      }
     }
   }
 
@@ -479,21 +497,17 @@ class GroupedBlock {
   }
 };
 
-template <class T>
+template <class T, bool kPieces>
 __global__ void __launch_bounds__(kGroupedThreads, 4)
     convolve_groups(const __grid_constant__ Grouped grouped) {
-  GroupedBlock<T>(grouped).run();
+  GroupedBlock<T, kPieces>(grouped).run();
 }
 
 template <class T>
-int run(const Grouped& grouped, cudaStream_t stream) {
-  const GroupedConv2dParams& p = grouped.conv;
-  const int64_t pixels = p.batch * p.out_height * p.out_width;
-  const int64_t blocks =
-      (pixels + kGroupedPixels - 1) / kGroupedPixels * grouped.plan.channel_tiles();
-  if (blocks >= int64_t{1} << 31) return cudaErrorInvalidConfiguration;
-  return launch(convolve_groups<T>, static_cast<unsigned>(blocks), kGroupedThreads,
-                grouped.plan.shared_bytes, stream, grouped);
+int run(const Grouped& grouped, unsigned blocks, cudaStream_t stream) {
+  const GroupedPlan& plan = grouped.plan;
+  return launch(plan.piece > 0 ? convolve_groups<T, true> : convolve_groups<T, false>, blocks,
+                kGroupedThreads, plan.shared_bytes, stream, grouped);
 }
 
 }  // namespace
@@ -502,16 +516,28 @@ int grouped_conv2d(const GroupedConv2dParams& p, const void* weight, const void*
                    void* stream) {
   Device device;
   if (const int error = current_device(device)) return error;
-  const Grouped grouped = {p, weight, bias, grouped_plan(p, address_of(weight), device),
+  const GroupedPlan plan = grouped_plan(p, address_of(weight), device);
+  const int64_t blocks = plan.pixel_tiles * plan.channel_tiles();
+  if (blocks >= int64_t{1} << 31) return cudaErrorInvalidConfiguration;
+  const Grouped grouped = {p,
+                           weight,
+                           bias,
+                           plan,
+                           static_cast<unsigned>(plan.channel_tiles()),
+                           static_cast<unsigned>(plan.slices()),
+                           static_cast<unsigned>(plan.all_runs / p.shape.groups),
                            Divider(p.shape.groups * p.shape.out_channels / p.shuffle)};
-  auto* cuda_stream = static_cast<cudaStream_t>(stream);
+  const auto run_as = [&](auto number) {
+    return run<decltype(number)>(grouped, static_cast<unsigned>(blocks),
+                                 static_cast<cudaStream_t>(stream));
+  };
   switch (p.dtype) {
     case Dtype::float32:
-      return run<float>(grouped, cuda_stream);
+      return run_as(float{});
     case Dtype::float16:
-      return run<Half>(grouped, cuda_stream);
+      return run_as(Half{});
     case Dtype::bfloat16:
-      return run<BFloat16>(grouped, cuda_stream);
+      return run_as(BFloat16{});
     case Dtype::float64:
       break;  // the op does not ask
   }

@@ -26,12 +26,13 @@ int equal_part(int64_t count, int64_t most) {
 GroupedPlan cut(const GroupedConv2dParams& p, int64_t most) {
   const Conv2dWeightShape& s = p.shape;
   GroupedPlan plan{};
+  plan.pixel_tiles = divided_up(p.batch * p.out_height * p.out_width, kGroupedPixels);
   plan.interleaved =
       p.channels_last && p.shuffle > 1 && p.shuffle % s.groups == 0 && p.shuffle <= most;
   plan.all_runs = plan.interleaved ? p.shuffle : s.groups;
   plan.run_length = s.groups * s.out_channels / plan.all_runs;
   plan.run_outputs = equal_part(plan.run_length, plan.interleaved ? most / p.shuffle : most);
-  plan.runs = static_cast<int>(plan.interleaved      ? p.shuffle
+  plan.runs = static_cast<int>(plan.interleaved    ? p.shuffle
                                : plan.slices() > 1 ? 1
                                                    : std::min(most / plan.run_outputs, s.groups));
   return plan;
@@ -39,10 +40,10 @@ GroupedPlan cut(const GroupedConv2dParams& p, int64_t most) {
 
 // Blocks as large as fit, or smaller ones for a GPU that would not be busy.
 GroupedPlan cut(const GroupedConv2dParams& p, const Device& device) {
-  const int64_t pixel_tiles = divided_up(p.batch * p.out_height * p.out_width, kGroupedPixels);
   int64_t most = kGroupedPixelBytes / number_bytes(p);
   GroupedPlan plan = cut(p, most);
-  while (pixel_tiles * plan.channel_tiles() < device.multiprocessors && most > kFewestChannels) {
+  while (plan.pixel_tiles * plan.channel_tiles() < device.multiprocessors &&
+         most > kFewestChannels) {
     most /= 2;
     const GroupedPlan smaller = cut(p, most);
     if (smaller.interleaved != plan.interleaved) break;
@@ -70,8 +71,9 @@ GroupedPlan grouped_plan(const GroupedConv2dParams& p, uint64_t weight, const De
   plan.chunks = static_cast<int>(divided_up(std::max<int64_t>(k_bytes, 1), kGroupedChunkBytes));
   plan.chunk_bytes =
       static_cast<int>(rounded_up(divided_up(std::max<int64_t>(k_bytes, 1), plan.chunks), 32));
-  plan.piece = p.channels_last ? widest_piece(channel_bytes, address_of(p.input)) : 1;
-  plan.weight_piece = widest_piece(k_bytes, weight);
+  const int piece = widest_piece(channel_bytes, address_of(p.input), weight);
+  plan.piece = p.channels_last && piece >= 4 ? piece : 0;
+  plan.weight_piece = plan.piece ? piece : widest_piece(k_bytes, weight);
 
   plan.pixel_pitch = pixel_pitch(p, plan);
   const int waiting = kGroupedPixels * plan.pixel_pitch, origins = kGroupedPixels * 16;

@@ -18,17 +18,20 @@
 namespace nncx::cuda {
 
 constexpr int kGroupedPixels = 64, kGroupedThreads = 128;
-constexpr int kGroupedChunkBytes = 160;  // of K at a time, at most: 80 channels in 16 bits are usual
+constexpr int kGroupedChunkBytes =
+    160;  // of K at a time, at most: 80 channels in 16 bits are usual
 constexpr int kGroupedPassOutputs = 96;  // at most: sums live in registers
 constexpr int kGroupedPixelBytes = 512;  // of the outputs that wait, at most
 
 struct GroupedPlan {
+  int64_t pixel_tiles;
   bool interleaved;
   int64_t all_runs, run_length;
   int runs, run_outputs;
   int pass_outputs;
   int chunks, chunk_bytes;  // of K
-  int piece, weight_piece;  // in which a chunk is read; less than 4: number by number
+  int piece;                // in which chunks are copied, or 0: 16 bytes are put together
+  int weight_piece;         // then: 16 if those of weights are copied nevertheless
   int pixel_pitch;          // bytes between pixels that wait
   int stages;               // chunks that shared memory holds
   int shared_bytes;
@@ -37,7 +40,9 @@ struct GroupedPlan {
   constexpr int64_t channel_tiles() const { return (all_runs + runs - 1) / runs * slices(); }
   constexpr int passes() const { return (run_outputs + pass_outputs - 1) / pass_outputs; }
 
-  constexpr int pitch() const { return chunk_bytes + 16; }  // which keeps 8 rows off each other's banks
+  constexpr int pitch() const {
+    return chunk_bytes + 16;
+  }  // which keeps 8 rows off each other's banks
   constexpr int pass_rows() const { return (pass_outputs + 15) / 16 * 16; }
   constexpr int stage_bytes() const { return (kGroupedPixels + pass_rows()) * pitch(); }
 };
