@@ -36,8 +36,7 @@ struct Grouped {
   const void* weight;  // [output][tap][channel]
   const void* bias;
   GroupedPlan plan;
-  unsigned channel_tiles, slices, runs_of_group;  // of the plan, without a division
-  Divider shuffled_run;  // outputs of each run that the shuffle interleaves
+  Divider shuffled;  // outputs of each of the groups that the shuffle interleaves
 };
 
 __device__ void mma(float (&d)[4], const uint32_t (&a)[4], const uint32_t (&b)[2], Half) {
@@ -56,12 +55,12 @@ class GroupedBlock {
         p(grouped.conv),
         plan(grouped.plan),
         k_bytes(p.shape.taps * p.shape.channels * kBytes),
-        first_pixel(int64_t{blockIdx.x / grouped.channel_tiles} * kGroupedPixels) {
-    const unsigned tile = blockIdx.x % grouped.channel_tiles, band = tile / grouped.slices;
-    first_run = int64_t{band} * plan.runs;
-    first_of_run = int64_t{tile - band * grouped.slices} * plan.run_outputs;
-    runs = static_cast<int>(min(plan.all_runs - first_run, int64_t{plan.runs}));
-    run_outputs = static_cast<int>(min(plan.run_length - first_of_run, int64_t{plan.run_outputs}));
+        first_pixel(int64_t{blockIdx.x / channel_tiles()} * kGroupedPixels) {
+    const unsigned tile = blockIdx.x % channel_tiles(), slices = plan.slices, band = tile / slices;
+    first_group = int64_t{band} * plan.groups;
+    first_of_group = int64_t{tile - band * slices} * plan.outputs;
+    groups = static_cast<int>(min(p.shape.groups - first_group, int64_t{plan.groups}));
+    outputs = static_cast<int>(min(p.shape.out_channels - first_of_group, int64_t{plan.outputs}));
     pixels = static_cast<int>(
         min(p.batch * p.out_height * p.out_width - first_pixel, int64_t{kGroupedPixels}));
   }
@@ -82,8 +81,8 @@ class GroupedBlock {
   const GroupedPlan& plan;
   const int64_t k_bytes;
   const int64_t first_pixel;
-  int64_t first_run, first_of_run;
-  int runs, run_outputs, pixels;  // that exist
+  int64_t first_group, first_of_group;  // the first of the group's outputs
+  int groups, outputs, pixels;          // that exist
 
   // As mma.sync holds them: with g = lane / 4, t = lane % 4, element i is of pixel g + 8 * (i / 2) of
   // the warp's and of output 2 * t + i % 2 of the column.
@@ -110,33 +109,34 @@ class GroupedBlock {
 
   __device__ int64_t all_channels() const { return p.shape.groups * p.shape.channels; }
   __device__ int64_t all_outputs() const { return p.shape.groups * p.shape.out_channels; }
+  __device__ unsigned channel_tiles() const { return static_cast<unsigned>(plan.channel_tiles); }
   __device__ int64_t in_image() const { return p.height * p.width; }
   __device__ int64_t out_image() const { return p.out_height * p.out_width; }
 
   // ---- Steps: a chunk of a pass.
 
   struct Step {
-    int run = 0, output = 0, chunk = 0;  // the pass's first output, of the block's of the run
+    int group = 0, output = 0, chunk = 0;  // of the block's; the first output of the pass
   };
 
   __device__ void advance(Step& at) const {
     if (++at.chunk < plan.chunks) return;
     at.chunk = 0;
     at.output += plan.pass_outputs;
-    if (at.output < run_outputs) return;
+    if (at.output < outputs) return;
     at.output = 0;
-    ++at.run;
+    ++at.group;
   }
 
   __device__ int outputs_of(const Step& at) const {
-    return min(plan.pass_outputs, run_outputs - at.output);
+    return min(plan.pass_outputs, outputs - at.output);
   }
-  // The pass's first output, counted over all groups.
+  // Counted over all groups: the first output of a plain block, and that of a pass.
+  __device__ int64_t first_output() const {
+    return first_group * p.shape.out_channels + first_of_group;
+  }
   __device__ int64_t output_of(const Step& at) const {
-    return (first_run + at.run) * plan.run_length + first_of_run + at.output;
-  }
-  __device__ int64_t group_of(const Step& at) const {
-    return static_cast<uint32_t>(first_run + at.run) / s.runs_of_group;
+    return first_output() + at.group * p.shape.out_channels + at.output;
   }
 
   // ---- Loading
@@ -242,8 +242,8 @@ class GroupedBlock {
 
   __device__ void load_pixels(uint8_t* stage, const Step& at, const TapCursor& cursor,
                               const Share& share) const {
-    const uint8_t* from =
-        static_cast<const uint8_t*>(p.input) + group_of(at) * p.shape.channels * channel_step();
+    const uint8_t* from = static_cast<const uint8_t*>(p.input) +
+                          (first_group + at.group) * p.shape.channels * channel_step();
     if constexpr (!kPieces) {
       gather_pixels(stage, from, cursor, share);
     } else if (plan.piece == 16) {
@@ -259,18 +259,18 @@ class GroupedBlock {
   template <int kPiece>
   __device__ void copy_weights(uint8_t* stage, const Step& at, const uint8_t* from,
                                const Share& share) const {
-    const int outputs = outputs_of(at);
+    const int count = outputs_of(at);
     const int64_t left = k_bytes - int64_t{at.chunk} * plan.chunk_bytes - share.byte;
 #pragma unroll 4
     for (int r = share.row; r < plan.pass_rows(); r += share.rows_apart) {
       ptx::cp_async<kPiece>(stage + r * plan.pitch() + share.byte, from + r * k_bytes + share.byte,
-                            r < outputs && left > 0);
+                            r < count && left > 0);
     }
   }
 
   __device__ void gather_weights(uint8_t* stage, const Step& at, const uint8_t* from,
                                  const Share& share) const {
-    const int outputs = outputs_of(at);
+    const int count = outputs_of(at);
     const int64_t left = (k_bytes - int64_t{at.chunk} * plan.chunk_bytes - share.byte) / kBytes;
     for (int r = share.row; r < plan.pass_rows(); r += share.rows_apart) {
       const T* row = reinterpret_cast<const T*>(from + r * k_bytes + share.byte);
@@ -278,7 +278,7 @@ class GroupedBlock {
       some.piece = {};
 #pragma unroll
       for (int i = 0; i < kNumbers; ++i) {
-        if (r < outputs && i < left) some.numbers[i] = row[i];
+        if (r < count && i < left) some.numbers[i] = row[i];
       }
       *reinterpret_cast<uint4*>(stage + r * plan.pitch() + share.byte) = some.piece;
     }
@@ -306,8 +306,8 @@ class GroupedBlock {
   }
 
   __device__ void multiply() {
-    const int passes = (run_outputs + plan.pass_outputs - 1) / plan.pass_outputs;
-    const int steps = runs * passes * plan.chunks;
+    const int passes = (outputs + plan.pass_outputs - 1) / plan.pass_outputs;
+    const int steps = groups * passes * plan.chunks;
     const int ahead = plan.stages - 1;
     const Share weights = pieces_share();
     const Share share = kPieces || p.channels_last ? weights : pixels_share();
@@ -399,20 +399,20 @@ class GroupedBlock {
     }
   }
 
-  // ---- The end of a pass: its outputs wait at [pixel][run][output], or [pixel][output][run].
+  // ---- The end of a pass: its outputs wait at [pixel][group][output], or [pixel][output][group].
 
   __device__ void finish(const Step& at) {
-    const int g = lane() / 4, t = lane() % 4, outputs = outputs_of(at);
+    const int g = lane() / 4, t = lane() % 4, count = outputs_of(at);
     const T* bias = static_cast<const T*>(s.bias) + output_of(at);
-    const int apart = plan.interleaved ? runs : 1;
+    const int apart = plan.interleaved ? groups : 1;
     T* to = waiting_pixel(warp_pixel() + g) +
-            (plan.interleaved ? at.output * runs + at.run : at.run * run_outputs + at.output);
+            (plan.interleaved ? at.output * groups + at.group : at.group * outputs + at.output);
 #pragma unroll
     for (int j = 0; j < kColumns; ++j) {
 #pragma unroll
       for (int e = 0; e < 2; ++e) {
         const int o = 8 * j + 2 * t + e;
-        if (o >= outputs) continue;
+        if (o >= count) continue;
         const float add = s.bias ? to_float(bias[o]) : -0.0f;  // x + -0 = x, also for -0
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
@@ -435,10 +435,9 @@ class GroupedBlock {
   // ---- Storing
 
   __device__ void store() const {
-    const int count = runs * run_outputs;
+    const int count = groups * outputs;
     if (!p.channels_last || (p.shuffle > 1 && !plan.interleaved)) return store_numbers(count);
-    const int64_t first =
-        plan.interleaved ? first_of_run * runs : first_run * plan.run_length + first_of_run;
+    const int64_t first = plan.interleaved ? first_of_group * groups : first_output();
     const int bytes = count * kBytes;
     uint8_t* to = static_cast<uint8_t*>(p.output) + (first_pixel * all_outputs() + first) * kBytes;
     const auto address = reinterpret_cast<uintptr_t>(to);
@@ -484,16 +483,15 @@ class GroupedBlock {
     T* to = static_cast<T*>(p.output) + at.n * all_outputs() * out_image() +
             at.in_image * (p.channels_last ? all_outputs() : 1);
     const int64_t step = p.channels_last ? 1 : out_image();
-    const int64_t first = first_run * plan.run_length + first_of_run;
     for (int i = thread() / kGroupedPixels; i < count; i += kAtATime) {
-      to[stored(first + i) * step] = from[i];
+      to[stored(first_output() + i) * step] = from[i];
     }
   }
 
   // Where output o is stored.
   __device__ int64_t stored(int64_t o) const {
-    const int64_t run = s.shuffled_run.quotient(o);
-    return (o - run * s.shuffled_run.divisor()) * p.shuffle + run;
+    const int64_t group = s.shuffled.quotient(o);
+    return (o - group * s.shuffled.divisor()) * p.shuffle + group;
   }
 };
 
@@ -517,15 +515,9 @@ int grouped_conv2d(const GroupedConv2dParams& p, const void* weight, const void*
   Device device;
   if (const int error = current_device(device)) return error;
   const GroupedPlan plan = grouped_plan(p, address_of(weight), device);
-  const int64_t blocks = plan.pixel_tiles * plan.channel_tiles();
+  const int64_t blocks = plan.pixel_tiles * plan.channel_tiles;
   if (blocks >= int64_t{1} << 31) return cudaErrorInvalidConfiguration;
-  const Grouped grouped = {p,
-                           weight,
-                           bias,
-                           plan,
-                           static_cast<unsigned>(plan.channel_tiles()),
-                           static_cast<unsigned>(plan.slices()),
-                           static_cast<unsigned>(plan.all_runs / p.shape.groups),
+  const Grouped grouped = {p, weight, bias, plan,
                            Divider(p.shape.groups * p.shape.out_channels / p.shuffle)};
   const auto run_as = [&](auto number) {
     return run<decltype(number)>(grouped, static_cast<unsigned>(blocks),

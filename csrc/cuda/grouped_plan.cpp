@@ -27,14 +27,13 @@ GroupedPlan cut(const GroupedConv2dParams& p, int64_t most) {
   const Conv2dWeightShape& s = p.shape;
   GroupedPlan plan{};
   plan.pixel_tiles = divided_up(p.batch * p.out_height * p.out_width, kGroupedPixels);
-  plan.interleaved =
-      p.channels_last && p.shuffle > 1 && p.shuffle % s.groups == 0 && p.shuffle <= most;
-  plan.all_runs = plan.interleaved ? p.shuffle : s.groups;
-  plan.run_length = s.groups * s.out_channels / plan.all_runs;
-  plan.run_outputs = equal_part(plan.run_length, plan.interleaved ? most / p.shuffle : most);
-  plan.runs = static_cast<int>(plan.interleaved    ? p.shuffle
-                               : plan.slices() > 1 ? 1
-                                                   : std::min(most / plan.run_outputs, s.groups));
+  plan.interleaved = p.channels_last && p.shuffle > 1 && p.shuffle == s.groups && s.groups <= most;
+  plan.outputs = equal_part(s.out_channels, plan.interleaved ? most / s.groups : most);
+  plan.slices = static_cast<int>(divided_up(s.out_channels, plan.outputs));
+  plan.groups = static_cast<int>(plan.interleaved  ? s.groups
+                                 : plan.slices > 1 ? 1
+                                                   : std::min(most / plan.outputs, s.groups));
+  plan.channel_tiles = divided_up(s.groups, plan.groups) * plan.slices;
   return plan;
 }
 
@@ -42,8 +41,7 @@ GroupedPlan cut(const GroupedConv2dParams& p, int64_t most) {
 GroupedPlan cut(const GroupedConv2dParams& p, const Device& device) {
   int64_t most = kGroupedPixelBytes / number_bytes(p);
   GroupedPlan plan = cut(p, most);
-  while (plan.pixel_tiles * plan.channel_tiles() < device.multiprocessors &&
-         most > kFewestChannels) {
+  while (plan.pixel_tiles * plan.channel_tiles < device.multiprocessors && most > kFewestChannels) {
     most /= 2;
     const GroupedPlan smaller = cut(p, most);
     if (smaller.interleaved != plan.interleaved) break;
@@ -55,8 +53,8 @@ GroupedPlan cut(const GroupedConv2dParams& p, const Device& device) {
 // Whole pixels that are not whole pieces lie behind one another, so that together they are; others
 // are an odd number of pieces apart, so that threads that write 8 pixels do not meet in a bank.
 int pixel_pitch(const GroupedConv2dParams& p, const GroupedPlan& plan) {
-  const int bytes = plan.runs * plan.run_outputs * number_bytes(p);
-  const bool whole = p.channels_last && plan.channel_tiles() == 1;
+  const int bytes = plan.groups * plan.outputs * number_bytes(p);
+  const bool whole = p.channels_last && plan.channel_tiles == 1;
   return whole && bytes % kWidestPiece != 0 ? bytes : (bytes + 15) / 32 * 32 + 16;
 }
 
@@ -64,7 +62,7 @@ int pixel_pitch(const GroupedConv2dParams& p, const GroupedPlan& plan) {
 
 GroupedPlan grouped_plan(const GroupedConv2dParams& p, uint64_t weight, const Device& device) {
   GroupedPlan plan = cut(p, device);
-  plan.pass_outputs = equal_part(plan.run_outputs, kGroupedPassOutputs);
+  plan.pass_outputs = equal_part(plan.outputs, kGroupedPassOutputs);
 
   const int64_t channel_bytes = p.shape.channels * number_bytes(p);
   const int64_t k_bytes = p.shape.taps * channel_bytes;
@@ -80,7 +78,7 @@ GroupedPlan grouped_plan(const GroupedConv2dParams& p, uint64_t weight, const De
   const auto shared_bytes = [&](int stages) {
     return stages * plan.stage_bytes() + origins + waiting;
   };
-  const int64_t steps = int64_t{plan.runs} * plan.passes() * plan.chunks;
+  const int64_t steps = plan.groups * divided_up(plan.outputs, plan.pass_outputs) * plan.chunks;
   plan.stages = device.path == Path::cuda_cores
                     ? 1  // without asynchronous copies
                     : static_cast<int>(std::min<int64_t>(kMostStages, steps));

@@ -39,9 +39,9 @@ void run(const GroupedConv2dParams& p, const Tensor& input, const Tensor& weight
   const Tensor filters = as_filters(weight, p.shape);
   std::optional<Tensor> biases;
   if (bias) biases = dense(*bias);
-  backend.check(kOp, cuda::grouped_conv2d(p, filters.const_data_ptr(),
-                                          biases ? biases->const_data_ptr() : nullptr,
-                                          backend.stream()));
+  backend.check(
+      kOp, cuda::grouped_conv2d(p, filters.const_data_ptr(),
+                                biases ? biases->const_data_ptr() : nullptr, backend.stream()));
 }
 
 #else
