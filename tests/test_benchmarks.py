@@ -24,6 +24,7 @@ SMALLEST = {
     "codebook_conv2d": "c=16 hw=32 k=3 bits=1 nhwc",
     "codebook_linear": "m=256 k=1024 o=1024 bits=4",
     "depthwise_conv2d": "c=1024 hw=7 k=3 nhwc",
+    "depthwise_separable_conv2d": "c=512 o=1024 hw=14 s=2 nhwc",
     "grouped_conv2d": "c=120 o=480 hw=14 g=3 s=1 nhwc",
     "int8_conv2d": "c=1024 hw=7 k=1 symmetric to int8",
     "int8_linear": "m=33 k=1001 o=999 affine",

@@ -1,7 +1,7 @@
 #include "grouped_conv2d.h"
 
 #include "activation.h"
-#include "conv2d_ops.h"
+#include "float_conv2d.h"
 
 namespace nncx {
 namespace {
@@ -25,16 +25,18 @@ void check_shuffle(int64_t shuffle, int64_t channels) {
              ": shuffle must divide the channels, got shuffle=", shuffle, ", channels=", channels);
 }
 
+}  // namespace
+
 #ifdef NNCX_DEVICE_CUDA
 
-void run(const GroupedConv2dParams&, const Tensor& input) {
+void run_grouped_conv2d(const GroupedConv2dParams&, const Tensor& input) {
   fail(kOp, ": input must be on a device that has a kernel, cpu, got ", device_text(input));
 }
 
 #else
 
 // Splits the pixels over torch's threads; where there are too few, the output channels too.
-void run(const GroupedConv2dParams& p, const Tensor& input) {
+void run_grouped_conv2d(const GroupedConv2dParams& p, const Tensor& input) {
   constexpr double kMinProducts = 1 << 19;  // per thread: about 10 us
   constexpr int64_t kPixels = 96;           // per part at least, if the pixels suffice
   const Isa isa = Backend(input).isa;
@@ -56,10 +58,7 @@ void run(const GroupedConv2dParams& p, const Tensor& input) {
 
 #endif
 
-Tensor as_floats(const Tensor& tensor) {
-  return tensor.scalar_type() == ScalarType::Float ? tensor
-                                                   : torch::stable::to(tensor, ScalarType::Float);
-}
+namespace {
 
 Tensor grouped_conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
                       std::vector<int64_t> stride, std::vector<int64_t> padding,
@@ -94,7 +93,7 @@ Tensor grouped_conv2d(const Tensor& input, const Tensor& weight, std::optional<T
   p.weight = static_cast<const float*>(float_weight.const_data_ptr());
   p.bias = float_bias ? static_cast<const float*>(float_bias->const_data_ptr()) : nullptr;
   p.output = output.mutable_data_ptr();
-  run(p, input);
+  run_grouped_conv2d(p, input);
   return output;
 }
 

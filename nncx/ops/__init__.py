@@ -8,6 +8,7 @@ from nncx.ops.channel_shuffle import channel_shuffle
 from nncx.ops.codebook_conv2d import codebook_conv2d, codebook_conv2d_prepack
 from nncx.ops.codebook_linear import codebook_linear, codebook_linear_prepack
 from nncx.ops.depthwise_conv2d import depthwise_conv2d
+from nncx.ops.depthwise_separable_conv2d import depthwise_separable_conv2d
 from nncx.ops.grouped_conv2d import grouped_conv2d
 from nncx.ops.int8_conv2d import int8_conv2d, int8_conv2d_prepack
 from nncx.ops.int8_linear import int8_linear, int8_linear_prepack
@@ -28,6 +29,7 @@ __all__ = [
     "codebook_linear",
     "codebook_linear_prepack",
     "depthwise_conv2d",
+    "depthwise_separable_conv2d",
     "grouped_conv2d",
     "int8_conv2d",
     "int8_conv2d_prepack",
