@@ -122,10 +122,12 @@ def _grouped_conv2d(device: str) -> Iterator[Check]:
     geometry = ((2, 1), (1, 2), (1, 2), 2, 7, "relu6")
     for layout, kernel in ((torch.contiguous_format, 3), (torch.channels_last, 1)):
         x = torch.randn(2, 26, 9, 11).to(memory_format=layout)
-        weight, bias = torch.randn(70, 13, kernel, kernel), torch.randn(70)
-        expected = grouped_conv2d_reference(x, weight, bias, *geometry)
-        y = ops.grouped_conv2d(x.to(device), weight.to(device), bias.to(device), *geometry)
-        yield Check(y, expected, FLOAT_SUMS)
+        tensors = (x, torch.randn(70, 13, kernel, kernel), torch.randn(70))
+        for dtype, tolerance in ((torch.float32, FLOAT_SUMS), (torch.float16, 1e-3)):
+            tensors = tuple(tensor.to(dtype) for tensor in tensors)  # halves on tensor cores
+            expected = grouped_conv2d_reference(*(t.float() for t in tensors), *geometry)
+            y = ops.grouped_conv2d(*(t.to(device) for t in tensors), *geometry)
+            yield Check(y, expected.to(dtype), tolerance)
 
 
 def _codebook_linear(device: str) -> Iterator[Check]:

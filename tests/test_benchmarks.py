@@ -49,6 +49,7 @@ SMALL_ON_GPU = {
     "int8_conv2d": lambda m: m.Int8ConvShape(m.ConvShape(2, 9, 9, 5, 3), "affine", "float16"),
     "int8_linear": lambda m: m.Int8LinearShape(m.LinearShape(3, 70, 9), "affine"),
     "max_pool2d_signs": lambda m: m.PoolShape(2, 9, 8, 2, 2),
+    "mobile_networks": lambda m: m.NetworkShape("ShuffleNetV2", "nhwc", 2, 64, "float16"),
     "pack_signs": lambda m: m.PackShape((2, 9, 5, 5), "nhwc", "float16"),
     "quantize_int8": lambda m: replace(m.SHAPES["cuda"][0], size=(2, 9, 5, 5)),
     "xnor_conv2d": lambda m: m.LayerShape(m.ConvShape(2, 9, 9, 5, 3), "nhwc"),

@@ -18,6 +18,8 @@ constexpr const char* kOp = "depthwise_separable_conv2d";
 struct Halves {
   DepthwiseConv2dParams depthwise;
   GroupedConv2dParams pointwise;
+  Tensor pointwise_weight;
+  std::optional<Tensor> pointwise_bias;
 };
 
 // One after the other, with the whole image between them in memory.
@@ -29,7 +31,7 @@ void run_apart(Halves h, const Tensor& input) {
   h.depthwise.output = between.mutable_data_ptr();
   run_depthwise_conv2d(h.depthwise, input);
   h.pointwise.input = between.const_data_ptr();
-  run_grouped_conv2d(h.pointwise, input);
+  run_grouped_conv2d(h.pointwise, input, h.pointwise_weight, h.pointwise_bias);
 }
 
 #ifdef NNCX_DEVICE_CUDA
@@ -109,7 +111,7 @@ class Block {
   }
 };
 
-void run(const Halves& h, const Tensor& input) {
+void run(Halves h, const Tensor& input) {
   constexpr double kMinProducts = 1 << 19;  // per thread: about 10 us
   constexpr int64_t kPixels = 96;           // per thread at least
   const DepthwiseConv2dParams& d = h.depthwise;
@@ -121,6 +123,11 @@ void run(const Halves& h, const Tensor& input) {
   if (most == 0 || threads > std::max<int64_t>(lines * d.out_width / kPixels, 1)) {
     return run_apart(h, input);
   }
+  const Tensor weight = as_floats(h.pointwise_weight);
+  std::optional<Tensor> bias;
+  if (h.pointwise_bias) bias = as_floats(*h.pointwise_bias);
+  h.pointwise.weight = static_cast<const float*>(weight.const_data_ptr());
+  h.pointwise.bias = bias ? static_cast<const float*>(bias->const_data_ptr()) : nullptr;
   const Block block(h, most, Backend(input).isa);
   run_tiles(input, {0, lines, 0, 1}, std::min(threads, lines), 1, block.memory_bytes(),
             [&](const Conv2dTile& tile, uint8_t* memory) {
@@ -139,7 +146,7 @@ Tensor depthwise_separable_conv2d(const Tensor& input, const Tensor& depthwise_w
   check_window(kOp, stride, padding, dilation);
   check_input_dtype(kOp, input);
   NNCX_CHECK(input.dim() == 4, kOp, ": input must be [N, C, H, W], got shape ", shape_text(input));
-  Halves h{};
+  Halves h{{}, {}, pointwise_weight, pointwise_bias};
   DepthwiseConv2dParams& d = h.depthwise;
   GroupedConv2dParams& p = h.pointwise;
   d.channels = input.size(1);
@@ -155,10 +162,9 @@ Tensor depthwise_separable_conv2d(const Tensor& input, const Tensor& depthwise_w
   const ScalarType type = input.scalar_type();
   const EpilogueTensor filters(kOp, "depthwise_weight", input, depthwise_weight,
                                {between, 1, kernel_size[0], kernel_size[1]}, type);
-  const EpilogueTensor mix(kOp, "pointwise_weight", input, pointwise_weight,
-                           {outputs, between, 1, 1}, type);
+  check_operand(kOp, "pointwise_weight", input, pointwise_weight, {outputs, between, 1, 1}, type);
   const EpilogueTensor biases(kOp, "depthwise_bias", input, depthwise_bias, {between}, type);
-  const EpilogueTensor mix_biases(kOp, "pointwise_bias", input, pointwise_bias, {outputs}, type);
+  check_operand(kOp, "pointwise_bias", input, pointwise_bias, {outputs}, type);
   d.activation = to_activation(kOp, depthwise_activation);
   p.activation = to_activation(kOp, activation);
   static_cast<Conv2dGeometry&>(d) = read_geometry(kOp, input.size(0), input.size(2), input.size(3),
@@ -170,15 +176,10 @@ Tensor depthwise_separable_conv2d(const Tensor& input, const Tensor& depthwise_w
       new_tensor(input, {d.batch, outputs, d.out_height, d.out_width}, type, d.channels_last);
   if (output.numel() == 0) return output;
   const Tensor image = d.channels_last ? input : dense(input);
-  const Tensor float_weight = as_floats(mix.tensor());
-  std::optional<Tensor> float_bias;
-  if (pointwise_bias) float_bias = as_floats(mix_biases.tensor());
   d.dtype = p.dtype = to_dtype(type, kOp, "input");
   d.input = image.const_data_ptr();
   d.weight = filters.data<void>();
   d.bias = biases.data<void>();
-  p.weight = static_cast<const float*>(float_weight.const_data_ptr());
-  p.bias = float_bias ? static_cast<const float*>(float_bias->const_data_ptr()) : nullptr;
   p.shuffle = 1;
   p.output = output.mutable_data_ptr();
   run(h, input);

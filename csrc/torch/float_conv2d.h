@@ -7,9 +7,11 @@
 
 namespace nncx {
 
-// On the device of `input`, in all threads that the work is worth.
+// On the device of `input`, in all threads that the work is worth. The second takes weight and bias
+// in the input's format, and brings them into the one that the device's kernel reads.
 void run_depthwise_conv2d(const DepthwiseConv2dParams& p, const Tensor& input);
-void run_grouped_conv2d(const GroupedConv2dParams& p, const Tensor& input);
+void run_grouped_conv2d(GroupedConv2dParams p, const Tensor& input, const Tensor& weight,
+                        const std::optional<Tensor>& bias);
 
 // Outputs of a channel by a depthwise weight, which is checked: of one with no channels, 1.
 inline int64_t read_multiplier(const char* op, const char* name, const Tensor& input,
@@ -25,8 +27,10 @@ inline int64_t read_multiplier(const char* op, const char* name, const Tensor& i
 }
 
 inline Tensor as_floats(const Tensor& tensor) {
-  return tensor.scalar_type() == ScalarType::Float ? tensor
-                                                   : torch::stable::to(tensor, ScalarType::Float);
+  const Tensor floats = tensor.scalar_type() == ScalarType::Float
+                            ? tensor
+                            : torch::stable::to(tensor, ScalarType::Float);
+  return dense(floats);
 }
 
 }  // namespace nncx
