@@ -188,7 +188,7 @@ class XNORConv2d(_XNORLayer, PackedConv2d):
     def _in_bytes(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
         """The same bits: K, which `int8_conv2d` has not, is multiplied by in between."""
         input_scale = self._input_scale(input, padding)
-        signs, padding = self._pad_signs(_sign_bytes(input), padding)
+        signs, padding = self._pad_signs(ops.sign_int8(input), padding)
         epilogue = self._kernel_epilogue(input, input_scale)
         if epilogue.pop("input_scale") is not None:
             epilogue = {}
@@ -221,7 +221,7 @@ class XNORConv2d(_XNORLayer, PackedConv2d):
 
     def _prepack(self, weight: Tensor) -> Tensor:
         if self._runs_in_bytes(weight.device):
-            return ops.int8_conv2d_prepack(_sign_bytes(weight), self.groups)
+            return ops.int8_conv2d_prepack(ops.sign_int8(weight), self.groups)
         return ops.binary_conv2d_prepack(ops.pack_signs(weight), self.in_channels, self.groups)
 
     def _runs_in_bytes(self, device: torch.device) -> bool:
@@ -258,11 +258,6 @@ class XNORConv2d(_XNORLayer, PackedConv2d):
             windows = magnitude.unfold(dim + 2, size, self.stride[dim])
             magnitude = windows[..., :: self.dilation[dim]].mean(-1)
         return magnitude.contiguous()
-
-
-def _sign_bytes(x: Tensor) -> Tensor:
-    """+1 and -1 in int8."""
-    return (x >= 0).to(torch.int8) * 2 - 1
 
 
 class XNORLinear(_XNORLayer, PackedLinear):
