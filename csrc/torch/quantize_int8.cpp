@@ -76,9 +76,8 @@ void for_pixels(const QuantizeInt8Params& p, const Convert& convert) {
 
 void run(const QuantizeInt8Params& p, const Tensor& input) {
   const Isa isa = Backend(input).isa;
-  for_pixels(p, [&](int64_t begin, int64_t end) {
-    NNCX_ON_PATH(isa, quantize_int8(p, begin, end));
-  });
+  for_pixels(p,
+             [&](int64_t begin, int64_t end) { NNCX_ON_PATH(isa, quantize_int8(p, begin, end)); });
 }
 
 #endif
