@@ -31,6 +31,7 @@ from nncx.ops.int8_linear import int8_linear_reference
 from nncx.ops.max_pool2d_signs import max_pool2d_signs_reference
 from nncx.ops.pack_signs import pack_signs_reference
 from nncx.ops.quantize_int8 import quantize_int8_reference
+from nncx.ops.sign_int8 import sign_int8_reference
 
 # Channels, kernel, stride, padding, dilation, groups of the binary convolutions.
 CONVOLUTION = (134, 70, (3, 3), (2, 1), (1, 2), (1, 2), 2)
@@ -179,6 +180,11 @@ def _quantize_int8(device: str) -> Iterator[Check]:
         yield Check(y, quantize_int8_reference(x, scale, zero_point))
 
 
+def _sign_int8(device: str) -> Iterator[Check]:
+    for x in (torch.randn(9, 131), torch.randn(2, 38, 9, 11)):
+        yield Check(ops.sign_int8(x.to(device)), sign_int8_reference(x))
+
+
 def _int8_linear(device: str) -> Iterator[Check]:
     for rows, lowest in itertools.product((1, 70), (-128, 0)):
         x, weight = _codes((rows, 131), lowest), _codes((70, 131))
@@ -223,6 +229,7 @@ SELF_TESTS: tuple[SelfTest, ...] = (
     _depthwise_conv2d,
     _depthwise_separable_conv2d,
     _quantize_int8,
+    _sign_int8,
     _int8_linear,
     _int8_conv2d,
 )

@@ -15,6 +15,7 @@ from nncx.ops.int8_linear import int8_linear, int8_linear_prepack
 from nncx.ops.max_pool2d_signs import max_pool2d_signs
 from nncx.ops.pack_signs import pack_signs
 from nncx.ops.quantize_int8 import quantize_int8
+from nncx.ops.sign_int8 import sign_int8
 
 __all__ = [
     "binary_conv2d",
@@ -38,4 +39,5 @@ __all__ = [
     "max_pool2d_signs",
     "pack_signs",
     "quantize_int8",
+    "sign_int8",
 ]
