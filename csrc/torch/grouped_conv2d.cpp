@@ -1,7 +1,7 @@
 #include "grouped_conv2d.h"
 
 #include "activation.h"
-#include "conv2d_ops.h"
+#include "float_conv2d.h"
 
 namespace nncx {
 namespace {
@@ -33,8 +33,10 @@ Tensor as_filters(const Tensor& weight, const Conv2dWeightShape& s) {
   return torch::stable::contiguous(weight, torch::headeronly::MemoryFormat::ChannelsLast);
 }
 
-void run(const GroupedConv2dParams& p, const Tensor& input, const Tensor& weight,
-         const std::optional<Tensor>& bias) {
+}  // namespace
+
+void run_grouped_conv2d(GroupedConv2dParams p, const Tensor& input, const Tensor& weight,
+                        const std::optional<Tensor>& bias) {
   const Backend backend(input);
   const Tensor filters = as_filters(weight, p.shape);
   std::optional<Tensor> biases;
@@ -46,16 +48,11 @@ void run(const GroupedConv2dParams& p, const Tensor& input, const Tensor& weight
 
 #else
 
-Tensor as_floats(const Tensor& tensor) {
-  const Tensor floats = tensor.scalar_type() == ScalarType::Float
-                            ? tensor
-                            : torch::stable::to(tensor, ScalarType::Float);
-  return dense(floats);
-}
+}  // namespace
 
 // Splits the pixels over torch's threads; where there are too few, the output channels too.
-void run(GroupedConv2dParams p, const Tensor& input, const Tensor& weight,
-         const std::optional<Tensor>& bias) {
+void run_grouped_conv2d(GroupedConv2dParams p, const Tensor& input, const Tensor& weight,
+                        const std::optional<Tensor>& bias) {
   constexpr double kMinProducts = 1 << 19;  // per thread: about 10 us
   constexpr int64_t kPixels = 96;           // per part at least, if the pixels suffice
   const Isa isa = Backend(input).isa;
@@ -81,6 +78,8 @@ void run(GroupedConv2dParams p, const Tensor& input, const Tensor& weight,
 }
 
 #endif
+
+namespace {
 
 Tensor grouped_conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
                       std::vector<int64_t> stride, std::vector<int64_t> padding,
@@ -110,7 +109,7 @@ Tensor grouped_conv2d(const Tensor& input, const Tensor& weight, std::optional<T
   p.dtype = to_dtype(type, kOp, "input");
   p.input = image.const_data_ptr();
   p.output = output.mutable_data_ptr();
-  run(p, input, weight, bias);
+  run_grouped_conv2d(p, input, weight, bias);
   return output;
 }
 

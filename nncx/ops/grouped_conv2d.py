@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from nncx.ops._activation import activate, check_activation
-from nncx.ops._common import check, check_input_dtype, check_operand, shape_text
+from nncx.ops._common import call_op, check, check_input_dtype, check_operand, shape_text
 from nncx.ops._conv2d import (
     before_activation,
     check_filters,
@@ -71,7 +71,9 @@ def grouped_conv2d(
     if _is_torchs(input, weight, shuffle):
         _check(input, weight, bias, *geometry, shuffle, activation)
         return grouped_conv2d_reference(input, weight, bias, *geometry, shuffle, activation)
-    return torch.ops.nncx.grouped_conv2d(input, weight, bias, *geometry, shuffle, activation)
+    return call_op(
+        torch.ops.nncx.grouped_conv2d, input, weight, bias, *geometry, shuffle, activation
+    )
 
 
 def _is_torchs(input: Tensor, weight: Tensor, shuffle: int) -> bool:
