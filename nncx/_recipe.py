@@ -27,6 +27,7 @@ from nncx import _files, _machine, _report, _store, data, models, train
 from nncx.compress import XNOR, BinaryConnect, convert, freeze
 from nncx.compress._convert import Method
 from nncx.compress.binary_connect import parameter_groups
+from nncx.distill import Stage
 from nncx.nn import SquaredHingeLoss
 
 LAYERS: dict[str, Method | None] = {
@@ -145,17 +146,54 @@ def run(recipe: Recipe, out: Path) -> Result:
     """
     splits = load_data(recipe.data, recipe.root, recipe.image_size)
     model = build(recipe, splits)
+    stage = Stage("supervised", train.Supervised(model, LOSSES[recipe.loss]()))
+    stages = {stage: [student_optimizer(recipe, model, stage)]}
+    result = train_stages(recipe, model, stages, splits, out)
+    write_result(result, out)
+    remove_checkpoints(recipe, splits, out)
+    return result
+
+
+def train_stages(
+    recipe: Recipe,
+    model: nn.Module,
+    stages: Mapping[Stage, list[Optimizer]],
+    splits: data.Splits,
+    out: Path,
+) -> Result:
+    """Train `model` in `stages`, one after the other; write model.safetensors to the folder `out`.
+
+    The stages share the recipe's epochs. The last decides which epoch is kept: what another one
+    trains, as a hint, need not tell classes apart. Checkpoints stay until the result is written:
+    see `remove_checkpoints`.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / f"{run_key(asdict(recipe), splits)}.checkpoint"
     start = time.monotonic()
-    history = _fit(recipe, model, splits, checkpoint)
+    history: list[dict[str, float]] = []
+    *_, final = stages
+    for (stage, optimizers), epochs in zip(stages.items(), _epochs(recipe, stages), strict=True):
+        checkpoint = out / f"{_key(recipe, splits)}-{stage.name}.checkpoint"
+        keep_best = stage is final
+        records = _fit(recipe, model, stage, optimizers, epochs, splits, checkpoint, keep_best)
+        last = [{**record, "epoch": len(history) + record["epoch"]} for record in records]
+        history += last
     seconds = time.monotonic() - start
     if recipe.layers != "float":
         freeze(model)
-    result = _measure(recipe, model, splits, out / MODEL, history, seconds)
-    write_result(result, out)
-    checkpoint.unlink()
-    return result
+    best = min(last, key=lambda record: record["validation"])
+    return _measure(recipe, model, splits, out / MODEL, history, int(best["epoch"]), seconds)
+
+
+def remove_checkpoints(recipe: Recipe, splits: data.Splits, out: Path) -> None:
+    """Once the result is written: those of `train_stages`."""
+    for path in out.glob(f"{_key(recipe, splits)}-*.checkpoint"):
+        path.unlink()
+
+
+def _epochs(recipe: Recipe, stages: Iterable[Stage]) -> list[int]:
+    """Those of each stage: its share, at least one, and all together the recipe's if they can."""
+    *first, _ = (max(1, round(stage.share * recipe.epochs)) for stage in stages)
+    return [*first, max(1, recipe.epochs - sum(first))]
 
 
 def build(recipe: Recipe, splits: data.Splits) -> nn.Module:
@@ -170,29 +208,40 @@ def _float_network(recipe: Recipe, splits: data.Splits) -> nn.Module:
     return network(recipe.model, recipe.options, splits)
 
 
-def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
-    parameters = model.parameters()
+def student_optimizer(recipe: Recipe, model: nn.Module, stage: Stage) -> Optimizer:
+    """Of all that is trained for `model` in `stage`: itself, and what adapts it to the teacher."""
+    its_own = {id(parameter) for parameter in model.parameters()}
+    adapters = [p for p in stage.student_parameters() if id(p) not in its_own]
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     if isinstance(LAYERS[recipe.layers], BinaryConnect):
-        parameters = parameter_groups(model, recipe.lr, squared=recipe.optimizer == "sgd")
+        groups = parameter_groups(model, recipe.lr, squared=recipe.optimizer == "sgd")
+    if adapters:
+        groups.append({"params": adapters})
     make = OPTIMIZERS[recipe.optimizer]
-    return make(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return make(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
 
 
 def _fit(
-    recipe: Recipe, model: nn.Module, splits: data.Splits, checkpoint: Path
+    recipe: Recipe,
+    model: nn.Module,
+    stage: Stage,
+    optimizers: list[Optimizer],
+    epochs: int,
+    splits: data.Splits,
+    checkpoint: Path,
+    keep_best: bool,
 ) -> list[dict[str, float]]:
-    optimizer = _optimizer(recipe, model)
-    per_epoch = recipe.lr_decay ** (1 / max(1, recipe.epochs - 1))
+    per_epoch = recipe.lr_decay ** (1 / max(1, epochs - 1))
     validation = data.loader(splits.validation, EVALUATION_BATCH)
     torch.manual_seed(recipe.seed)
     return train.fit(
-        train.Supervised(model, LOSSES[recipe.loss]()),
+        stage.task,
         data.loader(splits.train, recipe.batch, shuffle=True, seed=recipe.seed),
-        epochs=recipe.epochs,
-        optimizer=optimizer,
-        scheduler=ExponentialLR(optimizer, per_epoch),
+        epochs=epochs,
+        optimizer=optimizers,
+        scheduler=[ExponentialLR(optimizer, per_epoch) for optimizer in optimizers],
         validate=partial(train.error_rate, model, validation),
-        keep_best=True,
+        keep_best=keep_best,
         checkpoint=checkpoint,
     )
 
@@ -203,18 +252,18 @@ def _measure(
     splits: data.Splits,
     path: Path,
     history: list[dict[str, float]],
+    best_epoch: int,
     seconds: float,
 ) -> Result:
     image = splits.test[0][0].unsqueeze(0)
     loaded = reloaded(model.eval(), path, image)
-    best = min(history, key=lambda record: record["validation"])
     file_bytes, float_file_bytes = path.stat().st_size, saved_bytes(_float_network(recipe, splits))
     return Result(
         recipe=recipe,
         test_error=train.error_rate(loaded, data.loader(splits.test, EVALUATION_BATCH)),
         test_images=len(splits.test),
         validation_error=train.error_rate(loaded, data.loader(splits.validation, EVALUATION_BATCH)),
-        best_epoch=int(best["epoch"]),
+        best_epoch=best_epoch,
         parameters=_report.report(loaded, image, repeats=1).total.parameters,
         file_bytes=file_bytes,
         float_file_bytes=float_file_bytes,
@@ -273,6 +322,15 @@ def saved_bytes(model: nn.Module) -> int:
         path = Path(folder) / MODEL
         _store.save(model, path)
         return path.stat().st_size
+
+
+def is_done(recipe: Recipe, out: Path) -> bool:
+    """Whether the folder `out` holds the network and the result of this very recipe."""
+    try:
+        written = json.loads((out / RESULT).read_text())["recipe"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return (out / MODEL).is_file() and written == json.loads(json.dumps(asdict(recipe)))
 
 
 def write_result(result: Any, out: Path) -> None:
