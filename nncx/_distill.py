@@ -64,11 +64,13 @@ class Distilled(Result):
 
     Attributes:
         teacher_test_error, teacher_validation_error: percent.
+        teacher_file_bytes: of its file, as `nncx.save` writes it.
     """
 
     teacher_test_error: float
     teacher_validation_error: float
     teacher_parameters: int
+    teacher_file_bytes: int
 
     def __str__(self) -> str:
         return (
@@ -152,4 +154,5 @@ def _with_teacher(result: Result, teacher: nn.Module, splits: data.Splits) -> Di
         teacher_test_error=test_error,
         teacher_validation_error=validation_error,
         teacher_parameters=sum(p.numel() for p in teacher.parameters()),
+        teacher_file_bytes=_recipe.saved_bytes(teacher),
     )

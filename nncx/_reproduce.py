@@ -9,12 +9,11 @@ import csv
 import hashlib
 import io
 import json
-import os
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
@@ -190,13 +189,144 @@ def _train_cell(cell: Cell) -> tuple[Cell, str, bool]:
 # the table
 
 
-@dataclass
-class _Line:
-    """A row of the table with what was measured."""
+@dataclass(frozen=True)
+class Line:
+    """A row of the table as it was measured; errors in percent, one for each seed."""
 
     row: Row
-    test: list[float] = field(default_factory=list)
-    validation: list[float] = field(default_factory=list)
-    file_bytes: int = 0
-    parameters: int = 0
-    failures: list[str] = field(default_factory=list)
+    results: list[dict[str, Any]]
+    failures: list[str]
+
+    def errors(self, split: str) -> list[float]:
+        return [result[f"{split}_error"] for result in self.results]
+
+    def spread(self, split: str) -> str:
+        errors = self.errors(split)
+        if not errors:
+            return "-"
+        deviation = f" ± {stdev(errors):.2f}" if len(errors) > 1 else ""
+        return f"{mean(errors):.2f}{deviation}"
+
+
+def _lines(table: Table, cells: Sequence[Cell], failures: Mapping[Path, str]) -> list[Line]:
+    lines = []
+    for row in table.rows:
+        own = [cell for cell in cells if cell.row is row]
+        results = [result for cell in own if (result := cell.result()) is not None]
+        why = [failures[cell.folder] for cell in own if cell.folder in failures]
+        lines.append(Line(row, results, why))
+    return lines
+
+
+def _write(
+    reproduction: Reproduction, cells: Sequence[Cell], failures: Mapping[Path, str], folder: Path
+) -> str:
+    table, data = TABLES[reproduction.table], reproduction.distillation.data
+    lines = _lines(table, cells, failures)
+    if not any(line.results for line in lines):
+        raise ValueError(f"no cell of the table could be trained: {lines[0].failures[0]}")
+    text = f"# {table.title}: {data}\n\n{_markdown(table, data, lines)}\n\n"
+    text += "\n".join(f"- {note}" for note in _notes(reproduction, table, lines)) + "\n"
+    _files.replace(folder / "table.md", text.encode())
+    _files.replace(folder / "table.csv", _csv(data, lines).encode())
+    _plot(table, data, lines, folder / "plot.png")
+    _report.scatter(_costs(lines), folder / "cost.png")
+    return text
+
+
+def _markdown(table: Table, data: str, lines: Sequence[Line]) -> str:
+    some = next(line.results[0] for line in lines if line.results)
+    talk = table.published_teacher.get(data)
+    rows = [
+        ["", "test error (%)", "validation error (%)", "parameters", "file (bytes)", "talk (%)"],
+        ["---", *["---:"] * 5],
+        [
+            "teacher",
+            f"{some['teacher_test_error']:.2f}",
+            f"{some['teacher_validation_error']:.2f}",
+            f"{some['teacher_parameters']:,}",
+            "",
+            "" if talk is None else f"{talk:.2f}",
+        ],
+    ]
+    for line in lines:
+        talk = line.row.published.get(data)
+        sizes = ["", ""]
+        if line.results:
+            sizes = [f"{line.results[0][name]:,}" for name in ("parameters", "file_bytes")]
+        errors = [line.spread("test"), line.spread("validation")]
+        rows.append([line.row.label, *errors, *sizes, "" if talk is None else f"{talk:.2f}"])
+    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _notes(reproduction: Reproduction, table: Table, lines: Sequence[Line]) -> Iterator[str]:
+    shared = reproduction.distillation
+    seeds = reproduction.seeds
+    yield (
+        f"Test error of the student's file, loaded again: mean ± standard deviation over {seeds} "
+        f"seeds, one teacher."
+        if seeds > 1
+        else "Test error of the student's file; one seed."
+    )
+    images = "all" if shared.train_images is None else f"{shared.train_images:,}"
+    yield (
+        f"Teacher {shared.teacher} {dict(shared.teacher_options)}, student {shared.model} "
+        f"{dict(shared.options)}; {images} training images, {shared.epochs} epochs of batches of "
+        f"{shared.batch}, {shared.optimizer} from {shared.lr:g} to "
+        f"{shared.lr * shared.lr_decay:g}, weight decay {shared.weight_decay:g}, augmentation "
+        f"{shared.augment}; the epoch is chosen on the validation split."
+    )
+    yield f"On {_machine.describe()}."
+    yield table.note
+    for line in lines:
+        for reason in dict.fromkeys(line.failures):
+            yield f"{line.row.label}: {reason}"
+
+
+def _csv(data: str, lines: Sequence[Line]) -> str:
+    """One line a cell."""
+    text = io.StringIO(newline="")
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(
+        "row seed test_error validation_error best_epoch file_bytes seconds talk_error".split()
+    )
+    for line in lines:
+        for result in line.results:
+            names = "test_error validation_error best_epoch file_bytes seconds".split()
+            figures = [result[name] for name in names]
+            talk = line.row.published.get(data, "")
+            writer.writerow([line.row.label, result["recipe"]["seed"], *figures, talk])
+    return text.getvalue()
+
+
+def _costs(lines: Sequence[Line]) -> list[tuple[str, float, float]]:
+    """The talk's last picture: what an error costs, here in stored bytes."""
+    measured = [line for line in lines if line.results]
+    points = [
+        (line.row.label, line.results[0]["file_bytes"], mean(line.errors("test")))
+        for line in measured
+    ]
+    teacher = measured[0].results[0]
+    size, error = teacher["teacher_file_bytes"], teacher["teacher_test_error"]
+    return [("teacher", size, error), *points]
+
+
+def _plot(table: Table, data: str, lines: Sequence[Line], path: Path) -> None:
+    """A point a seed, a bar their mean, and a diamond the talk's figure."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1.5 + 0.4 * len(lines)), layout="constrained")
+    axes = figure.add_subplot(xlabel="test error (%)", title=f"{table.title}: {data}")
+    axes.set_yticks(range(len(lines)), [line.row.label for line in lines])
+    axes.invert_yaxis()
+    axes.grid(axis="x", alpha=0.3)
+    for y, line in enumerate(lines):
+        if errors := line.errors("test"):
+            axes.plot(errors, [y] * len(errors), "o", color="C0", alpha=0.6)
+            axes.plot([mean(errors)], [y], "|", color="C0", markersize=18)
+        if (talk := line.row.published.get(data)) is not None:
+            axes.plot([talk], [y], "D", color="C1")
+    axes.plot([], [], "o", color="C0", label="measured, one seed")
+    axes.plot([], [], "D", color="C1", label="the talk")
+    axes.legend()
+    figure.savefig(path, dpi=150)

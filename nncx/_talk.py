@@ -73,9 +73,7 @@ TABLES: dict[str, Table] = {
                 "none",
                 "anc",
                 {"regulariser": "none"},
-                published=_published(
-                    cifar10=10.07, cifar100=34.10, svhn=3.73, fashion_mnist=9.62
-                ),
+                published=_published(cifar10=10.07, cifar100=34.10, svhn=3.73, fashion_mnist=9.62),
             ),
             Row(
                 "L1",
