@@ -11,11 +11,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Adam, Optimizer
 
-from nncx import _networks, _recipe, data, distill, models, train
-from nncx._recipe import Recipe, Result
+from nncx import _networks, _processes, _recipe, data, distill, models, train
+from nncx._recipe import Recipe, Result, Setup
 from nncx.distill import Stage
 
 TEACHER = "teacher"  # its folder, in that of the student
@@ -79,20 +80,27 @@ class Distilled(Result):
         )
 
 
-def run(distillation: Distillation, out: Path) -> Distilled:
+def run(
+    distillation: Distillation, out: Path, setup: Setup = _recipe.ON_THE_CPU
+) -> Distilled | None:
     """Do what `distillation` says; write model.safetensors and result.json to the folder `out`.
 
     A teacher that is trained first is in the subfolder `teacher`.
 
+    Returns:
+        None in all processes but the first.
+
     Raises:
         As `_recipe.run`; ValueError also for a teacher and a student that do not fit each other.
     """
-    splits = _recipe.load_data(distillation)
+    splits = _recipe.splits_of(distillation)
     student = _recipe.build(distillation, splits)
-    teacher = _teacher(distillation, splits, out / TEACHER)
+    teacher = _teacher(distillation, splits, out / TEACHER, setup)
     stages = _stages(distillation, student, teacher, splits)
-    result = _recipe.train_stages(distillation, student, stages, splits, out)
-    distilled = _with_teacher(result, teacher, splits)
+    result = _recipe.train_stages(distillation, student, stages, splits, out, setup)
+    if result is None:
+        return None
+    distilled = _with_teacher(result, teacher.cpu(), splits)
     _recipe.write_result(distilled, out)
     _recipe.remove_checkpoints(distillation, splits, out)
     return distilled
@@ -108,16 +116,22 @@ def teacher_recipe(distillation: Distillation) -> Recipe | None:
     return Recipe(**{**student, **network})
 
 
-def trained_teacher(recipe: Recipe, out: Path) -> Path:
+def trained_teacher(recipe: Recipe, out: Path, setup: Setup = _recipe.ON_THE_CPU) -> Path:
     """The file of a teacher, which is trained unless `out` holds the result of this recipe."""
-    if not _recipe.is_done(recipe, out):
-        print(f"teacher: {_recipe.run(recipe, out)}", file=sys.stderr)
+    if not _processes.from_first(lambda: _recipe.is_done(recipe, out)):
+        result = _recipe.run(recipe, out, setup)
+        if result is not None:
+            print(f"teacher: {result}", file=sys.stderr)
     return out / _recipe.MODEL
 
 
-def _teacher(distillation: Distillation, splits: data.Splits, out: Path) -> nn.Module:
+def _teacher(
+    distillation: Distillation, splits: data.Splits, out: Path, setup: Setup
+) -> nn.Module:
     if (recipe := teacher_recipe(distillation)) is not None:
-        return _networks.trained(str(trained_teacher(recipe, out)), splits)
+        file = trained_teacher(recipe, out, setup)
+        _processes.barrier()  # the first writes it
+        return _networks.trained(str(file), splits)
     options, weights = distillation.teacher_options, distillation.teacher_weights
     return _networks.trained(distillation.teacher, splits, options, weights)
 
@@ -125,15 +139,21 @@ def _teacher(distillation: Distillation, splits: data.Splits, out: Path) -> nn.M
 def _stages(
     distillation: Distillation, student: nn.Module, teacher: nn.Module, splits: data.Splits
 ) -> dict[Stage, list[Optimizer]]:
-    batches = data.loader(splits.train, distillation.batch)
-    stages = distill.by_name(
-        distillation.method,
-        student,
-        teacher,
-        example=next(iter(batches))[0],
-        steps=len(batches) * distillation.epochs,
-        **distillation.method_options,
-    )
+    batches = _recipe.batches(distillation, splits)
+    options = dict(distillation.method_options)
+    try:
+        stages = distill.by_name(
+            distillation.method,
+            student,
+            teacher,
+            example=torch.stack([splits.train[0][0]] * 2),
+            steps=len(batches) * distillation.epochs,
+            **options,
+        )
+    except TypeError as error:  # an option that it does not have
+        raise ValueError(
+            f"{distillation.method} cannot be made with {options}: {error}"
+        ) from error
     return {stage: _optimizers(distillation, student, stage) for stage in stages}
 
 
