@@ -14,7 +14,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 from nncx import _files, _machine, _recipe, _report, _store, data, train
@@ -159,7 +159,7 @@ def run(compression: Compression, out: Path) -> Result:
     if out.is_file():  # found now, not after the work
         raise ValueError(f"out must be a folder, got the file {out}; pass another name")
     splits = _recipe.load_data(compression.data, compression.root, compression.image_size)
-    model = _checked(_network(compression, splits).eval(), splits)
+    model = _recipe.checked(_network(compression, splits).eval(), splits)
     graph = trace(model, splits.train[0][0].unsqueeze(0))
     images = calibration_images(splits, compression.calibration_images, compression.seed)
     table = _sensitivity(compression, graph, images, splits) if compression.sensitivity else None
@@ -225,27 +225,6 @@ def _filled(model: nn.Module, path: Path) -> nn.Module:
     return model
 
 
-def _checked(model: nn.Module, splits: data.Splits) -> nn.Module:
-    """`model`, which was found to take the images and to tell the classes apart."""
-    image = splits.train[0][0].unsqueeze(0)
-    try:
-        with torch.no_grad():
-            logits = model(image)
-    except (RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"the network must take images {list(image.shape[1:])} of {splits.name}, got one that"
-            f" does not: {reason}"
-        ) from error
-    got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if got != [1, splits.num_classes]:
-        raise ValueError(
-            f"the network must give a logit for each of the {splits.num_classes} classes of"
-            f" {splits.name}, got {got}; pass the data set that it was trained on"
-        )
-    return model
-
-
 def _int8_settings(compression: Compression) -> dict[str, Any]:
     """What `quantize` and `sensitivity` share."""
     return {
@@ -268,7 +247,7 @@ def _compressed(compression: Compression, graph: Graph, images: DataLoader) -> G
 def _sensitivity(
     compression: Compression, graph: Graph, images: DataLoader, splits: data.Splits
 ) -> Sensitivity:
-    metric = partial(train.error_rate, data=_evaluation(splits.validation))
+    metric = partial(train.error_rate, data=_recipe.evaluation(splits.validation))
     return sensitivity(graph, images, metric=metric, **_int8_settings(compression))
 
 
@@ -288,7 +267,7 @@ def _measure(
         for batch in TIMED_BATCHES:
             latencies[str(batch)] = _report.latency([model, loaded], (images[:batch],), TIMED_RUNS)
     (float_test_error, test_error), (float_validation_error, validation_error) = (
-        [train.error_rate(each, _evaluation(split)) for each in (model, loaded)]
+        [train.error_rate(each, _recipe.evaluation(split)) for each in (model, loaded)]
         for split in (splits.test, splits.validation)
     )
     return Result(
@@ -306,7 +285,3 @@ def _measure(
         macs=_report.report(loaded, images[:1], repeats=1).macs,
         machine=_machine.describe(),
     )
-
-
-def _evaluation(split: TensorDataset) -> DataLoader:
-    return data.loader(split, _recipe.EVALUATION_BATCH)

@@ -4,7 +4,8 @@ The network is trained with `train.fit`, the epoch is chosen on the validation s
 layers are frozen, the file is written and loaded again, and only then is the test split looked at.
 
 A run keeps a checkpoint in the output folder until it is through, so one that is interrupted
-continues when the same recipe is given again.
+continues when the same recipe is given again. Of several processes, which torchrun started, the
+first measures and writes.
 """
 
 import hashlib
@@ -22,8 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
+from torch.utils.data import DataLoader, TensorDataset
 
-from nncx import _files, _machine, _report, _store, data, models, train
+from nncx import _files, _machine, _processes, _report, _store, data, models, train
 from nncx.compress import XNOR, BinaryConnect, convert, freeze
 from nncx.compress._convert import Method
 from nncx.compress.binary_connect import parameter_groups
@@ -43,9 +45,11 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": partial(Adam, fused=True),
     "sgd": partial(SGD, momentum=0.9, nesterov=True),
 }
+AMP = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-MODEL, RESULT = "model.safetensors", "result.json"
+MODEL, RESULT, CURVES = "model.safetensors", "result.json", "curves.png"
 EVALUATION_BATCH = 256
+CPU = torch.device("cpu")
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ class Recipe:
         lr: the learning rate of the first epoch; BinaryConnect scales that of its weights.
         lr_decay: the learning rate of the last epoch, divided by `lr`; between them it falls
             exponentially. 1 keeps it constant.
+        amp: mixed precision of the training: "none", "bfloat16" or "float16".
+        patience: as `train.fit`: epochs without a better validation after which it stops.
 
     Raises:
         ValueError: for a value that cannot be; that of data and model when they are made.
@@ -81,10 +87,13 @@ class Recipe:
     lr: float = 1e-3
     lr_decay: float = 0.01
     weight_decay: float = 0.0
+    amp: str = "none"
+    patience: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, table in (("layers", LAYERS), ("loss", LOSSES), ("optimizer", OPTIMIZERS)):
+        tables = {"layers": LAYERS, "loss": LOSSES, "optimizer": OPTIMIZERS, "amp": AMP}
+        for name, table in tables.items():
             value = getattr(self, name)
             if value not in table:
                 raise ValueError(f"{name} must be one of {', '.join(table)}, got {value!r}")
@@ -107,6 +116,7 @@ class Result:
         file_bytes, float_file_bytes: of the file, and of the file of the same network in float.
         ratio: the latter by the former.
         seconds: of training, in this call: not those before an interruption.
+        trained_on: how many processes on what device; the other figures are of the CPU.
         history: what `train.fit` returned.
     """
 
@@ -120,6 +130,7 @@ class Result:
     float_file_bytes: int
     ratio: float
     seconds: float
+    trained_on: str
     machine: str
     history: list[dict[str, float]]
 
@@ -134,25 +145,48 @@ class Result:
         )
 
 
-def run(recipe: Recipe, out: Path) -> Result:
-    """Train what `recipe` says; write model.safetensors and result.json to the folder `out`.
+def run(
+    recipe: Recipe,
+    out: Path,
+    device: torch.device = CPU,
+    *,
+    tensorboard: bool = False,
+    plot: bool = False,
+) -> Result | None:
+    """Train what `recipe` says; write model.safetensors, history.csv and result.json to `out`.
+
+    Args:
+        device: where it is trained; as `train.processes` gives it. It is measured on the CPU.
+        tensorboard: write events for TensorBoard as well.
+        plot: draw the history to curves.png as well.
+
+    Returns:
+        None in all processes but the first.
 
     Raises:
         ValueError: for data or a network that cannot be, or a network that cannot be converted.
-        FileNotFoundError, ImportError: as `data.load`.
+        FileNotFoundError, ImportError: as `data.load`, or for TensorBoard and matplotlib.
         FloatingPointError: if the training diverges.
         KeyboardInterrupt: as it came; the same call continues from the checkpoint.
     """
-    splits = load_data(recipe.data, recipe.root, recipe.image_size)
-    model = build(recipe, splits)
+    if plot:
+        _report.require_matplotlib()  # now rather than after the training
+    with _processes.first_goes_ahead():
+        splits = load_data(recipe.data, recipe.root, recipe.image_size)
+    model = build(recipe, splits).to(device)
     out.mkdir(parents=True, exist_ok=True)
     checkpoint = out / f"{run_key(asdict(recipe), splits)}.checkpoint"
     start = time.monotonic()
-    history = _fit(recipe, model, splits, checkpoint)
+    history = _fit(recipe, model, splits, checkpoint, tensorboard)
     seconds = time.monotonic() - start
+    if _processes.rank() > 0:
+        return None
+    if plot:
+        train.plot(history, out / CURVES)
+    model.cpu()
     if recipe.layers != "float":
         freeze(model)
-    result = _measure(recipe, model, splits, out / MODEL, history, seconds)
+    result = _measure(recipe, model, splits, out / MODEL, history, seconds, device)
     write_result(result, out)
     checkpoint.unlink()
     return result
@@ -179,11 +213,10 @@ def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
 
 
 def _fit(
-    recipe: Recipe, model: nn.Module, splits: data.Splits, checkpoint: Path
+    recipe: Recipe, model: nn.Module, splits: data.Splits, checkpoint: Path, tensorboard: bool
 ) -> list[dict[str, float]]:
     optimizer = _optimizer(recipe, model)
     per_epoch = recipe.lr_decay ** (1 / max(1, recipe.epochs - 1))
-    validation = data.loader(splits.validation, EVALUATION_BATCH)
     torch.manual_seed(recipe.seed)
     return train.fit(
         train.Supervised(model, LOSSES[recipe.loss]()),
@@ -191,9 +224,13 @@ def _fit(
         epochs=recipe.epochs,
         optimizer=optimizer,
         scheduler=ExponentialLR(optimizer, per_epoch),
-        validate=partial(train.error_rate, model, validation),
+        validate=partial(train.error_rate, model, evaluation(splits.validation)),
         keep_best=True,
+        patience=recipe.patience,
+        amp=AMP[recipe.amp],
         checkpoint=checkpoint,
+        log=checkpoint.parent,
+        tensorboard=tensorboard,
     )
 
 
@@ -204,6 +241,7 @@ def _measure(
     path: Path,
     history: list[dict[str, float]],
     seconds: float,
+    device: torch.device,
 ) -> Result:
     image = splits.test[0][0].unsqueeze(0)
     loaded = reloaded(model.eval(), path, image)
@@ -211,18 +249,24 @@ def _measure(
     file_bytes, float_file_bytes = path.stat().st_size, saved_bytes(_float_network(recipe, splits))
     return Result(
         recipe=recipe,
-        test_error=train.error_rate(loaded, data.loader(splits.test, EVALUATION_BATCH)),
+        test_error=train.error_rate(loaded, evaluation(splits.test)),
         test_images=len(splits.test),
-        validation_error=train.error_rate(loaded, data.loader(splits.validation, EVALUATION_BATCH)),
+        validation_error=train.error_rate(loaded, evaluation(splits.validation)),
         best_epoch=int(best["epoch"]),
         parameters=_report.report(loaded, image, repeats=1).total.parameters,
         file_bytes=file_bytes,
         float_file_bytes=float_file_bytes,
         ratio=float_file_bytes / file_bytes,
         seconds=seconds,
+        trained_on=_trained_on(device),
         machine=_machine.describe(),
         history=history,
     )
+
+
+def _trained_on(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{_processes.count()} x {name}"
 
 
 # ----------------------------------------------------------------------------
@@ -246,6 +290,31 @@ def network(name: str, options: Mapping[str, Any], splits: data.Splits) -> nn.Mo
         )
     except TypeError as error:  # an option that it does not have, or that the data decides
         raise ValueError(f"{name} cannot be made with {options}: {error}") from error
+
+
+def checked(model: nn.Module, splits: data.Splits) -> nn.Module:
+    """`model`, which was found to take the images and to tell the classes apart."""
+    image = splits.train[0][0].unsqueeze(0)
+    try:
+        with torch.no_grad():
+            logits = model(image)
+    except (RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the network must take images {list(image.shape[1:])} of {splits.name}, got one that"
+            f" does not: {reason}"
+        ) from error
+    got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+    if got != [1, splits.num_classes]:
+        raise ValueError(
+            f"the network must give a logit for each of the {splits.num_classes} classes of"
+            f" {splits.name}, got {got}; pass the data set that it was trained on"
+        )
+    return model
+
+
+def evaluation(split: TensorDataset) -> DataLoader:
+    return data.loader(split, EVALUATION_BATCH)
 
 
 def run_key(settings: dict[str, Any], splits: data.Splits) -> str:

@@ -9,9 +9,10 @@ from typing import Annotated, Any
 
 import typer
 
-from nncx import _compress, _recipe
+from nncx import _compress, _eval, _recipe
 from nncx._compress import METHODS, OBSERVERS, Compression
-from nncx._recipe import LAYERS, LOSSES, OPTIMIZERS, Recipe
+from nncx._recipe import AMP, LAYERS, LOSSES, OPTIMIZERS, Recipe
+from nncx.train import processes
 
 app = typer.Typer(
     help="Compress neural networks and really run the result.",
@@ -134,11 +135,21 @@ def train(
         float, typer.Option(help="That of the last epoch by that of the first; exponential.")
     ] = Recipe.lr_decay,
     weight_decay: Annotated[float, typer.Option(help="Of the optimizer.")] = Recipe.weight_decay,
+    amp: Annotated[str, typer.Option(help=f"Mixed precision: {', '.join(AMP)}.")] = Recipe.amp,
+    patience: Annotated[
+        int | None,
+        typer.Option(help="Stop after so many epochs without a lower validation error.", min=1),
+    ] = Recipe.patience,
     seed: Annotated[int, typer.Option(help="Of all that is random.")] = Recipe.seed,
+    tensorboard: Annotated[
+        bool, typer.Option("--tensorboard", help="Write events for TensorBoard, too.")
+    ] = False,
+    plot: Annotated[bool, typer.Option("--plot", help="Draw the history to curves.png.")] = False,
 ) -> None:
     """Train a network from labels; report what its frozen file does when it is loaded again.
 
-    An interrupted run continues when the same command is given again.
+    On the GPU if there is one. An interrupted run continues when the same command is given again.
+    On several GPUs, or in several processes on a CPU: torchrun --nproc-per-node N -m nncx train ...
     """
     with _readable_errors():
         recipe = Recipe(
@@ -155,9 +166,36 @@ def train(
             lr=lr,
             lr_decay=lr_decay,
             weight_decay=weight_decay,
+            amp=amp,
+            patience=patience,
             seed=seed,
         )
-        print(_recipe.run(recipe, out))
+        with processes() as device:
+            result = _recipe.run(recipe, out, device, tensorboard=tensorboard, plot=plot)
+        if result is not None:
+            print(result)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Option(help="A file of nncx.save.")],
+    data: Annotated[
+        str, typer.Option(help="digits, mnist, fashion-mnist, or a folder of images.")
+    ] = Recipe.data,
+    root: Annotated[
+        str | None, typer.Option(help="Where mnist and fashion-mnist are; else $NNCX_DATA.")
+    ] = Recipe.root,
+    image_size: Annotated[
+        int, typer.Option(help="To what square the images of a folder are scaled.")
+    ] = Recipe.image_size,
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json.")] = None,
+) -> None:
+    """Report what a file does: test error, size, and milliseconds an image.
+
+    On the test split, which `nncx train` and `nncx compress` never choose by.
+    """
+    with _readable_errors():
+        print(_eval.run(model, data, root, image_size, out))
 
 
 @app.command()
