@@ -17,7 +17,7 @@ from torch.optim import Adam, Optimizer
 
 from nncx import _networks, _processes, _recipe, data, distill, models, train
 from nncx._recipe import Recipe, Result, Setup
-from nncx.distill import Stage
+from nncx.distill import Distiller, Stage
 
 TEACHER = "teacher"  # its folder, in that of the student
 
@@ -34,6 +34,8 @@ class Distillation(Recipe):
         method: one of `distill.METHODS`.
         method_options: its options, as `distill.by_name`.
         discriminator_lr: of Adam, for a method that trains a network against the student.
+        cache_teacher: run the teacher once over the training images and keep its outputs, which
+            must fit into memory; refused with augmentation.
 
     Raises:
         ValueError: for a value that cannot be; that of data and networks when they are made.
@@ -45,6 +47,7 @@ class Distillation(Recipe):
     method: str = "anc"
     method_options: Mapping[str, Any] = field(default_factory=dict)
     discriminator_lr: float = 1e-3
+    cache_teacher: bool = False
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -54,6 +57,11 @@ class Distillation(Recipe):
         if self.loss != Recipe.loss:
             raise ValueError(
                 f"a distillation's loss is its method's, got loss {self.loss!r}; leave it out"
+            )
+        if self.cache_teacher and self.augment != "none":
+            raise ValueError(
+                f"cache_teacher needs images that are the same in every epoch, got augment "
+                f"{self.augment!r}; leave out one of them"
             )
         if not 0 < self.discriminator_lr < float("inf"):
             raise ValueError(f"discriminator_lr must be above 0, got {self.discriminator_lr}")
@@ -96,7 +104,7 @@ def run(
     splits = _recipe.splits_of(distillation)
     student = _recipe.build(distillation, splits)
     teacher = _teacher(distillation, splits, out / TEACHER, setup)
-    stages = _stages(distillation, student, teacher, splits)
+    stages = _stages(distillation, student, teacher, splits, setup)
     result = _recipe.train_stages(distillation, student, stages, splits, out, setup)
     if result is None:
         return None
@@ -125,19 +133,21 @@ def trained_teacher(recipe: Recipe, out: Path, setup: Setup = _recipe.ON_THE_CPU
     return out / _recipe.MODEL
 
 
-def _teacher(
-    distillation: Distillation, splits: data.Splits, out: Path, setup: Setup
-) -> nn.Module:
+def _teacher(distillation: Distillation, splits: data.Splits, out: Path, setup: Setup) -> nn.Module:
     if (recipe := teacher_recipe(distillation)) is not None:
         file = trained_teacher(recipe, out, setup)
-        _processes.barrier()  # the first writes it
+        _processes.wait_for_all()  # the first writes the file
         return _networks.trained(str(file), splits)
     options, weights = distillation.teacher_options, distillation.teacher_weights
     return _networks.trained(distillation.teacher, splits, options, weights)
 
 
 def _stages(
-    distillation: Distillation, student: nn.Module, teacher: nn.Module, splits: data.Splits
+    distillation: Distillation,
+    student: nn.Module,
+    teacher: nn.Module,
+    splits: data.Splits,
+    setup: Setup,
 ) -> dict[Stage, list[Optimizer]]:
     batches = _recipe.batches(distillation, splits)
     options = dict(distillation.method_options)
@@ -151,9 +161,11 @@ def _stages(
             **options,
         )
     except TypeError as error:  # an option that it does not have
-        raise ValueError(
-            f"{distillation.method} cannot be made with {options}: {error}"
-        ) from error
+        raise ValueError(f"{distillation.method} cannot be made with {options}: {error}") from error
+    if distillation.cache_teacher:
+        for stage in stages:
+            if isinstance(stage.task, Distiller):
+                stage.task.to(setup.device).cache_teacher(_recipe.evaluation(splits.train))
     return {stage: _optimizers(distillation, student, stage) for stage in stages}
 
 

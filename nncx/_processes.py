@@ -91,9 +91,15 @@ def draw_apart() -> None:
 def first_goes_ahead() -> Iterator[None]:
     """Inside, the others begin when the first is through: it downloads, they find the files."""
     if rank() > 0:
-        distributed.barrier()
+        wait_for_all()
     yield
-    if rank() == 0 and count() > 1:
+    if rank() == 0:
+        wait_for_all()
+
+
+def wait_for_all() -> None:
+    """Returns once every process is here."""
+    if count() > 1:
         distributed.barrier()
 
 

@@ -139,10 +139,16 @@ def _cells(table: Table, distillation: Distillation, seeds: int, folder: Path) -
                 method=row.method,
                 method_options=dict(row.options),
                 layers=row.layers,
+                cache_teacher=_sees_vectors(row) and distillation.augment == "none",
                 seed=seed,
             )
             cells.append(Cell(row, cell, folder / f"{row.method}-{_key(cell)}-seed{seed}"))
     return cells
+
+
+def _sees_vectors(row: Row) -> bool:
+    """Whether its losses see nothing larger of the teacher than its features."""
+    return row.method in ("l2", "kd", "anc") and row.options.get("inputs") != "map"
 
 
 def _key(distillation: Distillation) -> str:

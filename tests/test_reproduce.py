@@ -72,7 +72,9 @@ def test_the_table_says_what_the_cells_hold(tmp_path: Path, monkeypatch) -> None
         )
         assert float(row["test_error"]) == cell["test_error"]
     errors = [float(row["test_error"]) for row in rows[:2]]
-    assert f"| none | {mean(errors):.2f} ± {stdev(errors):.2f} |" in (folder / "table.md").read_text()
+    assert (
+        f"| none | {mean(errors):.2f} ± {stdev(errors):.2f} |" in (folder / "table.md").read_text()
+    )
 
     # What is done is not done again, and what tables share is trained once.
     assert trained(monkeypatch, reproduction, tmp_path) == []
@@ -99,7 +101,10 @@ def test_processes_train_what_one_process_does(tmp_path: Path, monkeypatch) -> N
     monkeypatch.undo()
     _reproduce.run(reproduction, tmp_path / "there")
     here, there = (
-        [row["test_error"] for row in csv.DictReader((tmp_path / name / "regularization" / "table.csv").open())]
+        [
+            row["test_error"]
+            for row in csv.DictReader((tmp_path / name / "regularization" / "table.csv").open())
+        ]
         for name in ("here", "there")
     )
     assert here == there
