@@ -7,9 +7,11 @@ and rewired from outside.
 
 import inspect
 import re
+from functools import partial
 
 from torch import nn
 
+from nncx.models.fitnet import FitNet19, Maxout
 from nncx.models.lenet import LeNet4, LeNet5, LeNet300100
 from nncx.models.mlp import MLP
 from nncx.models.mobilenet import MobileNet
@@ -20,10 +22,12 @@ from nncx.models.shufflenet_v2 import ShuffleNetV2
 from nncx.models.vgg import VGG9
 
 __all__ = [
+    "FitNet19",
     "LeNet300100",
     "LeNet4",
     "LeNet5",
     "MLP",
+    "Maxout",
     "MobileNet",
     "NiN",
     "ResNet",
@@ -34,12 +38,14 @@ __all__ = [
 ]
 
 _BY_NAME = {
+    "fitnet19": FitNet19,
     "lenet300100": LeNet300100,
     "lenet4": LeNet4,
     "lenet5": LeNet5,
     "mlp": MLP,
     "mobilenet": MobileNet,
     "nin": NiN,
+    "ninmnist": partial(NiN, widths=(96, 64, 48, 128, 96, 48, 128, 96), kernels=(5, 5, 5)),
     "shufflenet": ShuffleNet,
     "shufflenetv2": ShuffleNetV2,
     "vgg9": VGG9,
@@ -52,8 +58,8 @@ def by_name(name: str, *, image_size: int = 28, **arguments: object) -> nn.Modul
     """The network that a command line names: `by_name("resnet20", in_channels=1)`.
 
     Args:
-        name: lenet300100, lenet4, lenet5, mlp, mobilenet, nin, shufflenet, shufflenetv2, vgg9, or
-            resnet with its depth.
+        name: fitnet19, lenet300100, lenet4, lenet5, mlp, mobilenet, nin, ninmnist, shufflenet,
+            shufflenetv2, vgg9, or resnet with its depth.
         image_size: for the networks that depend on it, and to choose the form for small images
             (below 64 pixels) of those that have one; the others take any size.
         arguments: the constructor's.
