@@ -36,6 +36,11 @@ class TeacherCache(nn.Module):
         limit: int,
     ) -> None:
         super().__init__()
+        if not getattr(data, "deterministic", True):  # nncx.data.loader says so
+            raise ValueError(
+                "cache_teacher: data must give the same inputs in every epoch, got a loader with "
+                "random augmentation: train without it, or without the cache"
+            )
         if getattr(data, "drop_last", False):
             raise ValueError(
                 "cache_teacher: data must give every sample, got a loader with drop_last: pass one "

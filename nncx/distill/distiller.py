@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 import torch
 from torch import Tensor, nn
 
+from nncx._checkpoint import device_of
 from nncx.distill._observe import Outputs, check_layer, feature_layer, observe
 from nncx.distill.cache import TeacherCache
 
@@ -114,7 +115,7 @@ class Distiller(nn.Module):
             ValueError: If ``data`` is empty, leaves samples out, or is random, or if more than
                 ``limit`` bytes were needed.
         """
-        device = next(self.parameters()).device
+        device = device_of(self)
         cache = TeacherCache(lambda inputs: self._teach(inputs.to(device)), data, limit)
         object.__setattr__(self, "_cache", cache)
 

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
+from nncx._checkpoint import device_of
 from nncx._modes import evaluated
 from nncx.distill._observe import Outputs
 from nncx.distill.distiller import check_factor, check_reduction
@@ -77,13 +78,14 @@ def logit_std(teacher: nn.Module, data: Iterable[tuple[Tensor, Tensor]]) -> Tens
 
     Args:
         teacher: A network; it runs in eval mode and is given back in the mode it was in.
-        data: Batches ``(inputs, targets)`` of the training split, on the teacher's device.
+        data: Batches ``(inputs, targets)`` of the training split.
 
     Raises:
         ValueError: If ``data`` is empty.
     """
+    device = device_of(teacher)
     with evaluated(teacher), torch.no_grad():
-        logits = [teacher(inputs) for inputs, _ in data]
+        logits = [teacher(inputs.to(device)) for inputs, _ in data]
     if not logits:
         raise ValueError("logit_std: data must give at least one batch, got none")
     return torch.cat(logits).std(0, correction=0)

@@ -1,6 +1,6 @@
 """One training of a distillation method."""
 
-from collections.abc import Iterable
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from torch import nn
@@ -28,17 +28,17 @@ class Stage:
     task: nn.Module
     share: float = 1.0
 
-    def student_parameters(self) -> Iterable[nn.Parameter]:
+    def student_parameters(self) -> Iterator[nn.Parameter]:
         """What is trained for the student: the student and the losses' regressors or adapters."""
         if isinstance(self.task, Distiller):
             return self.task.student_parameters()
         return self.task.parameters()
 
-    def discriminator_parameters(self) -> Iterable[nn.Parameter]:
+    def discriminator_parameters(self) -> Iterator[nn.Parameter]:
         """What is trained against the student, by an optimizer of its own; empty but for ANC."""
-        return (
-            self.task.discriminator_parameters() if isinstance(self.task, Distiller) else iter(())
-        )
+        if isinstance(self.task, Distiller):
+            return self.task.discriminator_parameters()
+        return iter(())
 
 
 def check_pretraining(owner: str, share: float) -> None:
