@@ -23,10 +23,10 @@ def plain(classes=3):
     return nn.Sequential(nn.Linear(6, 12), nn.ReLU(), nn.Linear(12, classes))
 
 
-def loader(count=49, **settings):
-    """49 samples: the last batch is one, which the second process has no part of."""
+def loader(count=46, **settings):
+    """Batches of 8 + 7 samples, and a last one of 1, of which the second process has no part."""
     generator = torch.Generator().manual_seed(_processes.rank())  # it follows the first process
-    return DataLoader(samples(count), 16, shuffle=True, generator=generator, **settings)
+    return DataLoader(samples(count), 15, shuffle=True, generator=generator, **settings)
 
 
 class Hint(nn.Module):
@@ -92,7 +92,7 @@ def random_and_resumed(folder):
         model = network()
         history = fit(
             model,
-            loader(48),
+            loader(45),
             epochs=epochs,
             optimizer=adam(model.parameters()),
             amp=torch.bfloat16,
@@ -129,7 +129,7 @@ def main(folder):
         results = {name: trained(make, loader()) for name, make in TASKS.items()}
         results |= {
             "device": str(device),
-            "listed": trained(supervised, list(DataLoader(samples(49), 16))),
+            "listed": trained(supervised, list(DataLoader(samples(46), 15))),
             "workers": trained(supervised, loader(num_workers=1)),
             "logged": trained(supervised, loader(), log=folder / "log", patience=1),
             "resumed": random_and_resumed(folder),
