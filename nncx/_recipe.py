@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
 
-from nncx import _files, _machine, _report, _store, data, models, train
+from nncx import _files, _machine, _networks, _report, _store, data, train
 from nncx.compress import XNOR, BinaryConnect, convert, freeze
 from nncx.compress._convert import Method
 from nncx.compress.binary_connect import parameter_groups
@@ -167,7 +167,7 @@ def build(recipe: Recipe, splits: data.Splits) -> nn.Module:
 
 def _float_network(recipe: Recipe, splits: data.Splits) -> nn.Module:
     torch.manual_seed(recipe.seed)
-    return network(recipe.model, recipe.options, splits)
+    return _networks.make(recipe.model, splits, recipe.options)
 
 
 def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
@@ -206,9 +206,10 @@ def _measure(
     seconds: float,
 ) -> Result:
     image = splits.test[0][0].unsqueeze(0)
-    loaded = reloaded(model.eval(), path, image)
+    loaded = reloaded(_networks.storable(model.eval(), image), path, image)
     best = min(history, key=lambda record: record["validation"])
-    file_bytes, float_file_bytes = path.stat().st_size, saved_bytes(_float_network(recipe, splits))
+    float_network = _networks.storable(_float_network(recipe, splits).eval(), image)
+    file_bytes, float_file_bytes = path.stat().st_size, saved_bytes(float_network)
     return Result(
         recipe=recipe,
         test_error=train.error_rate(loaded, data.loader(splits.test, EVALUATION_BATCH)),
@@ -231,21 +232,7 @@ def _measure(
 
 def load_data(name: str, root: str | None, image_size: int) -> data.Splits:
     """`data.load`, with `image_size` for what is an image folder."""
-    return data.load(name, root, image_size=None if name in data.NAMED else image_size)
-
-
-def network(name: str, options: Mapping[str, Any], splits: data.Splits) -> nn.Module:
-    """`models.by_name` for images and classes of `splits`, with random weights."""
-    try:
-        return models.by_name(
-            name,
-            image_size=splits.image_size,
-            in_channels=splits.in_channels,
-            num_classes=splits.num_classes,
-            **options,
-        )
-    except TypeError as error:  # an option that it does not have, or that the data decides
-        raise ValueError(f"{name} cannot be made with {options}: {error}") from error
+    return data.load(name, root, image_size=image_size if data.takes_image_size(name) else None)
 
 
 def run_key(settings: dict[str, Any], splits: data.Splits) -> str:
