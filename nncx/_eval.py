@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from pathlib import Path
 
-from nncx import _machine, _recipe, _report, _store, train
+from nncx import _machine, _networks, _recipe, _report, _store, train
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def run(
     """
     loaded = _store.load(model)
     splits = _recipe.load_data(data, root, image_size)
-    _recipe.checked(loaded, splits)
+    _networks.checked(loaded, splits)
     report = _report.report(loaded, splits.test[0][0].unsqueeze(0), file=model)
     result = Result(
         model=model,

@@ -23,9 +23,9 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import Dataset
 
-from nncx import _files, _machine, _processes, _report, _store, data, models, train
+from nncx import _files, _machine, _networks, _processes, _report, _store, data, train
 from nncx.compress import XNOR, BinaryConnect, convert, freeze
 from nncx.compress._convert import Method
 from nncx.compress.binary_connect import parameter_groups
@@ -61,7 +61,7 @@ class Recipe:
         image_size: of an image folder; the other data sets have their own.
         train_images: how many of the training images at most; which ones does not depend on `seed`.
         augment: of the training images, a key of `data.AUGMENTATIONS`.
-        model, options: as `models.by_name`: its name, and more arguments of its constructor.
+        model, options: as `_networks.make`: its name, and more arguments of its constructor.
         layers: "float", or the method whose layers `convert` puts in: "xnor", "binaryconnect",
             "binaryconnect-stochastic".
         loss: "cross-entropy", or "squared-hinge".
@@ -275,7 +275,7 @@ def splits_of(recipe: Recipe) -> data.Splits:
         splits = load_data(recipe.data, recipe.root, recipe.image_size)
     if recipe.train_images is None:
         return splits
-    return replace(splits, train=data.subset(splits.train, recipe.train_images))
+    return replace(splits, train=data.subset(splits.train, recipe.train_images, seed=0))
 
 
 def build(recipe: Recipe, splits: data.Splits) -> nn.Module:
@@ -287,7 +287,7 @@ def build(recipe: Recipe, splits: data.Splits) -> nn.Module:
 
 def _float_network(recipe: Recipe, splits: data.Splits) -> nn.Module:
     torch.manual_seed(recipe.seed)
-    return network(recipe.model, recipe.options, splits)
+    return _networks.make(recipe.model, splits, recipe.options)
 
 
 def student_optimizer(recipe: Recipe, model: nn.Module, stage: Stage) -> Optimizer:
@@ -328,8 +328,9 @@ def _measured(
 ) -> dict[str, float | int]:
     """What the file of `model` does, which is written to `path` and loaded again."""
     image = splits.test[0][0].unsqueeze(0)
-    loaded = reloaded(model.eval(), path, image)
-    file_bytes, float_file_bytes = path.stat().st_size, saved_bytes(_float_network(recipe, splits))
+    loaded = reloaded(_networks.storable(model.eval(), image), path, image)
+    float_network = _networks.storable(_float_network(recipe, splits).eval(), image)
+    file_bytes, float_file_bytes = path.stat().st_size, saved_bytes(float_network)
     return {
         "test_error": train.error_rate(loaded, evaluation(splits.test)),
         "test_images": len(splits.test),
@@ -352,51 +353,16 @@ def _trained_on(device: torch.device) -> str:
 
 def load_data(name: str, root: str | None, image_size: int) -> data.Splits:
     """`data.load`, with `image_size` for what is an image folder."""
-    return data.load(name, root, image_size=None if name in data.NAMED else image_size)
+    return data.load(name, root, image_size=image_size if data.takes_image_size(name) else None)
 
 
-def network(name: str, options: Mapping[str, Any], splits: data.Splits) -> nn.Module:
-    """`models.by_name` for images and classes of `splits`, with random weights."""
-    try:
-        return models.by_name(
-            name,
-            image_size=splits.image_size,
-            in_channels=splits.in_channels,
-            num_classes=splits.num_classes,
-            **options,
-        )
-    except TypeError as error:  # an option that it does not have, or that the data decides
-        raise ValueError(f"{name} cannot be made with {options}: {error}") from error
-
-
-def checked(model: nn.Module, splits: data.Splits) -> nn.Module:
-    """`model`, which was found to take the images and to tell the classes apart."""
-    image = splits.train[0][0].unsqueeze(0)
-    try:
-        with torch.no_grad():
-            logits = model(image)
-    except (RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"the network must take images {list(image.shape[1:])} of {splits.name}, got one that"
-            f" does not: {reason}"
-        ) from error
-    got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if got != [1, splits.num_classes]:
-        raise ValueError(
-            f"the network must give a logit for each of the {splits.num_classes} classes of"
-            f" {splits.name}, got {got}; pass the data set that it was trained on"
-        )
-    return model
-
-
-def batches(recipe: Recipe, splits: data.Splits) -> DataLoader:
+def batches(recipe: Recipe, splits: data.Splits) -> data.Loader:
     """Of the training images, in an order that depends on the seed."""
     augment = data.AUGMENTATIONS[recipe.augment]
     return data.loader(splits.train, recipe.batch, shuffle=True, seed=recipe.seed, augment=augment)
 
 
-def evaluation(split: TensorDataset) -> DataLoader:
+def evaluation(split: Dataset) -> data.Loader:
     return data.loader(split, EVALUATION_BATCH)
 
 

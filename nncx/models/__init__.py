@@ -34,7 +34,9 @@ __all__ = [
     "ShuffleNet",
     "ShuffleNetV2",
     "VGG9",
+    "NAMES",
     "by_name",
+    "is_name",
 ]
 
 _BY_NAME = {
@@ -50,6 +52,8 @@ _BY_NAME = {
     "shufflenetv2": ShuffleNetV2,
     "vgg9": VGG9,
 }
+
+NAMES = (*_BY_NAME, "resnet<depth>")
 
 _SMALL = 64  # pixels, of which the forms for ImageNet would leave one
 
@@ -68,11 +72,10 @@ def by_name(name: str, *, image_size: int = 28, **arguments: object) -> nn.Modul
         ValueError: if there is no such network, or by its constructor.
         TypeError: for an argument that the network does not have.
     """
-    resnet = re.fullmatch(r"resnet(\d+)", name)
-    if resnet:
-        return ResNet(int(resnet[1]), **arguments)
+    if not is_name(name):
+        raise ValueError(f"a network is one of {', '.join(NAMES)}, got {name!r}")
     if name not in _BY_NAME:
-        raise ValueError(f"a network is one of {', '.join(_BY_NAME)}, resnet<depth>, got {name!r}")
+        return ResNet(int(name.removeprefix("resnet")), **arguments)
     network = _BY_NAME[name]
     parameters = inspect.signature(network).parameters
     if "image_size" in parameters:
@@ -80,3 +83,8 @@ def by_name(name: str, *, image_size: int = 28, **arguments: object) -> nn.Modul
     if "small_images" in parameters:
         arguments.setdefault("small_images", image_size < _SMALL)
     return network(**arguments)
+
+
+def is_name(name: str) -> bool:
+    """Whether `by_name` knows it."""
+    return name in _BY_NAME or re.fullmatch(r"resnet\d+", name) is not None
