@@ -10,6 +10,8 @@ from nncx._checkpoint import device_of
 from nncx.distill._observe import Outputs, check_layer, feature_layer, observe
 from nncx.distill.cache import TeacherCache
 
+REDUCTIONS = ("sum", "mean")
+
 
 class Distiller(nn.Module):
     """Task that trains ``student`` to follow ``teacher``: ``task(inputs, targets) -> dict``.
@@ -150,12 +152,10 @@ def check_factor(owner: str, name: str, value: float) -> None:
         raise ValueError(f"{owner}: {name} must be finite and at least 0, got {value}: try 1")
 
 
-def check_reduction(owner: str, over: str, value: str) -> None:
-    """Raise ValueError unless ``value`` names the reduction of a loss over its ``over``."""
-    if value not in ("sum", "mean"):
-        raise ValueError(
-            f'{owner}: reduction over {over} must be "sum" or "mean", got {value!r}: choose one'
-        )
+def check_choice(owner: str, name: str, value: str, known: Sequence[str]) -> None:
+    """Raise ValueError unless ``value``, a loss's option ``name``, is one of ``known``."""
+    if value not in known:
+        raise ValueError(f"{owner}: {name} must be one of {known}, got {value!r}: choose one")
 
 
 def _check_losses(losses: Sequence[nn.Module]) -> None:

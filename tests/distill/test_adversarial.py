@@ -156,7 +156,7 @@ def test_every_input_with_every_discriminator_and_regulariser(inputs):
         channels = size[0] + CLASSES * conditional
         assert {each.shape for each in seen} == {(BATCH, channels, *size[1:])}
         assert len(seen) == (4 if regulariser == "adversary" else 3)
-        real, (trained, labelled_0) = seen[1], seen[::2][:2]
+        trained, real, labelled_0, *_ = seen
         own = {"features": teacher[:4], "logits": teacher, "map": teacher[:2]}[inputs](images)
         assert torch.equal(real[:, : size[0]], own)
         assert torch.equal(trained, labelled_0)
