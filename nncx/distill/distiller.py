@@ -76,8 +76,9 @@ class Distiller(nn.Module):
         object.__setattr__(self, "_cache", None)
 
     def forward(self, inputs: Tensor, targets: Tensor | None = None) -> dict[str, Tensor]:
-        student = observe(self.student, self.student_features, self.student_layers, inputs)
+        # The teacher first: what it needs in between is free again when the student's graph grows.
         teacher = self._teach(inputs) if self._cache is None else self._cache(inputs)
+        student = observe(self.student, self.student_features, self.student_layers, inputs)
         if student.logits.shape != teacher.logits.shape:
             raise ValueError(
                 "student and teacher must give logits of one shape, got "

@@ -154,7 +154,7 @@ def test_each_network_runs_once(images):
     for model in (student, teacher):
         model.register_forward_hook(lambda model, *_: calls.append(model))
     anc(student, teacher)(images)
-    assert calls == [student, teacher]
+    assert calls == [teacher, student]
 
 
 def test_no_hook_stays_behind(images):
