@@ -26,6 +26,11 @@ class Outputs(NamedTuple):
     features: Tensor
     maps: Mapping[str, Tensor] = MappingProxyType({})
 
+    def float(self) -> "Outputs":
+        """All of it in float32."""
+        maps = {name: output.float() for name, output in self.maps.items()}
+        return Outputs(self.logits.float(), self.features.float(), maps)
+
 
 def observe(model: nn.Module, features: str, layers: Iterable[str], inputs: Tensor) -> Outputs:
     """Run ``model`` once, under hooks that live for this call: no model is edited.

@@ -16,7 +16,7 @@ from nncx.distill._observe import (
     feature_size,
     probe,
 )
-from nncx.distill.distiller import Distiller, check_factor
+from nncx.distill.distiller import Distiller, check_choice, check_factor
 from nncx.distill.l2 import L2
 
 INPUTS = ("features", "logits", "map")
@@ -114,18 +114,10 @@ class Adversarial(nn.Module):
         weight: float = 1.0,
     ) -> None:
         super().__init__()
-        for name, value, known in (
-            ("inputs", inputs, INPUTS),
-            ("regulariser", regulariser, REGULARISERS),
-        ):
-            if value not in known:
-                raise ValueError(
-                    f"Adversarial: {name} must be one of {known}, got {value!r}: choose one"
-                )
+        check_choice("Adversarial", "inputs", inputs, INPUTS)
+        check_choice("Adversarial", "regulariser", regulariser, REGULARISERS)
         convolutional = inputs == "map"
-        if convolutional != (student_layer is not None) or convolutional != (
-            teacher_layer is not None
-        ):
+        if {student_layer is not None, teacher_layer is not None} != {convolutional}:
             raise ValueError(
                 'Adversarial: student_layer and teacher_layer must be given with inputs="map", and '
                 f"only then, got {student_layer!r} and {teacher_layer!r} with {inputs!r}"

@@ -10,6 +10,8 @@ from nncx._checkpoint import device_of
 from nncx.distill._observe import Outputs, check_layer, feature_layer, observe
 from nncx.distill.cache import TeacherCache
 
+REDUCTIONS = ("sum", "mean")
+
 
 class Distiller(nn.Module):
     """Task that trains ``student`` to follow ``teacher``: ``task(inputs, targets) -> dict``.
@@ -28,7 +30,7 @@ class Distiller(nn.Module):
 
     The teacher is put in eval mode, runs without gradient, and is no submodule: ``task.train()``
     does not touch it, and neither ``parameters()`` nor ``state_dict()`` holds it. It does follow
-    ``task.to(...)``.
+    ``task.to(...)``. Under ``torch.autocast`` the networks run in its dtype, the losses in float32.
 
     Args:
         student: Network to train; ``student(inputs)`` returns logits ``[N, classes]``.
@@ -74,8 +76,9 @@ class Distiller(nn.Module):
         object.__setattr__(self, "_cache", None)
 
     def forward(self, inputs: Tensor, targets: Tensor | None = None) -> dict[str, Tensor]:
-        student = observe(self.student, self.student_features, self.student_layers, inputs)
+        # The teacher first: what it needs in between is free again when the student's graph grows.
         teacher = self._teach(inputs) if self._cache is None else self._cache(inputs)
+        student = observe(self.student, self.student_features, self.student_layers, inputs)
         if student.logits.shape != teacher.logits.shape:
             raise ValueError(
                 "student and teacher must give logits of one shape, got "
@@ -83,16 +86,11 @@ class Distiller(nn.Module):
                 "build both for the same classes"
             )
 
-        parts: dict[str, Tensor] = {}
-        for loss in self.losses:
-            value = loss(student, teacher, targets)
-            named = value if isinstance(value, dict) else {type(loss).__name__.lower(): value}
-            if taken := parts.keys() & named.keys():
-                raise ValueError(
-                    f"losses must have different names, got {sorted(taken)} twice: "
-                    "merge them into one or subclass the second"
-                )
-            parts |= named
+        kind = inputs.device.type
+        if torch.is_autocast_enabled(kind):
+            student, teacher = student.float(), teacher.float()
+        with torch.autocast(kind, enabled=False):  # squares and their sums need all digits
+            parts = self._parts(student, teacher, targets)
         return {
             "loss": sum(parts.values()),
             **{name: part.detach() for name, part in parts.items()},
@@ -119,12 +117,6 @@ class Distiller(nn.Module):
         cache = TeacherCache(lambda inputs: self._teach(inputs.to(device)), data, limit)
         object.__setattr__(self, "_cache", cache)
 
-    def _teach(self, inputs: Tensor) -> Outputs:
-        if any(module.training for module in self.teacher.modules()):
-            self.teacher.eval()  # somebody trained it since; not always: packed layers pack anew
-        with torch.no_grad():
-            return observe(self.teacher, self.teacher_features, self.teacher_layers, inputs)
-
     def student_parameters(self) -> Iterator[nn.Parameter]:
         """Everything trained for the student: the student itself and the losses' adapters."""
         opponents = {id(parameter) for parameter in self.discriminator_parameters()}
@@ -135,6 +127,28 @@ class Distiller(nn.Module):
         for loss in self.losses:
             if isinstance(discriminator := getattr(loss, "discriminator", None), nn.Module):
                 yield from discriminator.parameters()
+
+    def _parts(
+        self, student: Outputs, teacher: Outputs, labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The scalar parts of all losses by name."""
+        parts: dict[str, Tensor] = {}
+        for loss in self.losses:
+            value = loss(student, teacher, labels)
+            named = value if isinstance(value, dict) else {type(loss).__name__.lower(): value}
+            if taken := parts.keys() & named.keys():
+                raise ValueError(
+                    f"losses must have different names, got {sorted(taken)} twice: "
+                    "merge them into one or subclass the second"
+                )
+            parts |= named
+        return parts
+
+    def _teach(self, inputs: Tensor) -> Outputs:
+        if any(module.training for module in self.teacher.modules()):
+            self.teacher.eval()  # somebody trained it since; not always: packed layers pack anew
+        with torch.no_grad():
+            return observe(self.teacher, self.teacher_features, self.teacher_layers, inputs)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
         # .to(), .cuda(), .double() all come through here.
@@ -150,12 +164,10 @@ def check_factor(owner: str, name: str, value: float) -> None:
         raise ValueError(f"{owner}: {name} must be finite and at least 0, got {value}: try 1")
 
 
-def check_reduction(owner: str, over: str, value: str) -> None:
-    """Raise ValueError unless ``value`` names the reduction of a loss over its ``over``."""
-    if value not in ("sum", "mean"):
-        raise ValueError(
-            f'{owner}: reduction over {over} must be "sum" or "mean", got {value!r}: choose one'
-        )
+def check_choice(owner: str, name: str, value: str, known: Sequence[str]) -> None:
+    """Raise ValueError unless ``value``, a loss's option ``name``, is one of ``known``."""
+    if value not in known:
+        raise ValueError(f"{owner}: {name} must be one of {known}, got {value!r}: choose one")
 
 
 def _check_losses(losses: Sequence[nn.Module]) -> None:

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from nncx.distill._observe import Outputs, check_example, child_maps, feature_layer
-from nncx.distill.distiller import Distiller, check_factor, check_reduction
+from nncx.distill.distiller import REDUCTIONS, Distiller, check_choice, check_factor
 from nncx.distill.stage import Stage, check_pretraining
 
 Pairs = Sequence[tuple[str, str]]
@@ -55,7 +55,7 @@ class FSP(nn.Module):
     ) -> None:
         super().__init__()
         check_factor("FSP", "weight", weight)
-        check_reduction("FSP", "entries", reduction)
+        check_choice("FSP", "reduction", reduction, REDUCTIONS)
         if len(student_pairs) != len(teacher_pairs) or not student_pairs:
             raise ValueError(
                 "FSP: student and teacher must have equally many pairs of layers, at least one, "

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from nncx.distill._observe import Outputs, check_example, child_maps, feature_layer, probe
-from nncx.distill.distiller import Distiller, check_factor, check_reduction
+from nncx.distill.distiller import REDUCTIONS, Distiller, check_choice, check_factor
 from nncx.distill.kd import KD
 from nncx.distill.stage import Stage, check_pretraining
 
@@ -53,7 +53,7 @@ class Hint(nn.Module):
     ) -> None:
         super().__init__()
         check_factor("Hint", "weight", weight)
-        check_reduction("Hint", "channels", reduction)
+        check_choice("Hint", "reduction", reduction, REDUCTIONS)
         self.student_layers = (student_layer,)
         self.teacher_layers = (teacher_layer,)
         self.student_shape = tuple(student_shape)

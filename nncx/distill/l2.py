@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from nncx._checkpoint import device_of
 from nncx._modes import evaluated
 from nncx.distill._observe import Outputs
-from nncx.distill.distiller import check_factor, check_reduction
+from nncx.distill.distiller import REDUCTIONS, check_choice, check_factor
 
 
 class L2(nn.Module):
@@ -46,7 +46,7 @@ class L2(nn.Module):
     ) -> None:
         super().__init__()
         check_factor("L2", "weight", weight)
-        check_reduction("L2", "classes", reduction)
+        check_choice("L2", "reduction", reduction, REDUCTIONS)
         if std is not None and not (std.dim() == 1 and (std > 0).all() and std.isfinite().all()):
             raise ValueError(
                 f"L2: std must hold one positive deviation for each class, got {std}: "

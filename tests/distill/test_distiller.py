@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nncx.distill import KD, L2, Distiller, Outputs, anc, feature_size
+from nncx.distill import KD, L2, Distiller, Hint, Outputs, anc, feature_size
 
 
 def classifier(features=12, classes=5, seed=0):
@@ -134,13 +134,27 @@ def test_teacher_follows_the_task_to_another_dtype(images):
     assert task(images.double())["loss"].dtype == torch.float64
 
 
+def test_losses_are_float32_under_autocast(images):
+    student, teacher = classifier(8, seed=1), classifier(seed=2).eval()
+    hint = Hint("0", "0", (8, 4, 4), (12, 4, 4))
+    task = Distiller(student.eval(), teacher, [L2(), hint]).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        result = task(images)
+        logits = student(images), teacher(images)
+    assert {value.dtype for value in result.values()} == {torch.float32}
+    assert logits[0].dtype == torch.bfloat16
+    squares = (logits[0].double() - logits[1].double()).square()
+    torch.testing.assert_close(result["l2"].double(), squares.sum(1).mean(), atol=1e-6, rtol=1e-6)
+    result["loss"].backward()
+
+
 def test_each_network_runs_once(images):
     student, teacher = classifier(seed=1), classifier(seed=2)
     calls = []
     for model in (student, teacher):
         model.register_forward_hook(lambda model, *_: calls.append(model))
     anc(student, teacher)(images)
-    assert calls == [student, teacher]
+    assert calls == [teacher, student]
 
 
 def test_no_hook_stays_behind(images):

@@ -125,5 +125,5 @@ def test_what_does_not_fit_is_refused_in_a_sentence(images):
         Distiller(student, teacher, [Hint("0", "conv9", (4, 6, 6), (9, 6, 6))])
     with pytest.raises(ValueError, match="steps must be at least 1, got 0"):
         AnnealedKD(0)
-    with pytest.raises(ValueError, match="Hint: reduction over channels must be .* got 'all'"):
+    with pytest.raises(ValueError, match="Hint: reduction must be one of .* got 'all'"):
         Hint("a", "b", (5,), (8,), reduction="all")
