@@ -22,6 +22,7 @@ from nncx.models.shufflenet_v2 import ShuffleNetV2
 from nncx.models.vgg import VGG9
 
 __all__ = [
+    "NAMES",
     "FitNet19",
     "LeNet300100",
     "LeNet4",
@@ -51,6 +52,8 @@ _BY_NAME = {
     "vgg9": VGG9,
 }
 
+NAMES = (*_BY_NAME, "resnet<depth>")  # that `by_name` knows
+
 _SMALL = 64  # pixels, of which the forms for ImageNet would leave one
 
 
@@ -58,8 +61,7 @@ def by_name(name: str, *, image_size: int = 28, **arguments: object) -> nn.Modul
     """The network that a command line names: `by_name("resnet20", in_channels=1)`.
 
     Args:
-        name: fitnet19, lenet300100, lenet4, lenet5, mlp, mobilenet, nin, ninmnist, shufflenet,
-            shufflenetv2, vgg9, or resnet with its depth.
+        name: one of `NAMES`, as "resnet20".
         image_size: for the networks that depend on it, and to choose the form for small images
             (below 64 pixels) of those that have one; the others take any size.
         arguments: the constructor's.
@@ -72,7 +74,7 @@ def by_name(name: str, *, image_size: int = 28, **arguments: object) -> nn.Modul
     if resnet:
         return ResNet(int(resnet[1]), **arguments)
     if name not in _BY_NAME:
-        raise ValueError(f"a network is one of {', '.join(_BY_NAME)}, resnet<depth>, got {name!r}")
+        raise ValueError(f"a network is one of {', '.join(NAMES)}, got {name!r}")
     network = _BY_NAME[name]
     parameters = inspect.signature(network).parameters
     if "image_size" in parameters:
