@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader
 
 from nncx import _machine, _networks, _recipe, _report, data, train
 from nncx.compress import Half, Sensitivity, convert, freeze, quantize, sensitivity, vanhoucke
@@ -196,7 +196,7 @@ def _compressed(compression: Compression, graph: Graph, images: DataLoader) -> G
 def _sensitivity(
     compression: Compression, graph: Graph, images: DataLoader, splits: data.Splits
 ) -> Sensitivity:
-    metric = partial(train.error_rate, data=_evaluation(splits.validation))
+    metric = partial(train.error_rate, data=_recipe.evaluation(splits.validation))
     return sensitivity(graph, images, metric=metric, **_int8_settings(compression))
 
 
@@ -216,7 +216,7 @@ def _measure(
         for batch in TIMED_BATCHES:
             latencies[str(batch)] = _report.latency([model, loaded], (images[:batch],), TIMED_RUNS)
     (float_test_error, test_error), (float_validation_error, validation_error) = (
-        [train.error_rate(each, _evaluation(split)) for each in (model, loaded)]
+        [train.error_rate(each, _recipe.evaluation(split)) for each in (model, loaded)]
         for split in (splits.test, splits.validation)
     )
     return Result(
@@ -234,7 +234,3 @@ def _measure(
         macs=_report.report(loaded, images[:1], repeats=1).macs,
         machine=_machine.describe(),
     )
-
-
-def _evaluation(split: TensorDataset) -> DataLoader:
-    return data.loader(split, _recipe.EVALUATION_BATCH)

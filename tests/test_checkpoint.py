@@ -454,8 +454,8 @@ class TestCheckpointOfSomethingElse:
             lambda tensors, state: state.update(types={"tensor": "absent"}),
             lambda tensors, state: state.update(types={"numpy": ["O", 1]}),
             lambda tensors, state: state["optimizers"]["list"].append(3),
-            lambda tensors, state: tensors.update({"random/cpu": torch.zeros(3).byte()}),
-            lambda tensors, state: tensors.update({"random/data": torch.zeros(3).byte()}),
+            lambda tensors, state: tensors.update({"random/0/cpu": torch.zeros(3).byte()}),
+            lambda tensors, state: tensors.update({"order": torch.zeros(3).byte()}),
         ],
         ids="empty optimizers history keys tensor numpy more cpu data".split(),
     )

@@ -36,6 +36,7 @@ __all__ = [
     "ShuffleNetV2",
     "VGG9",
     "by_name",
+    "is_name",
 ]
 
 _BY_NAME = {
@@ -70,11 +71,10 @@ def by_name(name: str, *, image_size: int = 28, **arguments: object) -> nn.Modul
         ValueError: if there is no such network, or by its constructor.
         TypeError: for an argument that the network does not have.
     """
-    resnet = re.fullmatch(r"resnet(\d+)", name)
-    if resnet:
-        return ResNet(int(resnet[1]), **arguments)
-    if name not in _BY_NAME:
+    if not is_name(name):
         raise ValueError(f"a network is one of {', '.join(NAMES)}, got {name!r}")
+    if name not in _BY_NAME:
+        return ResNet(int(name.removeprefix("resnet")), **arguments)
     network = _BY_NAME[name]
     parameters = inspect.signature(network).parameters
     if "image_size" in parameters:
@@ -82,3 +82,8 @@ def by_name(name: str, *, image_size: int = 28, **arguments: object) -> nn.Modul
     if "small_images" in parameters:
         arguments.setdefault("small_images", image_size < _SMALL)
     return network(**arguments)
+
+
+def is_name(name: str) -> bool:
+    """Whether `by_name` knows it."""
+    return name in _BY_NAME or re.fullmatch(r"resnet\d+", name) is not None

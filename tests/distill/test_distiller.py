@@ -35,6 +35,10 @@ class Observed(nn.Module):
         return student.logits.mean()
 
 
+class AlsoObserved(Observed):
+    pass
+
+
 class KeywordHead(nn.Module):
     def __init__(self):
         super().__init__()
@@ -67,6 +71,19 @@ def test_named_feature_layers(images):
     task.eval()(images)
     assert torch.equal(loss.student.features, student[0](images).mean((2, 3)))
     assert torch.equal(loss.teacher.features, images.mean((2, 3)))
+
+
+def test_losses_see_the_layers_they_name(images):
+    student, teacher = classifier(seed=1), classifier(16, seed=2)
+    first, second = Observed(), AlsoObserved()
+    first.student_layers, first.teacher_layers = ("0", "1"), ("0",)
+    second.student_layers = ("1",)  # seen once for both
+    task = Distiller(student, teacher, [first, second]).eval()
+    task(images)
+    assert list(first.student.maps) == ["0", "1"] and list(second.teacher.maps) == ["0"]
+    assert torch.equal(second.student.maps["1"], student[:2](images))
+    assert torch.equal(first.teacher.maps["0"], teacher[0](images))
+    assert not first.teacher.maps["0"].requires_grad and first.student.maps["0"].requires_grad
 
 
 def test_feature_layer_called_with_a_keyword():
@@ -128,10 +145,16 @@ def test_each_network_runs_once(images):
 
 def test_no_hook_stays_behind(images):
     student, teacher = classifier(seed=1), classifier(seed=2)
-    task = Distiller(student, teacher, [L2()])
+    loss = Observed()
+    loss.student_layers = loss.teacher_layers = ("0", "2")
+    task = Distiller(student, teacher, [loss])
     task(images)
     with pytest.raises(RuntimeError):
         task(images[:, :2])
+    with pytest.raises(ZeroDivisionError), teacher[2].register_forward_hook(lambda *_: 1 / 0):
+        task(images)
+    with pytest.raises(RuntimeError):  # nor after a run for the sizes of the layers
+        anc(student, teacher, inputs="map", example=images[:, :2])
     for module in (*student.modules(), *teacher.modules()):
         assert not module._forward_pre_hooks and not module._forward_hooks
 
