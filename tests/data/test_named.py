@@ -17,38 +17,27 @@ def pixels(count, *shape):
 
 @pytest.fixture
 def cifar10(tmp_path, monkeypatch):
-    """data_batch_1 and test_batch: dictionaries with a row of 3072 bytes for each image."""
-    return write_cifar(
-        tmp_path,
-        monkeypatch,
-        datasets.CIFAR10,
-        {"data_batch_1": 40, "test_batch": 20},
-        "labels",
-        ("batches.meta", {"label_names": [f"class {i}" for i in range(10)]}),
-    )
+    names = {"label_names": [f"class {i}" for i in range(10)]}
+    counts = {"data_batch_1": 40, "test_batch": 20}
+    return write_cifar(tmp_path, monkeypatch, datasets.CIFAR10, counts, "labels", names)
 
 
 @pytest.fixture
 def cifar100(tmp_path, monkeypatch):
-    return write_cifar(
-        tmp_path,
-        monkeypatch,
-        datasets.CIFAR100,
-        {"train": 200, "test": 100},
-        "fine_labels",
-        ("meta", {"fine_label_names": [f"class {i}" for i in range(100)]}),
-    )
+    names = {"fine_label_names": [f"class {i}" for i in range(100)]}
+    counts = {"train": 200, "test": 100}
+    return write_cifar(tmp_path, monkeypatch, datasets.CIFAR100, counts, "fine_labels", names)
 
 
-def write_cifar(root, monkeypatch, family, counts, labels, meta):
+def write_cifar(root, monkeypatch, family, counts, labels, names):
+    """Pickled dictionaries with a row of 3072 bytes for each image, and one with the names."""
     folder = root / family.base_folder
     folder.mkdir()
-    num_classes = len(next(iter(meta[1].values())))
+    num_classes = len(next(iter(names.values())))
     for name, count in counts.items():
-        rows = pixels(count, 3072)
-        entry = {"data": rows, labels: [i % num_classes for i in range(count)]}
+        entry = {"data": pixels(count, 3072), labels: [i % num_classes for i in range(count)]}
         (folder / name).write_bytes(pickle.dumps(entry))
-    (folder / meta[0]).write_bytes(pickle.dumps(meta[1]))
+    (folder / family.meta["filename"]).write_bytes(pickle.dumps(names))
     train, test = counts
     # No digests: these are other images.
     monkeypatch.setattr(family, "train_list", [[train, None]])
