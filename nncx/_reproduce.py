@@ -242,7 +242,6 @@ def _write(
 
 def _markdown(table: Table, data: str, lines: Sequence[Line]) -> str:
     some = next(line.results[0] for line in lines if line.results)
-    talk = table.published_teacher.get(data)
     rows = [
         ["", "test error (%)", "validation error (%)", "parameters", "file (bytes)", "talk (%)"],
         ["---", *["---:"] * 5],
@@ -251,18 +250,23 @@ def _markdown(table: Table, data: str, lines: Sequence[Line]) -> str:
             f"{some['teacher_test_error']:.2f}",
             f"{some['teacher_validation_error']:.2f}",
             f"{some['teacher_parameters']:,}",
-            "",
-            "" if talk is None else f"{talk:.2f}",
+            f"{some['teacher_file_bytes']:,}",
+            _figure(table.published_teacher.get(data)),
         ],
     ]
     for line in lines:
-        talk = line.row.published.get(data)
         sizes = ["", ""]
         if line.results:
             sizes = [f"{line.results[0][name]:,}" for name in ("parameters", "file_bytes")]
         errors = [line.spread("test"), line.spread("validation")]
-        rows.append([line.row.label, *errors, *sizes, "" if talk is None else f"{talk:.2f}"])
+        rows.append([line.row.label, *errors, *sizes, _figure(line.row.published.get(data))])
+    if not any(row[-1] for row in rows[2:]):  # the talk has no figures for these data
+        rows = [row[:-1] for row in rows]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def _figure(error: float | None) -> str:
+    return "" if error is None else f"{error:.2f}"
 
 
 def _notes(reproduction: Reproduction, table: Table, lines: Sequence[Line]) -> Iterator[str]:

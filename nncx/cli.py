@@ -38,7 +38,7 @@ TrainImages = Annotated[
 ]
 Augment = Annotated[str, typer.Option(help=f"{', '.join(AUGMENTATIONS)}.")]
 Out = Annotated[Path, typer.Option(help="Folder for model.safetensors and result.json.")]
-Network = Annotated[str, typer.Option(help=f"{', '.join(models.NAMES)}, or resnet with its depth.")]
+Network = Annotated[str, typer.Option(help=f"{', '.join(models.NAMES)}, or torchvision:NAME.")]
 Options = Annotated[
     list[str] | None,
     typer.Option(help="Of the network, as norm=true or dropout=0.5; can be repeated."),

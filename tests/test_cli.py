@@ -180,6 +180,67 @@ def test_train_prints_what_the_file_does(tmp_path: Path) -> None:
     assert f"{(tmp_path / 'model.safetensors').stat().st_size:,} B" in line
 
 
+def test_distill_prints_what_the_file_does(tmp_path: Path) -> None:
+    """Every option reaches the distillation, and with it the recipe."""
+    options = {
+        "teacher": "mlp",
+        "teacher_options": {"width": 16, "depth": 1},
+        "teacher_weights": None,
+        "method": "anc",
+        "method_options": {"hidden": [8], "regulariser": "l2"},
+        "discriminator_lr": 0.002,
+        "cache_teacher": True,
+        "data": "digits",
+        "root": str(tmp_path),
+        "image_size": 16,
+        "train_images": 100,
+        "augment": "none",
+        "student": "mlp",
+        "options": {"width": 8, "depth": 2},
+        "layers": "float",
+        "epochs": 1,
+        "batch": 50,
+        "optimizer": "sgd",
+        "lr": 0.05,
+        "lr_decay": 0.5,
+        "weight_decay": 1e-4,
+        "amp": "none",
+        "patience": 3,
+        "seed": 3,
+    }
+    flags = ["--cache-teacher"]
+    for name, value in options.items():
+        if isinstance(value, dict):
+            flag = "--" + name.removesuffix("s").replace("_", "-")
+            flags += [f"{flag}={key}={json.dumps(each)}" for key, each in value.items()]
+        elif value is not None and not isinstance(value, bool):
+            flags.append(f"--{name.replace('_', '-')}={value}")
+    result = run("distill", "--out", str(tmp_path), *flags)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "result.json").read_text())
+    options["model"] = options.pop("student")
+    assert record["recipe"] == {**options, "loss": "cross-entropy"}
+    assert f"test error {record['test_error']:.2f} % of 359" in result.stdout
+    assert "by anc from mlp" in result.stdout
+
+
+def test_reproduce_prints_the_table(tmp_path: Path) -> None:
+    """Every option reaches the cells; what is not given is the data set's."""
+    flags = "--quick --train-images=64 --epochs=1 --lr=0.01 --seeds=1 --jobs=2".split()
+    flags += "--teacher=mlp --teacher-option=width=8 --student=mlp --option=width=4".split()
+    result = run("reproduce", "inputs", "--out", str(tmp_path), "--data=digits", *flags)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "inputs" / "table.md").read_text().strip() in result.stdout
+    recipes = [
+        json.loads(path.read_text())["recipe"] for path in tmp_path.glob("cells/*/result.json")
+    ]
+    assert len(recipes) == 5
+    for recipe in recipes:
+        assert (recipe["train_images"], recipe["epochs"], recipe["lr"]) == (64, 1, 0.01)
+        assert (recipe["model"], recipe["options"]) == ("mlp", {"width": 4})
+        assert recipe["teacher"] == str(tmp_path / "teacher" / "model.safetensors")
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

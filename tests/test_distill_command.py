@@ -14,8 +14,8 @@ from nncx._distill import Distillation
 SMALL = Distillation(
     model="resnet8",
     options={"width": 4},
-    teacher="resnet8",
-    teacher_options={"width": 8},
+    teacher="resnet14",
+    teacher_options={"width": 4},
     epochs=2,
     train_images=128,
     lr=5e-3,
@@ -59,7 +59,7 @@ def test_every_figure_is_that_of_the_files(
 
 def test_a_teacher_by_name_is_trained_once(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     first = _distill.run(SMALL, tmp_path)
-    assert "teacher: digits resnet8 float: test error" in capsys.readouterr().err
+    assert "teacher: digits resnet14 float: test error" in capsys.readouterr().err
     file = tmp_path / "teacher" / "model.safetensors"
     assert first.teacher_test_error == pytest.approx(error(nncx.load(file)))
     second = _distill.run(replace(SMALL, method="l2"), tmp_path)

@@ -86,7 +86,7 @@ def test_the_table_says_what_the_cells_hold(tmp_path: Path, monkeypatch) -> None
 
 
 def test_a_cell_that_cannot_be_says_why_below_the_table(tmp_path: Path, monkeypatch) -> None:
-    tiny = replace(TINY, teacher="mlp", teacher_options={"widths": [8]})
+    tiny = replace(TINY, teacher="mlp", teacher_options={"width": 8, "depth": 1})
     trained(monkeypatch, Reproduction("comparison", tiny, seeds=1), tmp_path)
     text = (tmp_path / "comparison" / "table.md").read_text()
     assert "| FSP | - | - |" in text
