@@ -22,9 +22,11 @@ class Augmentation(ABC):
 
     Attributes:
         numbers: how many random numbers an image takes, uniform in [0, 1).
+        files_only: whether it is cut out of image files, before they are scaled.
     """
 
     numbers: ClassVar[int]
+    files_only: ClassVar[bool] = False
 
     @abstractmethod
     def take(
@@ -86,6 +88,7 @@ class ResizedCrop(Augmentation):
     smallest: float = 0.08
     flip: bool = True
     numbers: ClassVar[int] = 5
+    files_only: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not 0 < self.smallest <= 1:
@@ -101,14 +104,7 @@ class ResizedCrop(Augmentation):
         left, upper = right * (width - cut_width), down * (height - cut_height)
         return left, upper, left + cut_width, upper + cut_height
 
-    def take(
-        self, dataset: TensorDataset | ImageFiles, indices: Tensor, numbers: Tensor
-    ) -> tuple[Tensor, Tensor]:
-        if not isinstance(dataset, ImageFiles) or dataset.resize is None:
-            raise ValueError(
-                "a ResizedCrop is cut out of image files, got images that have their size; take "
-                "Crop, or load the folder with an image_size and lazy=True"
-            )
+    def take(self, dataset: ImageFiles, indices: Tensor, numbers: Tensor) -> tuple[Tensor, Tensor]:
         rows = numbers.tolist()
         pixels = dataset.pixels(indices, lambda i, width, height: self.box(width, height, rows[i]))
         images = dataset.images(pixels)

@@ -6,7 +6,14 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, TensorDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    RandomSampler,
+    SequentialSampler,
+    TensorDataset,
+    default_collate,
+)
 
 from nncx.data._augment import Augmentation
 from nncx.data._files import ImageFiles
@@ -50,7 +57,12 @@ def loader(
         augment: changes the images, otherwise in each epoch.
         workers: how many processes read; None is one for each CPU, at most 8, for image files, and
             none for images in memory.
+
+    Raises:
+        ValueError: for a batch size below 1, or an augmentation that is not for such images.
     """
+    if augment is not None and augment.files_only:
+        _check_scaled_files(dataset, augment)
     generator = torch.Generator().manual_seed(seed)
     numbers = 0 if augment is None else augment.numbers
     if workers is None:
@@ -76,6 +88,14 @@ def subset(
     if isinstance(dataset, ImageFiles):
         return dataset.select(drawn)
     return TensorDataset(*dataset[drawn])
+
+
+def _check_scaled_files(dataset: Dataset, augment: Augmentation) -> None:
+    if not isinstance(dataset, ImageFiles) or dataset.resize is None:
+        raise ValueError(
+            f"a {type(augment).__name__} is cut out of image files, got images that have their "
+            "size; take Crop, or load the folder with an image_size and lazy=True"
+        )
 
 
 @dataclass(frozen=True)
@@ -104,7 +124,9 @@ class _Batches:
         self._count = count
         self._used = count - 1 if lone else count
         self._batch_size = batch_size
-        self._shuffle = shuffle
+        self._sampler = SequentialSampler(range(count))
+        if shuffle and count:
+            self._sampler = RandomSampler(range(count), generator=generator)
         self._numbers = numbers
         self._generator = generator
 
@@ -112,9 +134,7 @@ class _Batches:
         return -(-self._used // self._batch_size)
 
     def __iter__(self) -> Iterator[_Draws]:
-        order = torch.arange(self._count)
-        if self._shuffle:
-            order = torch.randperm(self._count, generator=self._generator)
+        order = torch.tensor(list(self._sampler), dtype=torch.int64)
         numbers = torch.rand(self._count, self._numbers, generator=self._generator)
         draws = _Draws(order, numbers)[: self._used]
         for start in range(0, self._used, self._batch_size):

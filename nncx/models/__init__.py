@@ -22,6 +22,7 @@ from nncx.models.shufflenet_v2 import ShuffleNetV2
 from nncx.models.vgg import VGG9
 
 __all__ = [
+    "NAMES",
     "FitNet19",
     "LeNet300100",
     "LeNet4",
@@ -34,7 +35,6 @@ __all__ = [
     "ShuffleNet",
     "ShuffleNetV2",
     "VGG9",
-    "NAMES",
     "by_name",
     "is_name",
 ]
@@ -53,7 +53,7 @@ _BY_NAME = {
     "vgg9": VGG9,
 }
 
-NAMES = (*_BY_NAME, "resnet<depth>")
+NAMES = (*_BY_NAME, "resnet<depth>")  # that `by_name` knows
 
 _SMALL = 64  # pixels, of which the forms for ImageNet would leave one
 
@@ -62,8 +62,7 @@ def by_name(name: str, *, image_size: int = 28, **arguments: object) -> nn.Modul
     """The network that a command line names: `by_name("resnet20", in_channels=1)`.
 
     Args:
-        name: fitnet19, lenet300100, lenet4, lenet5, mlp, mobilenet, nin, ninmnist, shufflenet,
-            shufflenetv2, vgg9, or resnet with its depth.
+        name: one of `NAMES`, as "resnet20".
         image_size: for the networks that depend on it, and to choose the form for small images
             (below 64 pixels) of those that have one; the others take any size.
         arguments: the constructor's.
