@@ -21,6 +21,13 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+# Of several commands.
+_Data = Annotated[str, typer.Option(help="digits, mnist, fashion-mnist, or a folder of images.")]
+_Root = Annotated[
+    str | None, typer.Option(help="Where mnist and fashion-mnist are; else $NNCX_DATA.")
+]
+_ImageSize = Annotated[int, typer.Option(help="To what square the images of a folder are scaled.")]
+
 # What a user can cause, and mend: one sentence, no traceback.
 _USER_ERRORS = (ValueError, ImportError, OSError, FloatingPointError)
 
@@ -71,13 +78,9 @@ def main(
 
 @app.command()
 def demo(
-    data: Annotated[
-        str, typer.Option(help="digits, mnist, fashion-mnist, or a folder of images.")
-    ] = "digits",
+    data: _Data = "digits",
     out: Annotated[Path, typer.Option(help="Folder for networks, table and plot.")] = Path("demo"),
-    root: Annotated[
-        str | None, typer.Option(help="Where mnist and fashion-mnist are; else $NNCX_DATA.")
-    ] = None,
+    root: _Root = None,
     image_size: Annotated[
         int, typer.Option(help="To what square the images of a folder are scaled.", min=8)
     ] = 32,
@@ -103,15 +106,9 @@ def demo(
 @app.command()
 def train(
     out: Annotated[Path, typer.Option(help="Folder for model.safetensors and result.json.")],
-    data: Annotated[
-        str, typer.Option(help="digits, mnist, fashion-mnist, or a folder of images.")
-    ] = Recipe.data,
-    root: Annotated[
-        str | None, typer.Option(help="Where mnist and fashion-mnist are; else $NNCX_DATA.")
-    ] = Recipe.root,
-    image_size: Annotated[
-        int, typer.Option(help="To what square the images of a folder are scaled.")
-    ] = Recipe.image_size,
+    data: _Data = Recipe.data,
+    root: _Root = Recipe.root,
+    image_size: _ImageSize = Recipe.image_size,
     model: Annotated[
         str,
         typer.Option(
@@ -179,15 +176,9 @@ def train(
 @app.command("eval")
 def evaluate(
     model: Annotated[str, typer.Option(help="A file of nncx.save.")],
-    data: Annotated[
-        str, typer.Option(help="digits, mnist, fashion-mnist, or a folder of images.")
-    ] = Recipe.data,
-    root: Annotated[
-        str | None, typer.Option(help="Where mnist and fashion-mnist are; else $NNCX_DATA.")
-    ] = Recipe.root,
-    image_size: Annotated[
-        int, typer.Option(help="To what square the images of a folder are scaled.")
-    ] = Recipe.image_size,
+    data: _Data = Recipe.data,
+    root: _Root = Recipe.root,
+    image_size: _ImageSize = Recipe.image_size,
     out: Annotated[Path | None, typer.Option(help="Folder for result.json.")] = None,
 ) -> None:
     """Report what a file does: test error, size, and milliseconds an image.
@@ -216,15 +207,9 @@ def compress(
         typer.Option(help="Of a network by name, as norm=true; can be repeated."),
     ] = None,
     method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = Compression.method,
-    data: Annotated[
-        str, typer.Option(help="digits, mnist, fashion-mnist, or a folder of images.")
-    ] = Compression.data,
-    root: Annotated[
-        str | None, typer.Option(help="Where mnist and fashion-mnist are; else $NNCX_DATA.")
-    ] = Compression.root,
-    image_size: Annotated[
-        int, typer.Option(help="To what square the images of a folder are scaled.")
-    ] = Compression.image_size,
+    data: _Data = Compression.data,
+    root: _Root = Compression.root,
+    image_size: _ImageSize = Compression.image_size,
     calibration_images: Annotated[
         int, typer.Option(help="Training images, at most, from which int8 takes its ranges.")
     ] = Compression.calibration_images,
