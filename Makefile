@@ -17,8 +17,8 @@ help:  ## list the targets
 demo: .venv/installed  ## train, distill and binarize small networks; print what it brought
 	$(BIN)/nncx demo $(ARGS)
 
-test: .venv/installed  ## run the tests
-	$(BIN)/python -m pytest $(ARGS)
+test: .venv/installed  ## run the tests, a process a core
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --dist loadfile $(ARGS)
 
 lint: .venv/lint-tools  ## check style and format of Python and C++
 	$(BIN)/ruff check .

@@ -4,13 +4,16 @@ The library registers every op of nncx as torch.ops.nncx_emulated.<op> for tenso
 is up to date is not compiled again.
 """
 
+import fcntl
 import hashlib
 import os
 import shlex
 import shutil
 import subprocess
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -51,13 +54,15 @@ def build(files: list[Path] | None = None, name: str = "nncx_emulated") -> Path:
     """
     files = sources() if files is None else files
     jobs = int(os.environ.get("MAX_JOBS") or len(os.sched_getaffinity(0)))
-    with ThreadPoolExecutor(jobs) as pool:
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with _one_process_at_a_time(), ThreadPoolExecutor(jobs) as pool:
         objects = list(pool.map(_compile, files))
-    libraries = [*map(str, objects), str(TORCH / "lib" / "libtorch_cpu.so")]
-    command = [compiler(), "-shared", "-Wl,--no-undefined", *libraries]
-    library = BUILD / f"lib{name}-{_tag(command)}.so"
-    if not library.exists() or any(o.stat().st_mtime > library.stat().st_mtime for o in objects):
-        _run(*command, "-o", str(library))
+        libraries = [*map(str, objects), str(TORCH / "lib" / "libtorch_cpu.so")]
+        command = [compiler(), "-shared", "-Wl,--no-undefined", *libraries]
+        library = BUILD / f"lib{name}-{_tag(command)}.so"
+        made = library.stat().st_mtime if library.exists() else 0
+        if any(o.stat().st_mtime > made for o in objects):
+            _run(*command, "-o", str(library))
     return library
 
 
@@ -70,11 +75,18 @@ def build_or_skip(files: list[Path] | None = None, name: str = "nncx_emulated") 
     return build(files, name)
 
 
+@contextmanager
+def _one_process_at_a_time() -> Iterator[None]:
+    """Tests may run in several; the first builds, the others wait and find it done."""
+    with open(BUILD / "lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+
+
 def _compile(source: Path) -> Path:
     command = [compiler(), *FLAGS, "-x", "c++", "-MMD", "-c", str(source)]
     output = BUILD / f"{source.stem}-{_tag(command)}.o"
     if not _up_to_date(output):
-        BUILD.mkdir(parents=True, exist_ok=True)
         output.unlink(missing_ok=True)
         start = time.time()
         _run(*command, "-o", str(output))

@@ -213,11 +213,11 @@ void run_block(dim3 block) {
   m.error = signal == SIGSEGV ? "emulator: memory that is not there was accessed, "
                               : "emulator: an access must be aligned as its type is, ";
   const int64_t offset = address - m.shared.begin;
-  if (std::abs(offset) < 2 * 1024 * 1024) {
+  if (m.stacks.is_guard(address)) {  // first: a stack may lie beside shared memory
+    m.error += "the fiber's stack is too small for the kernel, ";
+  } else if (std::abs(offset) < 2 * 1024 * 1024) {
     m.error += "byte " + std::to_string(offset) + " of " + std::to_string(m.shared.bytes) +
                " in dynamic shared memory, ";
-  } else if (m.stacks.is_guard(address)) {
-    m.error += "the fiber's stack is too small for the kernel, ";
   }
   if (m.running == nullptr) {
     m.error += "in the background, " + block_text();
