@@ -10,6 +10,7 @@ import channel_shuffle
 import codebook_conv2d
 import codebook_linear
 import depthwise_conv2d
+import depthwise_separable_conv2d
 import grouped_conv2d
 import int8_conv2d
 import int8_linear
@@ -37,6 +38,7 @@ MODULES = (
     int8_conv2d,
     depthwise_conv2d,
     grouped_conv2d,
+    depthwise_separable_conv2d,
     channel_shuffle,
     mobile_networks,
 )

@@ -40,7 +40,7 @@ namespace avx2 {
 void channel_shuffle(const ChannelShuffleParams& params, int64_t begin, int64_t end);
 }
 namespace avx512 {
-using avx2::channel_shuffle;  // bound by the memory
+void channel_shuffle(const ChannelShuffleParams& params, int64_t begin, int64_t end);
 }
 // Enqueues the whole tensor on `stream` (a cudaStream_t); returns the launch's cudaError_t.
 namespace cuda {

@@ -6,6 +6,8 @@
 
 namespace nncx {
 
+// The CPU's kernels of float convolutions also take a part of an image (depthwise_separable_conv2d):
+// padding_h may be negative, and out_height another than follows from the rest.
 struct Conv2dGeometry {
   int64_t batch, height, width;
   int64_t kernel_h, kernel_w, stride_h, stride_w, padding_h, padding_w, dilation_h, dilation_w;

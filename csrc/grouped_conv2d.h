@@ -62,4 +62,11 @@ int64_t grouped_conv2d_scratch_bytes(const GroupedConv2dParams& params);
 void grouped_conv2d(const GroupedConv2dParams& params, const Conv2dTile& tile, uint8_t* scratch);
 }  // namespace avx512
 
+// Enqueues the whole op on `stream` (a cudaStream_t); returns the launch's cudaError_t. Instead of
+// those of `params` it takes a weight, as [output][tap][channel], and a bias in the input's format.
+namespace cuda {
+int grouped_conv2d(const GroupedConv2dParams& params, const void* weight, const void* bias,
+                   void* stream);
+}
+
 }  // namespace nncx

@@ -44,14 +44,23 @@ static constexpr bool is_depthwise(const Conv2dWeightShape& s) {
   return s.channels == 1 && s.groups > 1;
 }
 
-// How many output channels are cut into blocks together: those of a group or, as its groups may have
-// one output each, all of a depthwise convolution.
+// How many groups share their blocks: all of a depthwise convolution, of others as many as one block
+// holds, so that the lanes of small groups are not left empty.
+static constexpr int64_t groups_together(const Conv2dWeightShape& s) {
+  if (is_depthwise(s)) return s.groups;
+  int64_t together = s.out_channels ? kInt8Block / s.out_channels : 1;
+  if (together > s.groups) together = s.groups;
+  while (together > 1 && s.groups % together) --together;
+  return together ? together : 1;
+}
+
+// How many output channels are cut into blocks together.
 static constexpr int64_t channels_in_blocks(const Conv2dWeightShape& s) {
-  return is_depthwise(s) ? s.groups * s.out_channels : s.out_channels;
+  return groups_together(s) * s.out_channels;
 }
 
 static constexpr int64_t int8_blocks(const Conv2dWeightShape& s) {
-  return (is_depthwise(s) ? 1 : s.groups) * int8_blocks(channels_in_blocks(s));
+  return s.groups / groups_together(s) * int8_blocks(channels_in_blocks(s));
 }
 
 namespace scalar {

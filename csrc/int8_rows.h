@@ -47,20 +47,37 @@ struct Int8Path {
   }
 };
 
+// The GEMMs take the groups that share a block for one, whose weights are 0 between different
+// ones. That adds no products: the lanes and the channels of a step would be idle. At 4 channels a group
+// it is twice as fast, at 1 or 2 four times.
+constexpr Conv2dWeightShape join_groups(const Conv2dWeightShape& s) {
+  const int64_t together = groups_together(s);
+  return {s.groups / together, together * s.out_channels, s.taps, together * s.channels};
+}
+
+inline Int8Conv2dParams join_groups(Int8Conv2dParams p) {
+  p.shape = join_groups(p.shape);
+  return p;
+}
+
 // Calls put(block, step, lane of 4 bytes, w) for the four weights of each step of each output; they
-// are 0 beyond the last channel.
+// are 0 beyond the channels of the output's group.
 template <class Put>
 void for_each_step(const Conv2dWeightShape& s, const int8_t* weight, const Put& put) {
+  const Conv2dWeightShape joint = join_groups(s);
   for (int64_t o = 0; o < s.groups * s.out_channels; ++o, weight += s.channels * s.taps) {
-    const int64_t in_group = o % s.out_channels;
-    const int64_t block = o / s.out_channels * int8_blocks(s.out_channels) + in_group / kInt8Block;
+    const int64_t in_group = o % joint.out_channels;
+    const int64_t block =
+        o / joint.out_channels * int8_blocks(joint.out_channels) + in_group / kInt8Block;
+    const int64_t first_channel = in_group / s.out_channels * s.channels;
     for (int64_t tap = 0; tap < s.taps; ++tap) {
-      for (int64_t first = 0; first < s.channels; first += kStepChannels) {
+      for (int64_t step = 0; step < steps_of_tap(joint); ++step) {
         int8_t w[kStepChannels] = {};
-        for (int64_t i = 0; i < std::min(kStepChannels, s.channels - first); ++i) {
-          w[i] = weight[(first + i) * s.taps + tap];
+        for (int64_t i = 0; i < kStepChannels; ++i) {
+          const int64_t c = step * kStepChannels + i - first_channel;
+          if (c >= 0 && c < s.channels) w[i] = weight[c * s.taps + tap];
         }
-        put(block, tap * steps_of_tap(s) + first / kStepChannels, in_group % kInt8Block, w);
+        put(block, tap * steps_of_tap(joint) + step, in_group % kInt8Block, w);
       }
     }
   }

@@ -5,6 +5,10 @@
 // The reciprocal and the product are rounded to float32, rint rounds ties to even, and where the
 // product is NaN, q is zero_point. The number that q stands for is (q - zero_point) * scale.
 //
+// sign_int8: signs as such integers.
+//
+//   q = +1 if x >= 0 else -1             (0 and -0 give +1, NaN gives -1)
+//
 // Input: pixels of `channels` numbers at any strides. A pixel is one (n, h, w); a matrix [M, K] is
 // M pixels of a 1 x 1 image. Output, dense: [batch, height, width, channels].
 #pragma once
@@ -48,7 +52,7 @@ struct QuantizeInt8Params {
   const void* input;
   int8_t* output;
   Dtype dtype;
-  const float* scale;        // of the whole tensor, or of each pixel
+  const float* scale;        // of the whole tensor, or of each pixel; sign_int8 has none
   const int8_t* zero_point;  // the same
   bool per_pixel;
   int64_t batch, height, width, channels;
@@ -63,14 +67,17 @@ static constexpr Int8Quantizer quantizer_of(const QuantizeInt8Params& p, int64_t
 // Quantizes the pixels [begin, end) of the batch * height * width. Paths agree bit for bit.
 namespace scalar {
 void quantize_int8(const QuantizeInt8Params& params, int64_t begin, int64_t end);
-}
+void sign_int8(const QuantizeInt8Params& params, int64_t begin, int64_t end);
+}  // namespace scalar
 namespace avx2 {
 void quantize_int8(const QuantizeInt8Params& params, int64_t begin, int64_t end);
-}
+void sign_int8(const QuantizeInt8Params& params, int64_t begin, int64_t end);
+}  // namespace avx2
 // Bound by memory, so wider registers would not show.
 namespace avx512 {
 using avx2::quantize_int8;
-}
+using avx2::sign_int8;
+}  // namespace avx512
 // Enqueues the whole tensor on `stream` (a cudaStream_t); returns the launch's cudaError_t.
 namespace cuda {
 int quantize_int8(const QuantizeInt8Params& params, void* stream);

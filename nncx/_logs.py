@@ -92,6 +92,7 @@ def plot(history: Sequence[Record], path: str | os.PathLike[str]) -> None:
         axes.legend()
         axes.grid(alpha=0.3)
     axes.set_xlabel("epoch")
+    axes.xaxis.get_major_locator().set_params(integer=True)
     figure.savefig(path, dpi=150)
 
 

@@ -24,12 +24,14 @@ from nncx.ops.channel_shuffle import channel_shuffle_reference
 from nncx.ops.codebook_conv2d import codebook_conv2d_reference
 from nncx.ops.codebook_linear import codebook_linear_reference
 from nncx.ops.depthwise_conv2d import depthwise_conv2d_reference
+from nncx.ops.depthwise_separable_conv2d import depthwise_separable_conv2d_reference
 from nncx.ops.grouped_conv2d import grouped_conv2d_reference
 from nncx.ops.int8_conv2d import int8_conv2d_reference
 from nncx.ops.int8_linear import int8_linear_reference
 from nncx.ops.max_pool2d_signs import max_pool2d_signs_reference
 from nncx.ops.pack_signs import pack_signs_reference
 from nncx.ops.quantize_int8 import quantize_int8_reference
+from nncx.ops.sign_int8 import sign_int8_reference
 
 # Channels, kernel, stride, padding, dilation, groups of the binary convolutions.
 CONVOLUTION = (134, 70, (3, 3), (2, 1), (1, 2), (1, 2), 2)
@@ -121,10 +123,12 @@ def _grouped_conv2d(device: str) -> Iterator[Check]:
     geometry = ((2, 1), (1, 2), (1, 2), 2, 7, "relu6")
     for layout, kernel in ((torch.contiguous_format, 3), (torch.channels_last, 1)):
         x = torch.randn(2, 26, 9, 11).to(memory_format=layout)
-        weight, bias = torch.randn(70, 13, kernel, kernel), torch.randn(70)
-        expected = grouped_conv2d_reference(x, weight, bias, *geometry)
-        y = ops.grouped_conv2d(x.to(device), weight.to(device), bias.to(device), *geometry)
-        yield Check(y, expected, FLOAT_SUMS)
+        tensors = (x, torch.randn(70, 13, kernel, kernel), torch.randn(70))
+        for dtype, tolerance in ((torch.float32, FLOAT_SUMS), (torch.float16, 1e-3)):
+            tensors = tuple(tensor.to(dtype) for tensor in tensors)  # halves on tensor cores
+            expected = grouped_conv2d_reference(*(t.float() for t in tensors), *geometry)
+            y = ops.grouped_conv2d(*(t.to(device) for t in tensors), *geometry)
+            yield Check(y, expected.to(dtype), tolerance)
 
 
 def _codebook_linear(device: str) -> Iterator[Check]:
@@ -159,11 +163,26 @@ def _depthwise_conv2d(device: str) -> Iterator[Check]:
         yield Check(y, expected, FLOAT_SUMS)
 
 
+def _depthwise_separable_conv2d(device: str) -> Iterator[Check]:
+    weights = torch.randn(38, 1, 3, 3), torch.randn(70, 38, 1, 1), torch.randn(38), torch.randn(70)
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        x = torch.randn(2, 38, 9, 11).to(memory_format=memory_format)
+        arguments = (2, 1, 1, "relu6", "relu")
+        expected = depthwise_separable_conv2d_reference(x, *weights, *arguments)
+        operands = (each.to(device) for each in (x, *weights))
+        yield Check(ops.depthwise_separable_conv2d(*operands, *arguments), expected, FLOAT_SUMS)
+
+
 def _quantize_int8(device: str) -> Iterator[Check]:
     scale, zero_point = torch.tensor(0.02), torch.tensor(-7, dtype=torch.int8)
     for x in (torch.randn(9, 131), torch.randn(2, 38, 9, 11)):
         y = ops.quantize_int8(x.to(device), scale.to(device), zero_point.to(device))
         yield Check(y, quantize_int8_reference(x, scale, zero_point))
+
+
+def _sign_int8(device: str) -> Iterator[Check]:
+    for x in (torch.randn(9, 131), torch.randn(2, 38, 9, 11)):
+        yield Check(ops.sign_int8(x.to(device)), sign_int8_reference(x))
 
 
 def _int8_linear(device: str) -> Iterator[Check]:
@@ -208,7 +227,9 @@ SELF_TESTS: tuple[SelfTest, ...] = (
     _codebook_linear,
     _codebook_conv2d,
     _depthwise_conv2d,
+    _depthwise_separable_conv2d,
     _quantize_int8,
+    _sign_int8,
     _int8_linear,
     _int8_conv2d,
 )

@@ -34,6 +34,7 @@ BENCHMARKS = (  # first what a run that ends early should not miss
     "int8_linear",
     "binary_conv2d_sign",
     "depthwise_conv2d",
+    "grouped_conv2d",
     "channel_shuffle",
     "int8_conv2d",
     "codebook_linear",
@@ -43,8 +44,7 @@ BENCHMARKS = (  # first what a run that ends early should not miss
     "binary_conv2d",
     "codebook_conv2d",
     "max_pool2d_signs",
-    "grouped_conv2d",
-    "channel_shuffle",
+    "mobile_networks",
 )
 SANITIZERS = ("memcheck", "racecheck", "initcheck", "synccheck")
 NEEDED = (

@@ -95,6 +95,8 @@ def assert_all_have(found: dict[str, list[str]], *patterns: str) -> None:
         ("sm_80", ("gemm_sm80", "BinaryGemm"), (r"BMMA\.168256\.AND\.POPC", "LDGSTS", "LDSM")),
         ("sm_80", ("gemm_sm80", "Int8Gemm"), (r"IMMA\.16832\.S8\.S8", "LDGSTS", "LDSM")),
         ("sm_80", ("codebook_planes",), ("HMMA",)),
+        ("sm_80", ("convolve_groups", "Half"), (r"HMMA\.16816\.F32", "LDSM")),
+        ("sm_90a", ("convolve_groups", "BFloat16"), (r"HMMA\.16816\.F32\.BF16", "LDSM")),
         ("sm_90a", ("codebook_planes",), ("HMMA",)),
         ("sm_90a", ("gemm_sm90", "BinaryGemm"), (r"BGMMA\.64x\d+x256\.AND\.POPC", "UTMALDG")),
         ("sm_90a", ("gemm_sm90", "Int8Gemm"), (r"IGMMA\.64x\d+x32\.S8\.S8", "UTMALDG")),
@@ -123,6 +125,13 @@ def test_all_is_in_registers(arch: str) -> None:
     assert len(frames) > 10
     most = {name: 16 * (KEEPS_A_PLACE in name or KEEPS_A_WORD in name) for name in frames}
     assert {name: size for name, size in frames.items() if size > most[name]} == {}
+
+
+@pytest.mark.parametrize("arch", ["sm_80", "sm_90a"])
+def test_grouped_convolutions_copy_and_store_pieces(arch: str) -> None:
+    """16 bytes at a time, the input and the weight past the registers."""
+    found = kernels(arch, "convolve_groups", "Lb1E")
+    assert_all_have(found, r"LDGSTS\.E\.BYPASS\.128", r"STG\.E\.128")
 
 
 def test_main_loop_uses_no_memory() -> None:

@@ -328,7 +328,7 @@ SAMPLES = [
     *(HalfConv2d(4, 6, 3, storage="bfloat16"), HalfLinear(3, 4)),
     *(DepthwiseConv2d(4, 3, 2, padding=1, multiplier=2, activation="relu6"), ChannelShuffle(2)),
     GroupedConv2d(6, 4, 1, groups=2, bias=False, shuffle=2, activation="relu"),
-    DepthwiseSeparableConv2d(4, 6, (3, 5), padding="same", middle_activation="relu", bias=False),
+    DepthwiseSeparableConv2d(4, 6, (3, 5), padding="same", depthwise_activation="relu", bias=False),
     Graph([("y", "hardtanh", ("x",), {"max_val": float("inf")})], ["x"], ["y"]),
 ]
 

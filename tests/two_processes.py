@@ -141,7 +141,7 @@ def main(folder):
             "recipe": _recipe.run(
                 _recipe.Recipe(options={"width": 4}, epochs=1, batch=1000),
                 folder / "recipe",
-                device,
+                _recipe.Setup(device),
             ),
         }
         rank = _processes.rank()

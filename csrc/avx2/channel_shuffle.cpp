@@ -1,13 +1,14 @@
 // Channels innermost: squares of 8 groups x 8 channels are transposed. A square may reach beyond the
 // groups or the channels: it is moved back, or, where there are fewer than 8, reads and writes what
 // the next one writes over. Pixels with nothing behind them that may be touched so are left to the
-// scalar path, as are elements of 8 bytes and planes, which are copied whole.
+// scalar path, as are elements of 8 bytes and planes of less than a vector.
 #include "channel_shuffle.h"
 
 #include <immintrin.h>
 
 #include <algorithm>
 
+#include "shuffle_planes.h"
 #include "transpose.h"
 
 namespace nncx::avx2 {
@@ -88,45 +89,109 @@ void shuffle_pixel(const T* from, int64_t groups, int64_t channels, T* to) {
   }
 }
 
-// Two groups, those of ShuffleNet v2: pairs without a transposition.
-void shuffle_pairs(const uint32_t* from, int64_t channels, uint32_t* to) {
+// Few groups of words: a vector of each gives as many of output. Lane l of output vector v is element
+// (8 v + l) / Groups of group (8 v + l) % Groups.
+template <int Groups>
+struct Lanes {
+  int32_t index[Groups][kSide];
+
+  constexpr Lanes() : index{} {
+    for (int at = 0; at < Groups * kSide; ++at) index[at / kSide][at % kSide] = at / Groups;
+  }
+
+  static constexpr int mask(int v, int group) {
+    int mask = 0;
+    for (int l = 0; l < kSide; ++l) mask |= ((v * kSide + l) % Groups == group) << l;
+    return mask;
+  }
+};
+
+template <int Groups>
+NNCX_INLINE inline void interleave(const uint32_t* from, int64_t channels, uint32_t* to) {
+  static constexpr Lanes<Groups> kLanes;
+  __m256i x[Groups];
+  for_each<Groups>([&](auto g) NNCX_INLINE {
+    x[g] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + g * channels));
+  });
+  for_each<Groups>([&](auto v) NNCX_INLINE {
+    const auto index = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(kLanes.index[v]));
+    __m256i y = _mm256_permutevar8x32_epi32(x[0], index);
+    for_each<Groups - 1>([&](auto i) NNCX_INLINE {
+      constexpr int kGroup = decltype(i)::value + 1;
+      y = _mm256_blend_epi32(y, _mm256_permutevar8x32_epi32(x[kGroup], index),
+                             Lanes<Groups>::mask(decltype(v)::value, kGroup));
+    });
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + v * kSide), y);
+  });
+}
+
+template <int Groups>
+void shuffle_pixel(const uint32_t* from, int64_t channels, uint32_t* to) {
   for (int64_t at = 0; at < channels; at += kSide) {
     const int64_t c = moved_back(at, channels);
-    const auto load = [&](int64_t g) NNCX_INLINE {
-      return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from + g * channels + c));
-    };
-    const __m256i low = _mm256_unpacklo_epi32(load(0), load(1));
-    const __m256i high = _mm256_unpackhi_epi32(load(0), load(1));
-    auto* out = reinterpret_cast<__m256i*>(to + 2 * c);
-    _mm256_storeu_si256(out, _mm256_permute2x128_si256(low, high, 0x20));
-    _mm256_storeu_si256(out + 1, _mm256_permute2x128_si256(low, high, 0x31));
+    interleave<Groups>(from + c, channels, to + Groups * c);
   }
 }
 
-template <class T>
-void shuffle_pixels(const ChannelShuffleParams& p, int64_t begin, int64_t end) {
+// Calls pixel(from, to) for each that has something behind it that may be touched.
+template <class T, class Pixel>
+void shuffle_pixels(const ChannelShuffleParams& p, int64_t begin, int64_t end, const Pixel& pixel) {
   const int64_t all = p.groups * p.channels;
   const int64_t last = std::max(begin, end - (kSide + all - 1) / all);
   const T* from = static_cast<const T*>(p.input) + begin * all;
   T* to = static_cast<T*>(p.output) + begin * all;
-  for (int64_t pixel = begin; pixel < last; ++pixel, from += all, to += all) {
-    if constexpr (sizeof(T) == 4) {
-      if (p.groups == 2 && p.channels >= kSide) {
-        shuffle_pairs(from, p.channels, to);
-        continue;
-      }
-    }
-    shuffle_pixel(from, p.groups, p.channels, to);
-  }
+  for (int64_t at = begin; at < last; ++at, from += all, to += all) pixel(from, to);
   scalar::channel_shuffle(p, last, end);
+}
+
+template <class T>
+void shuffle_many(const ChannelShuffleParams& p, int64_t begin, int64_t end) {
+  shuffle_pixels<T>(p, begin, end, [&](const T* from, T* to) NNCX_INLINE {
+    shuffle_pixel(from, p.groups, p.channels, to);
+  });
+}
+
+template <int Groups>
+void shuffle_few(const ChannelShuffleParams& p, int64_t begin, int64_t end) {
+  shuffle_pixels<uint32_t>(p, begin, end, [&](const uint32_t* from, uint32_t* to) NNCX_INLINE {
+    shuffle_pixel<Groups>(from, p.channels, to);
+  });
+}
+
+void shuffle_words(const ChannelShuffleParams& p, int64_t begin, int64_t end) {
+  if (p.channels < kSide) return shuffle_many<uint32_t>(p, begin, end);
+  switch (p.groups) {
+    case 2:
+      return shuffle_few<2>(p, begin, end);
+    case 3:
+      return shuffle_few<3>(p, begin, end);
+    case 4:
+      return shuffle_few<4>(p, begin, end);
+    default:
+      return shuffle_many<uint32_t>(p, begin, end);
+  }
+}
+
+// std::memcpy takes as long to begin as a plane of 7 x 7 takes. The last vector is moved back.
+NNCX_INLINE inline void copy_plane(const uint8_t* from, int64_t bytes, uint8_t* to) {
+  constexpr int64_t kVector = sizeof(__m256i);
+  const auto copy = [&](int64_t at) NNCX_INLINE {
+    const auto* vector = reinterpret_cast<const __m256i*>(from + at);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(to + at), _mm256_loadu_si256(vector));
+  };
+  for (int64_t at = 0; at < bytes - kVector; at += kVector) copy(at);
+  copy(bytes - kVector);
 }
 
 }  // namespace
 
 void channel_shuffle(const ChannelShuffleParams& p, int64_t begin, int64_t end) {
-  if (p.channels_last && p.element_bytes == 4) return shuffle_pixels<uint32_t>(p, begin, end);
-  if (p.channels_last && p.element_bytes == 2) return shuffle_pixels<uint16_t>(p, begin, end);
-  if (p.channels_last && p.element_bytes == 1) return shuffle_pixels<uint8_t>(p, begin, end);
+  if (!p.channels_last && p.pixels * p.element_bytes >= int64_t{sizeof(__m256i)}) {
+    return shuffle_planes(p, begin, end, copy_plane);
+  }
+  if (p.channels_last && p.element_bytes == 4) return shuffle_words(p, begin, end);
+  if (p.channels_last && p.element_bytes == 2) return shuffle_many<uint16_t>(p, begin, end);
+  if (p.channels_last && p.element_bytes == 1) return shuffle_many<uint8_t>(p, begin, end);
   scalar::channel_shuffle(p, begin, end);
 }
 

@@ -505,41 +505,45 @@ void put_back(int8_t* weights, BlockHeader& header, const Outlier* outliers) {
 }  // namespace
 
 int64_t int8_conv2d_prepacked_bytes(const Conv2dWeightShape& s) {
-  return is_depthwise(s) ? depthwise_prepacked_bytes(s) : int8_blocks(s) * block_bytes(s);
+  if (is_depthwise(s)) return depthwise_prepacked_bytes(s);
+  return int8_blocks(s) * block_bytes(join_groups(s));
 }
 
 void int8_conv2d_prepack(const Conv2dWeightShape& s, const int8_t* weight, uint8_t* prepacked) {
   if (is_depthwise(s)) return depthwise_prepack(s, weight, prepacked);
   std::memset(prepacked, 0, int8_conv2d_prepacked_bytes(s));
+  const Conv2dWeightShape joint = join_groups(s);
   const auto header = [&](int64_t block) -> BlockHeader& {
-    return *reinterpret_cast<BlockHeader*>(prepacked + block * block_bytes(s));
+    return *reinterpret_cast<BlockHeader*>(prepacked + block * block_bytes(joint));
   };
   for_each_step(s, weight, [&](int64_t block, int64_t step, int64_t o, const int8_t* w) {
-    uint8_t* weights = prepacked + block * block_bytes(s) + sizeof(BlockHeader);
+    uint8_t* weights = prepacked + block * block_bytes(joint) + sizeof(BlockHeader);
     std::memcpy(weights + step * kStepBytes + o * kStepChannels, w, kStepChannels);
     for (int64_t i = 0; i < kStepChannels; ++i) header(block).weight_sums[o] += w[i];
   });
-  if (steps_of_tap(s) % 2) return;
+  if (steps_of_tap(joint) % 2) return;
   for (int64_t block = 0; block < int8_blocks(s); ++block) {
-    uint8_t* bytes = prepacked + block * block_bytes(s);
+    uint8_t* bytes = prepacked + block * block_bytes(joint);
     auto* weights = reinterpret_cast<int8_t*>(bytes + sizeof(BlockHeader));
-    auto* outliers = reinterpret_cast<Outlier*>(weights + steps_of_filter(s) * kStepBytes);
-    header(block).paired = take_outliers(s, weights, header(block), outliers);
+    auto* outliers = reinterpret_cast<Outlier*>(weights + steps_of_filter(joint) * kStepBytes);
+    header(block).paired = take_outliers(joint, weights, header(block), outliers);
     if (!header(block).paired) put_back(weights, header(block), outliers);
   }
 }
 
 int64_t int8_conv2d_scratch_bytes(const Int8Conv2dParams& p) {
   if (is_depthwise(p.shape)) return Int8Depthwise<MaddDepthwise>(p).scratch_bytes();
-  return std::max(Conv2dLines<BytesGemmOfLines>(p).scratch_bytes(),
-                  Conv2dLines<WordsGemmOfLines>(p).scratch_bytes());
+  const Int8Conv2dParams joint = join_groups(p);
+  return std::max(Conv2dLines<BytesGemmOfLines>(joint).scratch_bytes(),
+                  Conv2dLines<WordsGemmOfLines>(joint).scratch_bytes());
 }
 
 void int8_conv2d(const Int8Conv2dParams& p, const Conv2dTile& tile, uint8_t* scratch) {
   if (tile.pixel_begin == tile.pixel_end) return;
   if (is_depthwise(p.shape)) return Int8Depthwise<MaddDepthwise>(p).run(tile, scratch);
-  if (never_negative(p, tile)) return Conv2dLines<BytesGemmOfLines>(p).run(tile, scratch);
-  Conv2dLines<WordsGemmOfLines>(p).run(tile, scratch);
+  const Int8Conv2dParams joint = join_groups(p);
+  if (never_negative(joint, tile)) return Conv2dLines<BytesGemmOfLines>(joint).run(tile, scratch);
+  Conv2dLines<WordsGemmOfLines>(joint).run(tile, scratch);
 }
 
 }  // namespace nncx::avx2

@@ -234,14 +234,16 @@ struct VnniDepthwise {
 }  // namespace
 
 int64_t int8_conv2d_prepacked_bytes(const Conv2dWeightShape& s) {
-  return is_depthwise(s) ? depthwise_prepacked_bytes(s) : int8_blocks(s) * VnniGemm::block_bytes(s);
+  if (is_depthwise(s)) return depthwise_prepacked_bytes(s);
+  return int8_blocks(s) * VnniGemm::block_bytes(join_groups(s));
 }
 
 void int8_conv2d_prepack(const Conv2dWeightShape& s, const int8_t* weight, uint8_t* prepacked) {
   if (is_depthwise(s)) return depthwise_prepack(s, weight, prepacked);
   std::memset(prepacked, 0, int8_conv2d_prepacked_bytes(s));
+  const int64_t block_bytes = VnniGemm::block_bytes(join_groups(s));
   for_each_step(s, weight, [&](int64_t block, int64_t step, int64_t o, const int8_t* w) {
-    uint8_t* bytes = prepacked + block * VnniGemm::block_bytes(s);
+    uint8_t* bytes = prepacked + block * block_bytes;
     auto* sums = reinterpret_cast<int32_t*>(bytes);
     std::memcpy(bytes + kSumsBytes + step * kStepBytes + o * kStepChannels, w, kStepChannels);
     for (int64_t i = 0; i < kStepChannels; ++i) sums[o] += w[i];
@@ -250,12 +252,12 @@ void int8_conv2d_prepack(const Conv2dWeightShape& s, const int8_t* weight, uint8
 
 int64_t int8_conv2d_scratch_bytes(const Int8Conv2dParams& p) {
   if (is_depthwise(p.shape)) return Int8Depthwise<VnniDepthwise>(p).scratch_bytes();
-  return Conv2dLines<VnniGemm>(p).scratch_bytes();
+  return Conv2dLines<VnniGemm>(join_groups(p)).scratch_bytes();
 }
 
 void int8_conv2d(const Int8Conv2dParams& p, const Conv2dTile& tile, uint8_t* scratch) {
   if (is_depthwise(p.shape)) return Int8Depthwise<VnniDepthwise>(p).run(tile, scratch);
-  Conv2dLines<VnniGemm>(p).run(tile, scratch);
+  Conv2dLines<VnniGemm>(join_groups(p)).run(tile, scratch);
 }
 
 }  // namespace nncx::avx512

@@ -8,6 +8,7 @@
 #include <type_traits>
 
 #include "cuda/divider.h"
+#include "cuda/pieces.h"
 
 namespace nncx::cuda {
 
@@ -18,17 +19,6 @@ using Piece = std::conditional_t<
     std::conditional_t<Bytes == 8, uint2,
                        std::conditional_t<Bytes == 4, uint32_t,
                                           std::conditional_t<Bytes == 2, uint16_t, uint8_t>>>>;
-
-constexpr int kWidestPiece = 16;
-
-// The widest piece, a power of two, that divides all of these addresses and distances.
-template <class... Distances>
-constexpr int widest_piece(Distances... distances) {
-  const auto all = (uint64_t{kWidestPiece} | ... | static_cast<uint64_t>(distances));
-  return static_cast<int>(all & (~all + 1));
-}
-
-inline uint64_t address_of(const void* pointer) { return reinterpret_cast<uintptr_t>(pointer); }
 
 // Where a row begins, in elements. A row is one group of channels of one pixel; rows are counted
 // through [batch, height, width, groups].

@@ -9,6 +9,7 @@
 #include "cuda/gemm_plan.h"
 #include "cuda/gemm_sm90_plan.h"
 #include "cuda/gemm_weight.h"
+#include "cuda/grouped_plan.h"
 
 namespace {
 
@@ -129,6 +130,32 @@ py::dict codebook_plan_of(int bits, bool per_output, const std::array<int64_t, 4
   return result;
 }
 
+py::dict grouped_plan_of(int64_t shuffle, bool is_float32, bool channels_last,
+                         const std::array<int64_t, 4>& input, int64_t out_channels,
+                         const Pair& kernel, const Pair& stride, const Pair& padding,
+                         const Pair& dilation, int64_t groups, const std::string& path,
+                         int multiprocessors, int shared_bytes) {
+  nncx::GroupedConv2dParams p{};
+  static_cast<Conv2dGeometry&>(p) = geometry_of(input, kernel, stride, padding, dilation);
+  p.shape = weight_of(input[1], out_channels, kernel, groups);
+  p.shuffle = shuffle;
+  p.dtype = is_float32 ? nncx::Dtype::float32 : nncx::Dtype::float16;
+  p.channels_last = channels_last;
+  const GroupedPlan plan = grouped_plan(p, 0, device_of(path, multiprocessors, shared_bytes));
+  py::dict result;
+  result["tiles"] = py::make_tuple(plan.pixel_tiles, plan.channel_tiles);
+  result["interleaved"] = plan.interleaved;
+  result["groups"] = plan.groups;
+  result["outputs"] = plan.outputs;
+  result["pass_outputs"] = plan.pass_outputs;
+  result["chunks"] = py::make_tuple(plan.chunks, plan.chunk_bytes);
+  result["piece"] = plan.piece;
+  result["pixel_pitch"] = plan.pixel_pitch;
+  result["stages"] = plan.stages;
+  result["shared_bytes"] = plan.shared_bytes;
+  return result;
+}
+
 }  // namespace
 
 void bind_cuda_plans(py::module_& m) {
@@ -147,4 +174,9 @@ void bind_cuda_plans(py::module_& m) {
         py::arg("multiprocessors"), py::arg("shared_bytes"),
         "The same of a codebook convolution of `bits` bits; `per_output` is whether every output "
         "channel has a codebook of its own.");
+  m.def("grouped_plan", &grouped_plan_of, py::arg("shuffle"), py::arg("is_float32"),
+        py::arg("channels_last"), py::arg("input"), py::arg("out_channels"),
+        py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
+        py::arg("groups"), py::arg("path"), py::arg("multiprocessors"), py::arg("shared_bytes"),
+        "How a grouped convolution is cut into blocks.");
 }

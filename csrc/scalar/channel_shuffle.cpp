@@ -2,26 +2,10 @@
 
 #include <cstring>
 
+#include "shuffle_planes.h"
+
 namespace nncx::scalar {
 namespace {
-
-void shuffle_planes(const ChannelShuffleParams& p, int64_t begin, int64_t end) {
-  const int64_t bytes = p.pixels * p.element_bytes, all = p.groups * p.channels;
-  const auto* input = static_cast<const uint8_t*>(p.input);
-  auto* output = static_cast<uint8_t*>(p.output);
-  const int64_t first = begin % all;
-  int64_t c = first / p.groups, g = first % p.groups;  // counted up without divisions
-  input += (begin - first) * bytes;
-  output += begin * bytes;
-  for (int64_t plane = begin; plane < end; ++plane, output += bytes) {
-    std::memcpy(output, input + (g * p.channels + c) * bytes, bytes);
-    if (++g < p.groups) continue;
-    g = 0;
-    if (++c < p.channels) continue;
-    c = 0;
-    input += all * bytes;
-  }
-}
 
 template <class T>
 void shuffle_pixels(const ChannelShuffleParams& p, int64_t begin, int64_t end) {
@@ -38,7 +22,11 @@ void shuffle_pixels(const ChannelShuffleParams& p, int64_t begin, int64_t end) {
 }  // namespace
 
 void channel_shuffle(const ChannelShuffleParams& p, int64_t begin, int64_t end) {
-  if (!p.channels_last) return shuffle_planes(p, begin, end);
+  if (!p.channels_last) {
+    return shuffle_planes(p, begin, end, [](const uint8_t* from, int64_t bytes, uint8_t* to) {
+      std::memcpy(to, from, bytes);
+    });
+  }
   switch (p.element_bytes) {
     case 1:
       return shuffle_pixels<uint8_t>(p, begin, end);

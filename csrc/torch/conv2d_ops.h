@@ -77,21 +77,42 @@ inline const uint8_t* behind_header(const Tensor& prepacked) {
   return static_cast<const uint8_t*>(prepacked.const_data_ptr()) + sizeof(PrepackedHeader);
 }
 
+inline const char* type_name(ScalarType type) {
+  switch (type) {
+    case ScalarType::Float:
+      return "float32";
+    case ScalarType::Half:
+      return "float16";
+    case ScalarType::BFloat16:
+      return "bfloat16";
+    case ScalarType::Int:
+      return "int32";
+    case ScalarType::Char:
+      return "int8";
+    default:
+      return "bool";
+  }
+}
+
+// Refuses a tensor, if it is given, that is none of `shape` and `type` on the input's device.
+inline void check_operand(const char* op, const char* name, const Tensor& input,
+                          const std::optional<Tensor>& given, const std::vector<int64_t>& shape,
+                          ScalarType type) {
+  NNCX_CHECK(!given || (given->scalar_type() == type && has_shape(*given, shape) &&
+                        given->device() == input.device()),
+             op, ": ", name, " must be ", type_name(type), " of shape ", shape_text(shape),
+             " on the input's device, got ", tensor_text(*given));
+}
+
 // A tensor of the epilogue: checked, and dense while the kernel reads it.
 class EpilogueTensor {
  public:
   EpilogueTensor(const char* op, const char* name, const Tensor& input,
                  const std::optional<Tensor>& given, const std::vector<int64_t>& shape,
                  ScalarType type = ScalarType::Float) {
-    if (!given) return;
-    NNCX_CHECK(given->scalar_type() == type && has_shape(*given, shape) &&
-                   given->device() == input.device(),
-               op, ": ", name, " must be ", type_name(type), " of shape ", shape_text(shape),
-               " on the input's device, got ", tensor_text(*given));
-    dense_ = dense(*given);
+    check_operand(op, name, input, given, shape, type);
+    if (given) dense_ = dense(*given);
   }
-
-  const Tensor& tensor() const { return *dense_; }  // of one that was given
 
   template <class T = float>
   const T* data() const {
@@ -100,23 +121,6 @@ class EpilogueTensor {
 
  private:
   std::optional<Tensor> dense_;
-
-  static const char* type_name(ScalarType type) {
-    switch (type) {
-      case ScalarType::Float:
-        return "float32";
-      case ScalarType::Half:
-        return "float16";
-      case ScalarType::BFloat16:
-        return "bfloat16";
-      case ScalarType::Int:
-        return "int32";
-      case ScalarType::Char:
-        return "int8";
-      default:
-        return "bool";
-    }
-  }
 };
 
 inline void check_input_dtype(const char* op, const Tensor& input) {

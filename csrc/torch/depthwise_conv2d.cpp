@@ -1,33 +1,25 @@
 #include "depthwise_conv2d.h"
 
 #include "activation.h"
-#include "conv2d_ops.h"
+#include "float_conv2d.h"
 
 namespace nncx {
 namespace {
 
 constexpr const char* kOp = "depthwise_conv2d";
 
-// Outputs of a channel. Of a weight that is checked, with no channels, 1.
-int64_t read_multiplier(const Tensor& input, const Tensor& weight) {
-  const int64_t channels = input.size(1);
-  const bool fits = weight.dim() == 4 && weight.size(1) == 1 &&
-                    (channels ? weight.size(0) % channels == 0 : weight.size(0) == 0) &&
-                    weight.size(2) >= 1 && weight.size(3) >= 1;
-  NNCX_CHECK(fits, kOp,
-             ": weight must be [C * multiplier, 1, kh, kw] for an input of C = ", channels,
-             " channels, got shape ", shape_text(weight));
-  return channels ? weight.size(0) / channels : 1;
-}
+}  // namespace
 
 #ifdef NNCX_DEVICE_CUDA
 
-void run(const DepthwiseConv2dParams& p, const Tensor& input) {
+void run_depthwise_conv2d(const DepthwiseConv2dParams& p, const Tensor& input) {
   const Backend backend(input);
   backend.check(kOp, cuda::depthwise_conv2d(p, backend.stream()));
 }
 
 #else
+
+namespace {
 
 struct Parts {
   int64_t lines, blocks;
@@ -51,7 +43,9 @@ Parts split(const DepthwiseConv2dParams& p, int64_t lines, int64_t blocks) {
   return {std::min(rest(parts), most_lines), parts};
 }
 
-void run(const DepthwiseConv2dParams& p, const Tensor& input) {
+}  // namespace
+
+void run_depthwise_conv2d(const DepthwiseConv2dParams& p, const Tensor& input) {
   const Isa isa = Backend(input).isa;
   const int64_t lines = p.batch * p.out_height;
   const int64_t blocks = (depthwise_outputs(p) + kDepthwiseBlock - 1) / kDepthwiseBlock;
@@ -67,6 +61,8 @@ void run(const DepthwiseConv2dParams& p, const Tensor& input) {
 
 #endif
 
+namespace {
+
 Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
                         std::vector<int64_t> stride, std::vector<int64_t> padding,
                         std::vector<int64_t> dilation, std::string activation) {
@@ -75,7 +71,7 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, std::optional
   NNCX_CHECK(input.dim() == 4, kOp, ": input must be [N, C, H, W], got shape ", shape_text(input));
   DepthwiseConv2dParams p{};
   p.channels = input.size(1);
-  p.multiplier = read_multiplier(input, weight);
+  p.multiplier = read_multiplier(kOp, "weight", input, weight);
   const std::vector<int64_t> kernel_size = {weight.size(2), weight.size(3)};
   const int64_t outputs = depthwise_outputs(p);
   read_weight_shape(kOp, p.channels, outputs, kernel_size, std::max<int64_t>(p.channels, 1));
@@ -96,7 +92,7 @@ Tensor depthwise_conv2d(const Tensor& input, const Tensor& weight, std::optional
   p.weight = filters.data<void>();
   p.bias = biases.data<void>();
   p.output = output.mutable_data_ptr();
-  run(p, input);
+  run_depthwise_conv2d(p, input);
   return output;
 }
 

@@ -1,7 +1,7 @@
 #include "grouped_conv2d.h"
 
 #include "activation.h"
-#include "conv2d_ops.h"
+#include "float_conv2d.h"
 
 namespace nncx {
 namespace {
@@ -27,17 +27,40 @@ void check_shuffle(int64_t shuffle, int64_t channels) {
 
 #ifdef NNCX_DEVICE_CUDA
 
-void run(const GroupedConv2dParams&, const Tensor& input) {
-  fail(kOp, ": input must be on a device that has a kernel, cpu, got ", device_text(input));
+// As [output][tap][channel], which contiguous weights of one tap or one channel are already.
+Tensor as_filters(const Tensor& weight, const Conv2dWeightShape& s) {
+  if (weight.is_contiguous() && (s.taps == 1 || s.channels == 1)) return weight;
+  return torch::stable::contiguous(weight, torch::headeronly::MemoryFormat::ChannelsLast);
+}
+
+}  // namespace
+
+void run_grouped_conv2d(GroupedConv2dParams p, const Tensor& input, const Tensor& weight,
+                        const std::optional<Tensor>& bias) {
+  const Backend backend(input);
+  const Tensor filters = as_filters(weight, p.shape);
+  std::optional<Tensor> biases;
+  if (bias) biases = dense(*bias);
+  backend.check(
+      kOp, cuda::grouped_conv2d(p, filters.const_data_ptr(),
+                                biases ? biases->const_data_ptr() : nullptr, backend.stream()));
 }
 
 #else
 
+}  // namespace
+
 // Splits the pixels over torch's threads; where there are too few, the output channels too.
-void run(const GroupedConv2dParams& p, const Tensor& input) {
+void run_grouped_conv2d(GroupedConv2dParams p, const Tensor& input, const Tensor& weight,
+                        const std::optional<Tensor>& bias) {
   constexpr double kMinProducts = 1 << 19;  // per thread: about 10 us
   constexpr int64_t kPixels = 96;           // per part at least, if the pixels suffice
   const Isa isa = Backend(input).isa;
+  const Tensor filters = as_floats(weight);
+  std::optional<Tensor> biases;
+  if (bias) biases = as_floats(*bias);
+  p.weight = static_cast<const float*>(filters.const_data_ptr());
+  p.bias = biases ? static_cast<const float*>(biases->const_data_ptr()) : nullptr;
   const Conv2dWeightShape& s = p.shape;
   const int64_t pixels = p.batch * p.out_height * p.out_width;
   const int64_t blocks = s.groups * grouped_blocks(s);
@@ -56,10 +79,7 @@ void run(const GroupedConv2dParams& p, const Tensor& input) {
 
 #endif
 
-Tensor as_floats(const Tensor& tensor) {
-  return tensor.scalar_type() == ScalarType::Float ? tensor
-                                                   : torch::stable::to(tensor, ScalarType::Float);
-}
+namespace {
 
 Tensor grouped_conv2d(const Tensor& input, const Tensor& weight, std::optional<Tensor> bias,
                       std::vector<int64_t> stride, std::vector<int64_t> padding,
@@ -74,9 +94,9 @@ Tensor grouped_conv2d(const Tensor& input, const Tensor& weight, std::optional<T
   check_shuffle(shuffle, outputs);
   const std::vector<int64_t> kernel_size = {weight.size(2), weight.size(3)};
   const ScalarType type = input.scalar_type();
-  const EpilogueTensor filters(kOp, "weight", input, weight,
-                               {outputs, weight.size(1), kernel_size[0], kernel_size[1]}, type);
-  const EpilogueTensor biases(kOp, "bias", input, bias, {outputs}, type);
+  check_operand(kOp, "weight", input, weight,
+                {outputs, weight.size(1), kernel_size[0], kernel_size[1]}, type);
+  check_operand(kOp, "bias", input, bias, {outputs}, type);
   p.activation = to_activation(kOp, activation);
   static_cast<Conv2dGeometry&>(p) = read_geometry(kOp, input.size(0), input.size(2), input.size(3),
                                                   kernel_size, stride, padding, dilation);
@@ -85,16 +105,11 @@ Tensor grouped_conv2d(const Tensor& input, const Tensor& weight, std::optional<T
       new_tensor(input, {p.batch, outputs, p.out_height, p.out_width}, type, p.channels_last);
   if (output.numel() == 0) return output;
   const Tensor image = p.channels_last ? input : dense(input);
-  const Tensor float_weight = as_floats(filters.tensor());
-  std::optional<Tensor> float_bias;
-  if (bias) float_bias = as_floats(biases.tensor());
   p.shuffle = shuffle;
   p.dtype = to_dtype(type, kOp, "input");
   p.input = image.const_data_ptr();
-  p.weight = static_cast<const float*>(float_weight.const_data_ptr());
-  p.bias = float_bias ? static_cast<const float*>(float_bias->const_data_ptr()) : nullptr;
   p.output = output.mutable_data_ptr();
-  run(p, input);
+  run_grouped_conv2d(p, input, weight, bias);
   return output;
 }
 

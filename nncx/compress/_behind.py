@@ -17,7 +17,7 @@ def modules_behind(
     """For each layer that absorbs anything: the modules behind it that it does, in order.
 
     Each of them is called once, as the layer is; alone reads what is before it; and has no
-    parameters that forward reads itself.
+    parameters that forward reads itself. What is behind one layer absorbs nothing itself.
 
     Args:
         graph: from `trace`.
@@ -32,10 +32,12 @@ def modules_behind(
         if module in free and not any(id(p) in read for p in module.parameters()):
             calls.setdefault(module, []).append(node)
     behind: Behind = {}
-    for layer in calls:
-        found = _absorbed(layer, calls, absorbs)
+    taken: set[nn.Module] = set()
+    for layer in calls:  # in order of execution
+        found = () if layer in taken else _absorbed(layer, calls, absorbs)
         if found:
             behind[layer] = found
+            taken.update(found)
     return behind
 
 

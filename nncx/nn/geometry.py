@@ -35,7 +35,7 @@ class PackedConv2d(PackedLayer, nn.Conv2d):
         if self.padding_mode != "zeros":
             input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
         padding, crop = self._symmetric_padding()
-        convolve = self._run_kernel if self._runs_native(input) else self._float
+        convolve = self._kernel if self._runs_native(input) else self._float
         output = convolve(input, padding)
         if any(crop):
             output = output[:, :, crop[0] :, crop[1] :]
@@ -70,7 +70,7 @@ class PackedLinear(PackedLayer, nn.Linear):
                 f"{name}: input must be [..., {self.in_features}], got {list(input.shape)}"
             )
         rows = input.flatten(0, -2) if input.dim() > 1 else input.unsqueeze(0)
-        multiply = self._run_kernel if self._runs_native(input) else self._float
+        multiply = self._kernel if self._runs_native(input) else self._float
         return multiply(rows).view(*input.shape[:-1], self.out_features)
 
     def _kernel(self, rows: Tensor) -> Tensor:

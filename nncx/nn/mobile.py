@@ -38,16 +38,16 @@ class _FusedConv2d(NativeLayer, nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         if input.dim() == 3:
             return self.forward(input.unsqueeze(0)).squeeze(0)
+        input, padding = self.padded(input)
+        return self._convolve(*_autocast(input, self.weight, self.bias), padding)
+
+    def padded(self, input: Tensor) -> tuple[Tensor, tuple[int, int]]:
+        """The input, checked, and the zeros on both sides that the op adds: alike, or none."""
         if input.dim() != 4 or input.shape[1] != self.in_channels:
             raise RuntimeError(
                 f"{type(self).__name__}: input must be [N, {self.in_channels}, H, W] or"
                 f" [{self.in_channels}, H, W], got {list(input.shape)}"
             )
-        input, padding = self._padded(input)
-        return self._convolve(*_autocast(input, self.weight, self.bias), padding)
-
-    def _padded(self, input: Tensor) -> tuple[Tensor, tuple[int, int]]:
-        """The input, and the zeros on both sides that the op adds: alike, or none."""
         left, right, top, bottom = self._reversed_padding_repeated_twice
         if self.padding_mode == "zeros" and (left, top) == (right, bottom):
             return input, (top, left)
@@ -233,19 +233,21 @@ class ChannelShuffle(NativeLayer, nn.ChannelShuffle):
         return ops.channel_shuffle(input, self.groups)
 
 
-class DepthwiseSeparableConv2d(nn.Module):
+class DepthwiseSeparableConv2d(NativeLayer):
     """A convolution in two factors: each channel filtered alone, then all mixed pixel by pixel.
 
     Forward: `pointwise(depthwise(x))`, a `DepthwiseConv2d` and a 1x1 `GroupedConv2d` of one group;
-    `k * k * C + C * out` weights in place of `k * k * C * out`.
+    `k * k * C + C * out` weights in place of `k * k * C * out`. Both run at once, the same bits,
+    unless a half has hooks or is another module by now: then they are called in turn.
 
     Input `[N, in_channels, H, W]` or `[in_channels, H, W]`, dtypes: as `DepthwiseConv2d`.
 
     Args:
         kernel_size, stride, padding, dilation, padding_mode: of the depthwise convolution.
         bias: of both.
-        middle_activation, activation: of the depthwise and of the pointwise convolution, each none,
-            relu or relu6.
+        multiplier: outputs of each channel of the depthwise convolution.
+        depthwise_activation, activation: of the depthwise and of the pointwise convolution, each
+            none, relu or relu6.
 
     Raises:
         ValueError: for another activation, or what `nn.Conv2d` does not take.
@@ -253,6 +255,8 @@ class DepthwiseSeparableConv2d(nn.Module):
     Paper: Howard et al., "MobileNets: Efficient Convolutional Neural Networks for Mobile Vision
         Applications", 2017.
     """
+
+    op = "depthwise_separable_conv2d"
 
     def __init__(
         self,
@@ -267,7 +271,8 @@ class DepthwiseSeparableConv2d(nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         *,
-        middle_activation: str = "none",
+        multiplier: int = 1,
+        depthwise_activation: str = "none",
         activation: str = "none",
     ) -> None:
         super().__init__()
@@ -279,7 +284,8 @@ class DepthwiseSeparableConv2d(nn.Module):
         self.dilation = dilation
         self.bias = bias
         self.padding_mode = padding_mode
-        self.middle_activation = middle_activation
+        self.multiplier = multiplier
+        self.depthwise_activation = depthwise_activation
         self.activation = activation
         self.depthwise = DepthwiseConv2d(
             in_channels,
@@ -287,14 +293,15 @@ class DepthwiseSeparableConv2d(nn.Module):
             stride,
             padding,
             dilation,
+            multiplier,
             bias=bias,
             padding_mode=padding_mode,
             device=device,
             dtype=dtype,
-            activation=middle_activation,
+            activation=depthwise_activation,
         )
         self.pointwise = GroupedConv2d(
-            in_channels,
+            in_channels * multiplier,
             out_channels,
             1,
             bias=bias,
@@ -304,7 +311,26 @@ class DepthwiseSeparableConv2d(nn.Module):
         )
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.pointwise(self.depthwise(input))
+        depthwise, pointwise = self.depthwise, self.pointwise
+        if not (_is_plain(depthwise, DepthwiseConv2d) and _is_plain(pointwise, GroupedConv2d)):
+            return pointwise(depthwise(input))
+        if input.dim() == 3:
+            return self.forward(input.unsqueeze(0)).squeeze(0)
+        input, padding = depthwise.padded(input)
+        weights = depthwise.weight, pointwise.weight, depthwise.bias, pointwise.bias
+        return ops.depthwise_separable_conv2d(
+            *_autocast(input, *weights),
+            depthwise.stride,
+            padding,
+            depthwise.dilation,
+            depthwise_activation=depthwise.activation,
+            activation=pointwise.activation,
+        )
+
+
+def _is_plain(layer: nn.Module, cls: type[nn.Module]) -> bool:
+    """Whether nobody would see that the layer is not called."""
+    return type(layer) is cls and not (layer._forward_hooks or layer._forward_pre_hooks)
 
 
 def _autocast(*operands: Tensor | None) -> list[Tensor | None]:

@@ -174,13 +174,6 @@ class PackedLayer(NativeLayer):
             return True
         return forward and any(forward_ad.unpack_dual(t).tangent is not None for t in tensors)
 
-    def _run_kernel(self, *arguments: Any) -> Tensor:
-        """`_kernel`, behind autograd, whose Python part would take as long as a small kernel."""
-        if torch.compiler.is_compiling():
-            return self._kernel(*arguments)
-        with torch._C._AutoDispatchBelowAutograd():
-            return self._kernel(*arguments)
-
     def _has_kernel(self, device: torch.device) -> bool:
         return has_kernel(self.op, device)
 

@@ -6,6 +6,7 @@ integer first (exact in float32 up to 2**24 taps a filter, by any kernel that mu
 not by Winograd or FFT), and then multiply by alpha, multiply by K and add the bias in that order.
 """
 
+import math
 from typing import Any
 
 import torch
@@ -18,9 +19,11 @@ from nncx.nn.geometry import PackedConv2d, PackedLinear, both_sides, kernel_dtyp
 from nncx.nn.packed import PackedLayer
 from nncx.nn.quantizers import sign, xnor_alpha, xnor_sign
 from nncx.ops._conv2d import memory_format
+from nncx.ops._int8 import MOST_TERMS
 
 SCALES = ("none", "alpha", "alpha_k")
 PAD_VALUES = (-1, 0, 1)
+_MOST_CHANNELS_IN_BYTES = 16  # of a group
 
 
 class _XNORLayer(PackedLayer):
@@ -62,9 +65,10 @@ class _XNORLayer(PackedLayer):
         else:
             signs = self.weight
             self.alpha = self._weight_alpha()
-        self._prepacked = self._prepack(ops.pack_signs(signs))
+        self._prepacked = self._prepack(signs)
 
-    def _prepack(self, packed: Tensor) -> Tensor:
+    def _prepack(self, weight: Tensor) -> Tensor:
+        """What the kernel reads of a weight, of which the signs alone matter."""
         raise NotImplementedError
 
     def repack(self) -> None:
@@ -81,10 +85,11 @@ class _XNORLayer(PackedLayer):
             "out_dtype": kernel_dtype(input),
         }
 
-    def _float_epilogue(self, dots: Tensor, input_scale: Tensor | None) -> Tensor:
+    def _float_epilogue(
+        self, dots: Tensor, alpha: Tensor | None, input_scale: Tensor | None
+    ) -> Tensor:
         """The same in torch: `dots * alpha * K + bias`, filters in dimension 1."""
         per_filter = (-1, *[1] * (dots.dim() - 2))
-        alpha = self._weight_alpha()
         if alpha is not None:
             dots = dots * alpha.view(per_filter)
         if input_scale is not None:
@@ -161,7 +166,11 @@ class XNORConv2d(_XNORLayer, PackedConv2d):
         return super().extra_repr() + pad_value
 
     def _kernel(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
-        output = ops.binary_conv2d(
+        convolve = self._in_bytes if self._runs_in_bytes(input.device) else self._in_bits
+        return convolve(input, padding).to(input.dtype)
+
+    def _in_bits(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
+        return ops.binary_conv2d(
             ops.pack_signs(input, self.groups),
             self._prepacked,
             self.in_channels,
@@ -175,23 +184,65 @@ class XNORConv2d(_XNORLayer, PackedConv2d):
             channels_last=memory_format(input) is torch.channels_last,
             **self._kernel_epilogue(input, self._input_scale(input, padding)),
         )
-        return output if output.dtype == input.dtype else output.to(input.dtype)
+
+    def _in_bytes(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
+        """The same bits: K, which `int8_conv2d` has not, is multiplied by in between."""
+        input_scale = self._input_scale(input, padding)
+        signs, padding = self._pad_signs(ops.sign_int8(input), padding)
+        epilogue = self._kernel_epilogue(input, input_scale)
+        if epilogue.pop("input_scale") is not None:
+            epilogue = {}
+        output = ops.int8_conv2d(
+            signs,
+            self._prepacked,
+            self.in_channels,
+            self.out_channels,
+            self.kernel_size,
+            self.stride,
+            padding,
+            self.dilation,
+            self.groups,
+            channels_last=memory_format(input) is torch.channels_last,
+            **epilogue,
+        )
+        if input_scale is None:
+            return output
+        return self._float_epilogue(output, self.alpha, self._per_filter(input_scale))
 
     def _float(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
         input_scale = self._input_scale(input, padding)
-        signs = sign(input).float()
-        if self.pad_value:
-            signs = F.pad(signs, both_sides(padding), value=self.pad_value)
-            padding = (0, 0)
+        signs, padding = self._pad_signs(sign(input).float(), padding)
         with no_autocast(input.device):
             weight = self._weight_signs()
             dots = F.conv2d(signs, weight, None, self.stride, padding, self.dilation, self.groups)
         if input_scale is not None:
-            input_scale = input_scale.repeat_interleave(self.out_channels // self.groups, dim=1)
-        return self._float_epilogue(dots, input_scale).to(input.dtype)
+            input_scale = self._per_filter(input_scale)
+        return self._float_epilogue(dots, self._weight_alpha(), input_scale).to(input.dtype)
 
-    def _prepack(self, packed: Tensor) -> Tensor:
-        return ops.binary_conv2d_prepack(packed, self.in_channels, self.groups)
+    def _prepack(self, weight: Tensor) -> Tensor:
+        if self._runs_in_bytes(weight.device):
+            return ops.int8_conv2d_prepack(ops.sign_int8(weight), self.groups)
+        return ops.binary_conv2d_prepack(ops.pack_signs(weight), self.in_channels, self.groups)
+
+    def _runs_in_bytes(self, device: torch.device) -> bool:
+        """Whether signs are bytes and not bits: of few channels a group, on a CPU.
+
+        A group begins at a whole word of 64 bits, which 16 channels fill to a quarter; up to there
+        a CPU multiplies bytes faster.
+        """
+        channels = self.in_channels // self.groups
+        terms = channels * math.prod(self.kernel_size)
+        few = self.groups > 1 and channels <= _MOST_CHANNELS_IN_BYTES and terms <= MOST_TERMS
+        return few and device.type == "cpu"
+
+    def _pad_signs(self, signs: Tensor, padding: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
+        """A `pad_value` other than 0 written out, and what is left to pad."""
+        if not self.pad_value:
+            return signs, padding
+        return F.pad(signs, both_sides(padding), value=self.pad_value), (0, 0)
+
+    def _per_filter(self, input_scale: Tensor) -> Tensor:
+        return input_scale.repeat_interleave(self.out_channels // self.groups, dim=1)
 
     def _input_scale(self, input: Tensor, padding: tuple[int, int]) -> Tensor | None:
         """K, float32 `[N, groups, H', W']`: mean of |x| over the group, then a box filter.
@@ -255,10 +306,10 @@ class XNORLinear(_XNORLayer, PackedLinear):
         with no_autocast(rows.device):
             dots = F.linear(sign(rows).float(), self._weight_signs())
         input_scale = None if input_scale is None else input_scale[:, None]
-        return self._float_epilogue(dots, input_scale).to(rows.dtype)
+        return self._float_epilogue(dots, self._weight_alpha(), input_scale).to(rows.dtype)
 
-    def _prepack(self, packed: Tensor) -> Tensor:
-        return ops.binary_linear_prepack(packed, self.in_features)
+    def _prepack(self, weight: Tensor) -> Tensor:
+        return ops.binary_linear_prepack(ops.pack_signs(weight), self.in_features)
 
     def _input_scale(self, rows: Tensor) -> Tensor | None:
         """K, float32 `[M]`: mean of |x| over the row."""

@@ -1,14 +1,43 @@
-"""What the Python side of every op shares: checks that raise, and ops that refuse gradients."""
+"""What the Python side of every op shares: its call, checks that raise, refused gradients."""
 
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from nncx._native import _C
 
 FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
+
+def call_op(op: Callable[..., Tensor], *arguments: Any) -> Tensor:
+    """``op(*arguments)``, behind autograd if no gradient is asked for.
+
+    The backward of an op is registered in Python, which takes 4 us of a call even where it has
+    nothing to do: as long as a small kernel. Compiled code has no such part, and a transform of
+    torch.func decides by itself what is behind it.
+    """
+    if torch.compiler.is_compiling() or torch.is_inference_mode_enabled():
+        return op(*arguments)
+    if forward_ad._current_level >= 0:
+        _refuse_tangents(op, arguments)
+    transformed = torch._C._functorch.maybe_current_level() is not None
+    if transformed or (torch.is_grad_enabled() and torch._C._any_requires_grad(*arguments)):
+        return op(*arguments)
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*arguments)
+
+
+def _refuse_tangents(op: Callable[..., Tensor], arguments: tuple[Any, ...]) -> None:
+    """Raises where torch would leave the derivative of forward mode out, and say nothing."""
+    tensors = (each for each in arguments if isinstance(each, Tensor))
+    if any(forward_ad.unpack_dual(tensor).tangent is not None for tensor in tensors):
+        raise RuntimeError(
+            f"{op.__name__}: derivatives must be asked for in reverse mode, got a tensor with a"
+            " tangent; use backward() or torch.func.vjp"
+        )
 
 
 def check(holds: bool | torch.SymBool, sentence: Callable[[], str]) -> None:

@@ -128,18 +128,24 @@ def before_activation(ctx: Any, gradient: Tensor) -> Tensor:
     return mask_gradient(gradient, *output, ctx.activation) if output else gradient
 
 
-def convolution_gradients(ctx: Any, gradient: Tensor, groups: int) -> tuple[Tensor | None, ...]:
+def convolution_gradients(ctx: Any, gradient: Tensor, groups: int) -> list[Tensor | None]:
     """Of input, weight and bias; `gradient` is that of the convolution's output."""
     input, weight, *_ = ctx.saved_tensors
     needs = ctx.needs_input_grad  # ends before a bias that was left out
+    wanted = [needs[0], needs[1], ctx.has_bias and needs[2]]
+    return convolution_backward(gradient, input, weight, ctx.geometry, groups, wanted)
+
+
+def convolution_backward(
+    gradient: Tensor,
+    input: Tensor,
+    weight: Tensor,
+    geometry: Sequence[Sequence[int]],
+    groups: int,
+    wanted: list[bool],
+) -> list[Tensor | None]:
+    """Gradients of input, weight and bias, those that are wanted; `geometry` as F.conv2d has it."""
+    bias_sizes = [weight.shape[0]]
     return torch.ops.aten.convolution_backward(
-        gradient,
-        input,
-        weight,
-        [weight.shape[0]] if ctx.has_bias else None,
-        *ctx.geometry,
-        False,
-        [0, 0],
-        groups,
-        [needs[0], needs[1], ctx.has_bias and needs[2]],
+        gradient, input, weight, bias_sizes, *geometry, False, [0, 0], groups, wanted
     )

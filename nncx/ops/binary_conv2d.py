@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from nncx.ops._common import (
+    call_op,
     check,
     check_epilogue,
     check_weight_shape,
@@ -77,7 +78,8 @@ def binary_conv2d(
         RuntimeError: if shapes, dtypes or the path of `weight` do not fit; in backward: no gradient
             flows through packed signs.
     """
-    return torch.ops.nncx.binary_conv2d(
+    return call_op(
+        torch.ops.nncx.binary_conv2d,
         input,
         weight,
         in_channels,

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from nncx.ops._common import check, check_sign_epilogue, packed_bytes
+from nncx.ops._common import call_op, check, check_sign_epilogue, packed_bytes
 from nncx.ops._conv2d import pair
 from nncx.ops.binary_conv2d import Geometry, binary_conv2d_reference, output_shape
 from nncx.ops.pack_signs import pack_signs_reference
@@ -44,7 +44,8 @@ def binary_conv2d_sign(
     Raises:
         RuntimeError: if shapes, dtypes or the path of `weight` do not fit.
     """
-    return torch.ops.nncx.binary_conv2d_sign(
+    return call_op(
+        torch.ops.nncx.binary_conv2d_sign,
         input,
         weight,
         threshold,

@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from nncx.ops._common import (
+    call_op,
     check,
     check_epilogue,
     check_features,
@@ -60,7 +61,8 @@ def binary_linear(
         RuntimeError: if shapes, dtypes or the path of `weight` do not fit; in backward: no gradient
             flows through packed signs.
     """
-    return torch.ops.nncx.binary_linear(
+    return call_op(
+        torch.ops.nncx.binary_linear,
         input,
         weight,
         in_features,

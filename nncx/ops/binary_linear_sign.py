@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from nncx.ops._common import check_sign_epilogue, packed_bytes
+from nncx.ops._common import call_op, check_sign_epilogue, packed_bytes
 from nncx.ops.binary_linear import binary_linear_reference, check_geometry
 from nncx.ops.pack_signs import pack_signs_reference
 
@@ -32,8 +32,8 @@ def binary_linear_sign(
     Raises:
         RuntimeError: if shapes, dtypes or the path of `weight` do not fit.
     """
-    return torch.ops.nncx.binary_linear_sign(
-        input, weight, threshold, flip, in_features, out_features
+    return call_op(
+        torch.ops.nncx.binary_linear_sign, input, weight, threshold, flip, in_features, out_features
     )
 
 

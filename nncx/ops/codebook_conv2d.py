@@ -15,7 +15,7 @@ from nncx.ops._codebook import (
     finish,
     prepack_fake,
 )
-from nncx.ops._common import check, check_input_dtype, refuse_gradient, shape_text
+from nncx.ops._common import call_op, check, check_input_dtype, refuse_gradient, shape_text
 from nncx.ops._conv2d import check_filters, check_window, memory_format, output_size, pair
 
 
@@ -85,7 +85,8 @@ def codebook_conv2d(
         RuntimeError: if shapes, dtypes or the path of `weight` do not fit; in backward: no gradient
             flows through packed codes.
     """
-    return torch.ops.nncx.codebook_conv2d(
+    return call_op(
+        torch.ops.nncx.codebook_conv2d,
         input,
         weight,
         codebook,

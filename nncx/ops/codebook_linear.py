@@ -18,7 +18,14 @@ from nncx.ops._codebook import (
     finish,
     prepack_fake,
 )
-from nncx.ops._common import check, check_features, check_input_dtype, refuse_gradient, shape_text
+from nncx.ops._common import (
+    call_op,
+    check,
+    check_features,
+    check_input_dtype,
+    refuse_gradient,
+    shape_text,
+)
 
 
 def codebook_linear_prepack(
@@ -72,8 +79,17 @@ def codebook_linear(
         RuntimeError: if shapes, dtypes or the path of `weight` do not fit; in backward: no gradient
             flows through packed codes.
     """
-    return torch.ops.nncx.codebook_linear(
-        input, weight, codebook, bits, in_features, out_features, bias, activation, out_dtype
+    return call_op(
+        torch.ops.nncx.codebook_linear,
+        input,
+        weight,
+        codebook,
+        bits,
+        in_features,
+        out_features,
+        bias,
+        activation,
+        out_dtype,
     )
 
 

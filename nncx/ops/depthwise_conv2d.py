@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from nncx.ops._activation import activate, check_activation
-from nncx.ops._common import check, check_input_dtype, check_operand, shape_text
+from nncx.ops._common import call_op, check, check_input_dtype, check_operand, shape_text
 from nncx.ops._conv2d import (
     before_activation,
     check_filters,
@@ -63,13 +63,13 @@ def depthwise_conv2d(
     if input.dtype == torch.float64 or input.device.type not in _DEVICES:
         _check(input, weight, bias, *geometry, activation)
         return depthwise_conv2d_reference(input, weight, bias, *geometry, activation)
-    return torch.ops.nncx.depthwise_conv2d(input, weight, bias, *geometry, activation)
+    return call_op(torch.ops.nncx.depthwise_conv2d, input, weight, bias, *geometry, activation)
 
 
-def _check_weight(input: Tensor, weight: Tensor) -> None:
+def check_depthwise_weight(op: str, name: str, input: Tensor, weight: Tensor) -> None:
     def sentence() -> str:
         return (
-            f"depthwise_conv2d: weight must be [C * multiplier, 1, kh, kw] for an input of C = "
+            f"{op}: {name} must be [C * multiplier, 1, kh, kw] for an input of C = "
             f"{input.shape[1]} channels, got shape {shape_text(weight)}"
         )
 
@@ -78,8 +78,8 @@ def _check_weight(input: Tensor, weight: Tensor) -> None:
     channels = input.shape[1]
     check(one == 1 and min(kernel_size) >= 1, sentence)
     check(outputs % channels == 0 if channels else outputs == 0, sentence)
-    check_filters("depthwise_conv2d", channels, outputs, kernel_size, max(channels, 1))
-    check_operand("depthwise_conv2d", "weight", input, weight, list(weight.shape), input.dtype)
+    check_filters(op, channels, outputs, kernel_size, max(channels, 1))
+    check_operand(op, name, input, weight, list(weight.shape), input.dtype)
 
 
 def _check(
@@ -95,7 +95,7 @@ def _check(
     op = "depthwise_conv2d"
     check_window(op, stride, padding, dilation)
     check_images(op, input)
-    _check_weight(input, weight)
+    check_depthwise_weight(op, "weight", input, weight)
     if bias is not None:
         check_operand(op, "bias", input, bias, [weight.shape[0]], input.dtype)
     check_activation(op, activation)

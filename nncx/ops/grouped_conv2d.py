@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from nncx.ops._activation import activate, check_activation
-from nncx.ops._common import check, check_input_dtype, check_operand, shape_text
+from nncx.ops._common import call_op, check, check_input_dtype, check_operand, shape_text
 from nncx.ops._conv2d import (
     before_activation,
     check_filters,
@@ -28,7 +28,9 @@ from nncx.ops._conv2d import (
 )
 from nncx.ops.channel_shuffle import channel_shuffle_reference, check_shuffle, unshuffle
 
-_DEVICES = ("cpu", "meta")  # that have a kernel
+_DEVICES = ("cpu", "cuda", "meta")  # that have a kernel
+# Products of a number that is read or written, up to which memory is the limit of a GPU.
+_MOST_REUSE = 128
 
 
 def grouped_conv2d(
@@ -46,7 +48,9 @@ def grouped_conv2d(
 
     Args:
         input: float32, float16 or bfloat16 ``[N, C, H, W]``, contiguous or channels_last: neither
-            is copied. float64, and a device without a kernel, is left to torch's convolution.
+            is copied. float64, and a device without a kernel, is left to torch's convolution; so
+            are float16 and bfloat16 on a GPU without a shuffle where groups are so dense that not
+            memory is the limit: more than 128 products for each number read or written.
         weight: ``[O, C / groups, kh, kw]`` in the input's dtype.
         bias: ``[O]`` in the input's dtype.
         stride, padding, dilation, groups: as nn.Conv2d.
@@ -63,10 +67,30 @@ def grouped_conv2d(
         RuntimeError: if shapes, dtypes or devices do not fit.
     """
     geometry = pair(stride), pair(padding), pair(dilation), groups
-    if input.dtype == torch.float64 or input.device.type not in _DEVICES:
+    if _is_torchs(input, weight, shuffle):
         _check(input, weight, bias, *geometry, shuffle, activation)
         return grouped_conv2d_reference(input, weight, bias, *geometry, shuffle, activation)
-    return torch.ops.nncx.grouped_conv2d(input, weight, bias, *geometry, shuffle, activation)
+    return call_op(
+        torch.ops.nncx.grouped_conv2d, input, weight, bias, *geometry, shuffle, activation
+    )
+
+
+def _is_torchs(input: Tensor, weight: Tensor, shuffle: int) -> bool:
+    """Whether torch's own convolution does it."""
+    if input.dtype == torch.float64 or input.device.type not in _DEVICES:
+        return True
+    if input.device.type != "cuda" or input.dtype == torch.float32 or shuffle != 1:
+        return False
+    return _reuse(input, weight) > _MOST_REUSE
+
+
+def _reuse(input: Tensor, weight: Tensor) -> float:
+    """Products of a number of the input or output, of a convolution of stride 1."""
+    if input.dim() != 4 or weight.dim() != 4 or 0 in weight.shape:
+        return 0.0
+    outputs, channels = weight.shape[:2]
+    outputs = outputs * channels / input.shape[1]  # of a group
+    return outputs * math.prod(weight.shape[1:]) / (outputs + channels)
 
 
 def _check_weight(input: Tensor, weight: Tensor, groups: int) -> None:

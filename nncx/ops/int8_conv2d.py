@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from nncx._native import _C
-from nncx.ops._common import check, refuse_gradient, shape_text
+from nncx.ops._common import call_op, check, refuse_gradient, shape_text
 from nncx.ops._conv2d import check_filters, check_window, output_size, pair
 from nncx.ops._int8 import Epilogue, check_epilogue, check_int8, check_terms, finish
 
@@ -88,7 +88,8 @@ def int8_conv2d(
         RuntimeError: if shapes, dtypes or the path of `weight` do not fit; in backward: no gradient
             flows through 8-bit codes.
     """
-    return torch.ops.nncx.int8_conv2d(
+    return call_op(
+        torch.ops.nncx.int8_conv2d,
         input,
         weight,
         in_channels,

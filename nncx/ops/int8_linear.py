@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from nncx._native import _C
-from nncx.ops._common import check, check_features, refuse_gradient, shape_text
+from nncx.ops._common import call_op, check, check_features, refuse_gradient, shape_text
 from nncx.ops._int8 import Epilogue, check_epilogue, check_int8, check_terms, finish
 
 
@@ -77,7 +77,8 @@ def int8_linear(
         RuntimeError: if shapes, dtypes or the path of `weight` do not fit; in backward: no gradient
             flows through 8-bit codes.
     """
-    return torch.ops.nncx.int8_linear(
+    return call_op(
+        torch.ops.nncx.int8_linear,
         input,
         weight,
         in_features,

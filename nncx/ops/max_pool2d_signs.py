@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from nncx.ops._common import check, shape_text, unpack_signs
+from nncx.ops._common import call_op, check, shape_text, unpack_signs
 from nncx.ops._conv2d import check_pair, check_window, pair
 from nncx.ops.pack_signs import pack_signs_reference
 
@@ -35,7 +35,8 @@ def max_pool2d_signs(
     Raises:
         RuntimeError: for another shape or dtype, or a window that cannot be.
     """
-    return torch.ops.nncx.max_pool2d_signs(
+    return call_op(
+        torch.ops.nncx.max_pool2d_signs,
         input,
         pair(kernel_size),
         pair(kernel_size if stride is None else stride),

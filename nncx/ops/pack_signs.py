@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
-from nncx.ops._common import FLOATS, check, packed_bytes, shape_text
+from nncx.ops._common import FLOATS, call_op, check, packed_bytes, shape_text
 
 
 def pack_signs(input: Tensor, groups: int = 1) -> Tensor:
@@ -22,7 +22,7 @@ def pack_signs(input: Tensor, groups: int = 1) -> Tensor:
     Raises:
         RuntimeError: for another shape or dtype, or if groups does not divide C.
     """
-    return torch.ops.nncx.pack_signs(input, groups)
+    return call_op(torch.ops.nncx.pack_signs, input, groups)
 
 
 def _packed_shape(input: Tensor, groups: int) -> list[int]:

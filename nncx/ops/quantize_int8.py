@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from nncx.ops._common import check, refuse_gradient, tensor_text
+from nncx.ops._common import call_op, check, refuse_gradient, tensor_text
 from nncx.ops._int8 import quantize
 
 
@@ -26,7 +26,7 @@ def quantize_int8(input: Tensor, scale: Tensor, zero_point: Tensor) -> Tensor:
     Raises:
         RuntimeError: for another dtype or shape; in backward: no gradient flows through codes.
     """
-    return torch.ops.nncx.quantize_int8(input, scale, zero_point)
+    return call_op(torch.ops.nncx.quantize_int8, input, scale, zero_point)
 
 
 @torch.library.register_fake("nncx::quantize_int8")

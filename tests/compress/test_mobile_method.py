@@ -9,7 +9,14 @@ from graphs import with_statistics
 from torch import nn
 
 import nncx
-from nncx import ChannelShuffle, DepthwiseConv2d, GroupedConv2d, Mobile, convert
+from nncx import (
+    ChannelShuffle,
+    DepthwiseConv2d,
+    DepthwiseSeparableConv2d,
+    GroupedConv2d,
+    Mobile,
+    convert,
+)
 from nncx.models import MobileNet, ShuffleNet, ShuffleNetV2
 
 NETWORKS = {
@@ -18,6 +25,15 @@ NETWORKS = {
     "shufflenet": lambda: ShuffleNet(num_classes=5, groups=3, width=0.25),
     "shufflenet, 1 group": lambda: ShuffleNet(num_classes=5, groups=1, width=0.25),
     "shufflenet v2": lambda: ShuffleNetV2(num_classes=5, width=0.5),
+}
+
+
+SEPARABLE_LAYERS = {
+    "mobilenet": 13,
+    "mobilenet for small images": 13,
+    "shufflenet": 0,
+    "shufflenet, 1 group": 16,
+    "shufflenet v2": 19,
 }
 
 
@@ -48,6 +64,7 @@ def test_networks_compute_the_same_with_everything_folded(network, memory_format
     found = kinds(converted)
     assert nn.BatchNorm2d not in found and nn.ChannelShuffle not in found
     assert found.count(nn.Conv2d) == 1 and not converted.training
+    assert found.count(DepthwiseSeparableConv2d) == SEPARABLE_LAYERS[network]
 
 
 @pytest.mark.parametrize(
@@ -95,6 +112,7 @@ def pointwise(groups: int = 1) -> nn.Conv2d:
 
 
 NORM, RELU, RELU6, SHUFFLE = nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.ChannelShuffle
+SEPARABLE = [DepthwiseSeparableConv2d, DepthwiseConv2d, GroupedConv2d]
 
 
 @pytest.mark.parametrize(
@@ -117,6 +135,15 @@ NORM, RELU, RELU6, SHUFFLE = nn.BatchNorm2d, nn.ReLU, nn.ReLU6, nn.ChannelShuffl
         ((pointwise, lambda: SHUFFLE(2), lambda: NORM(4)), [GroupedConv2d, NORM]),
         ((lambda: nn.Conv2d(4, 4, 3), lambda: NORM(4), RELU), [nn.Conv2d, RELU]),
         ((RELU, lambda: pointwise(2)), [RELU, GroupedConv2d]),
+        ((depthwise, pointwise), SEPARABLE),
+        ((depthwise, lambda: NORM(4), RELU6, pointwise, lambda: NORM(4), RELU), SEPARABLE),
+        ((lambda: nn.Conv2d(4, 8, 3, groups=4), lambda: nn.Conv2d(8, 5, 1, bias=False)), SEPARABLE),
+        ((depthwise, RELU, pointwise, lambda: NORM(4)), SEPARABLE),
+        ((depthwise, pointwise, lambda: SHUFFLE(2)), [*SEPARABLE, ChannelShuffle]),
+        ((depthwise, pointwise, RELU, pointwise, RELU), [*SEPARABLE, GroupedConv2d]),
+        ((depthwise, lambda: pointwise(2)), [DepthwiseConv2d, GroupedConv2d]),
+        ((depthwise, lambda: nn.Conv2d(4, 4, 1, 2)), [DepthwiseConv2d, GroupedConv2d]),
+        ((depthwise, lambda: nn.Conv2d(4, 4, 1, padding=1)), [DepthwiseConv2d, GroupedConv2d]),
     ],
 )
 def test_what_a_layer_takes_in(layers, left):

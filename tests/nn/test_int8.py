@@ -212,6 +212,46 @@ def test_training_lowers_a_loss():
     assert abs(losses[-1] - F.mse_loss(plain(x), target).item()) < 0.01
 
 
+class _FakeQuantized(nn.Conv2d):
+    """Int8Conv2d by torch's own operators of quantization-aware training, in [-8, 8)."""
+
+    def forward(self, x):
+        x = torch.fake_quantize_per_tensor_affine(x, 16 / 255, 0, -128, 127)
+        scale = self.weight.detach().abs().amax((1, 2, 3)) / 127
+        zero_points = torch.zeros(len(scale), dtype=torch.int32)
+        weight = torch.fake_quantize_per_channel_affine(
+            self.weight, scale, zero_points, 0, -127, 127
+        )
+        return self._conv_forward(x, weight, self.bias)
+
+
+def test_a_mobile_network_trains_to_the_loss_of_torchs_quantization_and_of_float():
+    def losses(conv):
+        torch.manual_seed(0)
+        layers = [conv(8, 16, 3, 2, 1, groups=8), conv(16, 16, 1), conv(16, 16, 3, groups=4)]
+        for layer in layers:
+            if isinstance(layer, Int8Conv2d):
+                layer.set_input_range(-8 - 8 / 255, 8 - 8 / 255)
+                layer.observe = False
+        between = [m for layer in layers for m in (layer, nn.BatchNorm2d(16), nn.ReLU6())]
+        model = nn.Sequential(nn.Conv2d(3, 8, 3), *between, nn.Flatten(), nn.Linear(256, 4))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
+        x, y = torch.randn(16, 3, 14, 14), torch.randint(4, (16,))
+        found = []
+        for _ in range(15):
+            loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        return found
+
+    ours, theirs, in_float = losses(Int8Conv2d), losses(_FakeQuantized), losses(nn.Conv2d)
+    assert in_float[-1] < 0.3 * in_float[0]
+    assert ours == pytest.approx(theirs, rel=0.02, abs=0.002)
+    assert ours == pytest.approx(in_float, rel=0.1, abs=0.05)
+
+
 # ---------------------------------------------------------------------------------------------
 # the range of the input
 

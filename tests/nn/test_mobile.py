@@ -92,12 +92,18 @@ def test_shuffles_gradient_is_the_shuffle_back():
 def test_separable_convolution_is_its_two_factors():
     torch.manual_seed(0)
     layer = DepthwiseSeparableConv2d(
-        6, 4, 3, 2, padding=1, middle_activation="relu6", activation="relu"
+        6, 4, 3, 2, padding=1, depthwise_activation="relu6", activation="relu"
     )
     x = 4 * images()
     expected = F.relu(twin(layer.pointwise)(F.relu6(twin(layer.depthwise)(x))))
     torch.testing.assert_close(layer(x), expected)
     torch.testing.assert_close(layer(x[1]), expected[1])
+    seen = []
+    layer.pointwise.register_forward_hook(lambda *call: seen.append(call[2]))
+    y = layer(x)  # the halves in turn
+    assert len(seen) == 1 and seen[0] is y
+    layer.pointwise._forward_hooks.clear()
+    assert torch.equal(layer(x), y) and len(seen) == 1
     shapes = {name: list(tensor.shape) for name, tensor in layer.state_dict().items()}
     assert shapes == {
         "depthwise.weight": [6, 1, 3, 3],
@@ -130,6 +136,29 @@ def test_a_layer_copies_and_remembers_what_it_was_given():
     layer = copy.deepcopy(depthwise(multiplier=3, activation="relu"))
     assert (layer.channels, layer.multiplier, layer.out_channels) == (6, 3, 18)
     assert (layer(images()) >= 0).all()
+
+
+def separable(**arguments) -> DepthwiseSeparableConv2d:
+    torch.manual_seed(0)
+    return DepthwiseSeparableConv2d(6, 4, **{"kernel_size": 3} | arguments)
+
+
+def test_separable_takes_every_padding_and_autocast():
+    x = images()
+    for arguments in ({"padding": "same"}, {"padding": (2, 1), "padding_mode": "reflect"}):
+        layer = separable(multiplier=2, **arguments)
+        torch.testing.assert_close(layer(x), twin(layer.pointwise)(twin(layer.depthwise)(x)))
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(x)
+        assert y.dtype == torch.bfloat16 and torch.equal(y, layer.pointwise(layer.depthwise(x)))
+
+
+def test_report_counts_both_halves_of_a_separable_convolution():
+    layers = nncx.report(nn.Sequential(separable()), images(), repeats=1).layers
+    assert {row.name: row.macs for row in layers} == {
+        "0.depthwise": 6 * 9 * 42,
+        "0.pointwise": 4 * 6 * 42,
+    }
 
 
 @pytest.mark.parametrize("make", [grouped, depthwise], ids=["grouped", "depthwise"])
@@ -166,7 +195,7 @@ def test_layers_compile_and_export():
     torch.testing.assert_close(program.module()(images(3, 6, 9, 8)), model(images(3, 6, 9, 8)))
     graph = nncx.graph.trace(model, x)
     torch.testing.assert_close(graph(x), expected)
-    assert [node.layer for node in graph.nodes] == ["0", "1", "2", "3.depthwise", "3.pointwise"]
+    assert [node.layer for node in graph.nodes] == ["0", "1", "2", "3"]
 
 
 def test_report_counts_what_torchs_layers_would():
@@ -195,7 +224,7 @@ def test_report_counts_what_torchs_layers_would():
         (lambda: depthwise(multiplier=0), "multiplier must be at least 1, got 0"),
         (lambda: ChannelShuffle(0), "ChannelShuffle: groups must be at least 1, got 0"),
         (
-            lambda: DepthwiseSeparableConv2d(6, 4, 3, middle_activation="x"),
+            lambda: DepthwiseSeparableConv2d(6, 4, 3, depthwise_activation="x"),
             f"activation must be one of {', '.join(ACTIVATIONS)}, got 'x'",
         ),
     ],

@@ -1,6 +1,8 @@
 """XNOR layers: their arithmetic, equal in bits in training and evaluation."""
 
+import copy
 import inspect
+import pickle
 
 import pytest
 import torch
@@ -12,7 +14,8 @@ from layer_families import GEOMETRIES as SHARED_GEOMETRIES
 from properties import many_examples
 from torch import nn
 
-from nncx.nn import XNORConv2d, XNORLinear
+import nncx
+from nncx.nn import XNORConv2d, XNORLinear, xnor
 from nncx.nn.xnor import SCALES
 
 GEOMETRIES = SHARED_GEOMETRIES | {
@@ -211,6 +214,130 @@ def test_gradients_are_the_published_ones(scale):
     if scale == "alpha_k":
         expected = expected + magnitude.grad * x.detach().sign()
     torch.testing.assert_close(x.grad, expected, rtol=1e-4, atol=1e-5)
+
+
+# ---------------------------------------------------------------------------------------------
+# few channels a group: bytes in the place of bits
+
+# Channels, filters, groups and what else is not torch's default.
+GROUPED = {
+    "depthwise": (17, 17, 17, {"padding": 1}),
+    "depthwise, multiplier 2": (
+        33,
+        66,
+        33,
+        {"kernel_size": (5, 2), "stride": (1, 2), "padding": 2},
+    ),
+    "depthwise, fewer filters than lanes": (2, 6, 2, {"dilation": (2, 3), "padding": (3, 0)}),
+    "3 channels a group": (21, 14, 7, {"stride": 2, "padding": 1, "dilation": 2}),
+    "4 channels a group": (20, 20, 5, {"padding": "same"}),
+    "16 channels, one filter a group": (48, 3, 3, {"padding": 1, "padding_mode": "reflect"}),
+    "17 channels a group": (51, 6, 3, {"padding": 1}),
+}
+
+
+def _grouped(name: str, **arguments) -> XNORConv2d:
+    in_channels, out_channels, groups, others = GROUPED[name]
+    return _conv(in_channels, out_channels, groups=groups, **others | arguments)
+
+
+@pytest.mark.parametrize("name", GROUPED)
+def test_few_channels_a_group(name, isa, monkeypatch):
+    """In bits or in bytes, trained, evaluated or frozen: the bits of the definition."""
+    for scale, pad_value, channels_last in [
+        ("none", 0, True), ("alpha", 0, False), ("alpha", -1, True), ("alpha_k", 0, True),
+        ("alpha_k", 1, False),
+    ]:  # fmt: skip
+        layer = _grouped(name, scale=scale)
+        layer.pad_value = pad_value = 0 if layer.padding_mode != "zeros" else pad_value
+        x = images(2, layer.in_channels, 11, 13)
+        special = torch.tensor([0.0, -0.0, torch.inf, -torch.inf, torch.nan])
+        x[0, :, 3, :5] = special if scale != "alpha_k" else special[:2].repeat(3)[:5]
+        if channels_last:
+            x = x.to(memory_format=torch.channels_last)
+        evaluated = evaluate(layer, x)
+        assert torch.equal(layer.train()(x).detach(), evaluated)
+        if not pad_value:
+            expected = _expected_conv(layer, x, layer.weight.detach(), layer.bias)
+            torch.testing.assert_close(evaluated.double(), expected, rtol=1e-5, atol=1e-5)
+            assert scale != "none" or torch.equal(evaluated, expected.float())
+        with monkeypatch.context() as patch:
+            patch.setattr(xnor, "_MOST_CHANNELS_IN_BYTES", 0)
+            assert torch.equal(evaluate(layer, x), evaluated)
+        assert torch.equal(evaluate(layer.freeze(), x), evaluated)
+
+
+@pytest.mark.parametrize("name, in_bytes", [("3 channels a group", True), ("depthwise", True),
+                                            ("17 channels a group", False)])  # fmt: skip
+def test_which_layers_run_in_bytes(name, in_bytes):
+    layer = _grouped(name)
+    assert layer._runs_in_bytes(layer.weight.device) == in_bytes
+    assert not layer._runs_in_bytes(torch.device("cuda"))
+    packed = layer.freeze().state_dict()["packed_weight"]
+    assert packed.numel() == -(-layer.out_channels * layer.in_channels // layer.groups * 9 // 8)
+
+
+def test_filters_longer_than_an_int8_sum_run_in_bits():
+    layer = _conv(2, 2, groups=2, kernel_size=(1, 65_794), scale="none", bias=False)
+    x = images(1, 2, 1, 65_794)
+    assert not layer._runs_in_bytes(x.device)
+    assert torch.equal(layer(x).detach(), evaluate(layer, x))
+
+
+def test_a_depthwise_layer_lives_as_others_do(tmp_path):
+    """Frozen, saved, loaded, copied, pickled, compiled and exported, for any batch."""
+    model = nn.Sequential(_grouped("depthwise", scale="alpha_k"), _conv(17, 34, groups=17))
+    x = images(2, 17, 9, 8)
+    expected = evaluate(model, x)
+    nncx.save(nncx.freeze(model), tmp_path / "model.safetensors")
+    models = [nncx.load(tmp_path / "model.safetensors"), copy.deepcopy(model)]
+    models += [pickle.loads(pickle.dumps(model))]
+    models += [torch.compile(model, fullgraph=True, backend="aot_eager")]
+    dynamic = ({0: torch.export.Dim("batch")},)
+    models += [torch.export.export(model, (x,), dynamic_shapes=dynamic, strict=False).module()]
+    for other in models:
+        with torch.no_grad():
+            assert torch.equal(other(x), expected)
+            assert torch.equal(other(x[:1].repeat(3, 1, 1, 1))[2], expected[0])
+
+
+class _Reference(nn.Conv2d):
+    """XNOR-Net's layer as torch's autograd has it: values and gradients, less an epsilon."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight.detach()
+        alpha = weight.abs().mean((1, 2, 3), keepdim=True)
+        gradient = self.weight * (1 / weight[0].numel() + alpha * (weight.abs() < 1)) / alpha
+        binary_weight = signs(weight) + (gradient - gradient.detach())
+        clipped = x.clamp(-1, 1)
+        binary = signs(x.detach()) + (clipped - clipped.detach())
+        return self._conv_forward(binary, binary_weight, None) * alpha.view(-1, 1, 1)
+
+
+def test_a_mobile_network_trains_to_the_loss_of_its_definition():
+    def losses(conv: type[nn.Conv2d]) -> list[float]:
+        torch.manual_seed(0)
+        depthwise = conv(12, 24, 3, 2, 1, groups=12, bias=False)
+        grouped = conv(24, 24, 3, padding=1, groups=6, bias=False)
+        model = nn.Sequential(
+            *(nn.Conv2d(3, 12, 3, padding=1), nn.BatchNorm2d(12), depthwise),
+            *(nn.BatchNorm2d(24), conv(24, 24, 1, bias=False), nn.BatchNorm2d(24), grouped),
+            *(nn.BatchNorm2d(24), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(96, 4)),
+        )
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        x, y = torch.randn(24, 3, 12, 12), torch.randint(4, (24,))
+        found = []
+        for _ in range(15):
+            loss = F.cross_entropy(model(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            found.append(loss.item())
+        return found
+
+    ours, theirs = losses(XNORConv2d), losses(_Reference)
+    assert theirs[-1] < 0.7 * theirs[0]
+    assert ours == pytest.approx(theirs, rel=1e-3)
 
 
 # ---------------------------------------------------------------------------------------------

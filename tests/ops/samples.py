@@ -98,6 +98,22 @@ def depthwise_conv(changes: dict) -> tuple:
     return call(NNCX.depthwise_conv2d, arguments, changes)
 
 
+def separable_conv(changes: dict) -> tuple:
+    arguments = {
+        "input": torch.randn(2, 6, 5, 4),
+        "depthwise_weight": torch.randn(12, 1, 3, 2),
+        "pointwise_weight": torch.randn(7, 12, 1, 1),
+        "depthwise_bias": None,
+        "pointwise_bias": None,
+        "stride": [1, 1],
+        "padding": [0, 0],
+        "dilation": [1, 1],
+        "depthwise_activation": "none",
+        "activation": "none",
+    }
+    return call(NNCX.depthwise_separable_conv2d, arguments, changes)
+
+
 def grouped_conv(changes: dict) -> tuple:
     arguments = {
         "input": torch.randn(2, 6, 5, 4),
@@ -312,6 +328,23 @@ def samples() -> list[Sample]:
                     "bias": torch.randn(6).bfloat16().requires_grad_(),
                     "stride": [2, 1],
                     "padding": [1, 1],
+                }
+            ),
+            {},
+        ),
+        Sample(*separable_conv({}), {}),
+        Sample(
+            *separable_conv(
+                {
+                    "input": torch.randn(2, 6, 5, 4).to(memory_format=torch.channels_last),
+                    "depthwise_weight": torch.randn(6, 1, 3, 3).requires_grad_(),
+                    "pointwise_weight": torch.randn(7, 6, 1, 1).requires_grad_(),
+                    "depthwise_bias": torch.randn(6).requires_grad_(),
+                    "pointwise_bias": torch.randn(7).requires_grad_(),
+                    "stride": [2, 1],
+                    "padding": [1, 1],
+                    "depthwise_activation": "relu6",
+                    "activation": "relu",
                 }
             ),
             {},

@@ -1,5 +1,3 @@
-from collections.abc import Iterator
-
 import places
 import pytest
 import torch
@@ -16,13 +14,11 @@ dtypes = pytest.mark.parametrize("dtype", EPSILON, ids=str)
 layouts = pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 
 
-@pytest.fixture(params=places.CPU_PATHS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """There is no CUDA kernel yet."""
-    with places.at(request.param) as path:
-        yield path
+# Of the CPU's tiles; the emulated GPUs have test_blocks_of_a_gpu instead.
+not_emulated = pytest.mark.parametrize("isa", [*places.CPU_PATHS, *places.GPU], indirect=True)
 
 
+@not_emulated
 @dtypes
 @layouts
 @pytest.mark.parametrize("channels", [1, 3, 8, 15, 17, 65])
@@ -35,6 +31,7 @@ def test_pointwise(isa: str, outputs: int, channels: int, layout: str, dtype) ->
         assert_right(ops.grouped_conv2d(x, weight, bias), x, weight, bias)
 
 
+@not_emulated
 @layouts
 @pytest.mark.parametrize("pixels", [1, 7, 8, 9, 15, 16, 17, 24, 31, 32, 33, 48, 63, 65, 200])
 def test_pixels(isa: str, pixels: int, layout: str) -> None:
@@ -42,6 +39,7 @@ def test_pixels(isa: str, pixels: int, layout: str) -> None:
     assert_right(ops.grouped_conv2d(x, weight), x, weight)
 
 
+@not_emulated
 @layouts
 @pytest.mark.parametrize("channels", [2100, 4200])
 def test_panels_larger_than_a_strip(isa: str, channels: int, layout: str) -> None:
@@ -49,6 +47,7 @@ def test_panels_larger_than_a_strip(isa: str, channels: int, layout: str) -> Non
     assert_right(ops.grouped_conv2d(x, weight), x, weight)
 
 
+@not_emulated
 @layouts
 @pytest.mark.parametrize("kernel", [(1, 1), (3, 3), (5, 2), (1, 7)], ids=str)
 @pytest.mark.parametrize("stride", [1, 2, (3, 1)])
@@ -87,6 +86,30 @@ def test_groups_and_shuffle(
     assert_right(out, x, weight, bias, *geometry)
     plain = ops.grouped_conv2d(x, weight, bias, *geometry[:-1])
     assert torch.equal(out, F.channel_shuffle(plain, shuffle))
+
+
+@dtypes
+@layouts
+@pytest.mark.parametrize(
+    ("shape", "outputs", "groups", "shuffle"),
+    [
+        ((1, 240, 9, 8), 60, 3, 3),  # two blocks of pixels, the last one partly filled
+        ((1, 60, 5, 13), 240, 3, 1),  # whole pixels of three groups
+        ((2, 48, 5, 4), 606, 3, 3),  # slices of groups, passes that are not equal
+        ((1, 14, 3, 30), 300, 2, 1),  # pieces of 4 bytes, or 2 that are put together
+        ((3, 200, 5, 5), 18, 1, 6),  # chunks of K; a shuffle that scatters
+        ((2, 30, 6, 6), 30, 30, 30),  # a channel each
+    ],
+    ids=str,
+)
+def test_blocks_of_a_gpu(isa: str, shape, outputs, groups, shuffle, layout: str, dtype) -> None:
+    x = images(*shape, layout=layout, dtype=dtype)
+    for kernel in (1, 3):
+        weight = torch.randn(outputs, shape[1] // groups, kernel, kernel).to(dtype)
+        bias = torch.randn(outputs).to(dtype)
+        geometry = ((1, 2), kernel // 2, 1, groups, shuffle)
+        out = ops.grouped_conv2d(x, weight, bias, *geometry)
+        assert_right(out, x, weight, bias, *geometry)
 
 
 @layouts
@@ -172,6 +195,7 @@ def test_threads_and_repetitions_give_the_same_bits(isa: str, shape, layout: str
     assert all(torch.equal(outputs[0], other) for other in outputs[1:])
 
 
+@pytest.mark.parametrize("isa", places.CPU_PATHS, indirect=True)
 @layouts
 @pytest.mark.parametrize("activation", ["none", "relu", "relu6"])
 def test_gradients_are_torch_s(isa: str, activation: str, layout: str) -> None:

@@ -50,7 +50,10 @@ def test_geometry(isa: str, kernel, stride, padding, dilation) -> None:
 
 @pytest.mark.parametrize(
     ("channels", "out_channels", "groups"),
-    [(6, 4, 2), (66, 99, 3), (24, 24, 24), (8, 24, 8), (128, 66, 2), (4, 6, 2), (4, 4, 4)],
+    [
+        *[(6, 4, 2), (66, 99, 3), (24, 24, 24), (8, 24, 8), (128, 66, 2), (4, 6, 2), (4, 4, 4)],
+        *[(21, 28, 7), (60, 30, 10), (20, 10, 10), (95, 5, 5), (136, 17, 17), (34, 85, 17)],
+    ],
 )
 @pytest.mark.parametrize("low", [0, -128])
 def test_groups(isa: str, channels: int, out_channels: int, groups: int, low: int) -> None:

@@ -25,6 +25,7 @@ from samples import (
     pool,
     quantize,
     samples,
+    separable_conv,
     to_int8,
 )
 from torch.utils._pytree import tree_flatten, tree_unflatten
@@ -212,6 +213,29 @@ REFUSED = {
     "depthwise padding that overflows": depthwise_conv({"padding": [2**31 - 1] * 2}),
     "depthwise dilation 0": depthwise_conv({"dilation": [1, 0]}),
     "depthwise activation": depthwise_conv({"activation": "gelu"}),
+    "separable input float64": separable_conv({"input": torch.ones(2, 6, 5, 4).double()}),
+    "separable input 3-D": separable_conv({"input": torch.ones(6, 5, 4)}),
+    "separable depthwise_weight 3-D": separable_conv({"depthwise_weight": torch.ones(6, 3, 3)}),
+    "separable depthwise_weight not dividing": separable_conv(
+        {"depthwise_weight": torch.ones(8, 1, 3, 3)}
+    ),
+    "separable depthwise_weight dtype": separable_conv(
+        {"depthwise_weight": torch.ones(12, 1, 3, 2).half()}
+    ),
+    "separable kernel larger": separable_conv({"depthwise_weight": torch.ones(12, 1, 6, 3)}),
+    "separable pointwise_weight 2-D": separable_conv({"pointwise_weight": torch.ones(7, 12)}),
+    "separable pointwise_weight channels": separable_conv(
+        {"pointwise_weight": torch.ones(7, 6, 1, 1)}
+    ),
+    "separable pointwise_weight 3 x 3": separable_conv(
+        {"pointwise_weight": torch.ones(7, 12, 3, 3)}
+    ),
+    "separable depthwise_bias size": separable_conv({"depthwise_bias": torch.ones(6)}),
+    "separable pointwise_bias dtype": separable_conv({"pointwise_bias": torch.ones(7).half()}),
+    "separable stride 0": separable_conv({"stride": [0, 1]}),
+    "separable padding that overflows": separable_conv({"padding": [2**31 - 1] * 2}),
+    "separable depthwise_activation": separable_conv({"depthwise_activation": "gelu"}),
+    "separable activation": separable_conv({"activation": "gelu"}),
     "quantize integers": quantize({"input": byte(3, 5)}),
     "quantize float64": quantize({"input": torch.ones(3, 5).double()}),
     "quantize a number": quantize({"input": torch.tensor(1.0)}),
@@ -358,6 +382,10 @@ def test_flops_count_two_per_product() -> None:
         op, arguments = depthwise_conv({})
         op(*arguments)
     assert counter.get_total_flops() == 2 * (2 * 12 * 3 * 3 * 6)
+    with FlopCounterMode(display=False) as counter:
+        op, arguments = separable_conv({})
+        op(*arguments)
+    assert counter.get_total_flops() == 2 * (2 * 12 * 3 * 3 * 6) + 2 * (2 * 7 * 3 * 3 * 12)
     with FlopCounterMode(display=False) as counter:
         for op, arguments in (int8_conv({}), int8_linear({})):
             op(*arguments)
