@@ -47,7 +47,7 @@ int64_t strip_panels(const GroupedConv2dParams& p) {
 }
 
 // Pixels that pass through memory before their channels are shuffled, if their weight is turned.
-constexpr int64_t kTurnedPixels = 96;  // of a tile at least, for a turned weight to pay
+constexpr int64_t kTurnedPixels = 40;  // of a tile at least, for a turned weight to pay
 
 inline int64_t shuffled_pixels(const GroupedConv2dParams& p) {
   const int64_t pixel = p.shape.groups * p.shape.out_channels * static_cast<int64_t>(sizeof(float));
