@@ -15,9 +15,7 @@ layouts = pytest.mark.parametrize("layout", ["nchw", "nhwc"])
 
 
 # Of the CPU's tiles; the emulated GPUs have test_blocks_of_a_gpu instead.
-not_emulated = pytest.mark.parametrize(
-    "isa", [*places.CPU_PATHS, *places.GPU], indirect=True
-)
+not_emulated = pytest.mark.parametrize("isa", [*places.CPU_PATHS, *places.GPU], indirect=True)
 
 
 @not_emulated
