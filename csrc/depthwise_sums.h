@@ -50,13 +50,6 @@ struct Edges {
   NNCX_INLINE bool any() const { return top || bottom || left || right; }
 };
 
-// The same where the columns are all there.
-struct LineEdges {
-  bool top, bottom;
-  static constexpr bool left = false, right = false;
-  NNCX_INLINE bool any() const { return top || bottom; }
-};
-
 struct NoEdges {
   static constexpr bool top = false, bottom = false, left = false, right = false;
 };

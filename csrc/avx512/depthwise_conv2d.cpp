@@ -14,7 +14,7 @@ struct V {
   static constexpr int kLanes = 16;
   static constexpr int kRows = 2;  // times 4 sums, 9 weights and inputs: 32 registers
   static constexpr int kColumns = 4;
-  static constexpr int kLines = 7;
+  static constexpr int kLines = 8;
 
   NNCX_INLINE static Floats load(const float* x) { return _mm512_loadu_ps(x); }
   NNCX_INLINE static Floats broadcast(const float* x) { return _mm512_set1_ps(*x); }
