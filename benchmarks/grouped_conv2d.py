@@ -94,7 +94,9 @@ def prepare(shape: GroupedShape) -> Case:
             "nchw": lambda: torch_calls(x, w, b, shape),
             "nhwc": lambda: torch_calls(x_nhwc, w_nhwc, b, shape),
         },
-        reference=lambda: grouped_conv2d_reference(ours, *arguments),
+        reference=lambda: grouped_conv2d_reference(
+            ours.float(), w.float(), b.float(), *arguments[2:]
+        ).to(dtype),
         work=shape.macs,
         reads=(x, w, b),
         # a sum of so many float32 terms, in another order than the reference adds them

@@ -5,9 +5,9 @@
 //   output        = channel_shuffle(r, shuffle)                              (channel_shuffle.h)
 //
 // Sums are float32 and rounded once to the output's format. They begin with the bias and run through
-// the weight's order [channel][tap] term by term: one path gives the same bits in either layout, on
-// every run and thread count; against the exact sum of the K = channels * taps terms the error is at
-// most (K + 1) * 2^-23 * (|bias| + sum |w a|). NaN and infinity pass as in any float convolution;
+// the weight's order [channel][tap] term by term (on CUDA [tap][channel], and end with the bias): one
+// path gives the same bits in either layout, on every run and thread count; against the exact sum of
+// the K = channels * taps terms the error is at most (K + 1) * 2^-23 * (|bias| + sum |w a|). NaN and infinity pass as in any float convolution;
 // padding is a zero that is multiplied, so an infinite weight makes NaN there.
 //
 // Input   [batch, groups * channels, height, width], pixels innermost or channels innermost, dense

@@ -74,9 +74,10 @@ GroupedPlan grouped_plan(const GroupedConv2dParams& p, uint64_t weight, const De
   plan.weight_piece = plan.piece ? piece : widest_piece(k_bytes, weight);
 
   plan.pixel_pitch = pixel_pitch(p, plan);
-  const int waiting = kGroupedPixels * plan.pixel_pitch, origins = kGroupedPixels * 16;
+  const int waiting = kGroupedPixels * plan.pixel_pitch;
+  const int known = kGroupedPixels * 16 + kGroupedMostOutputs * 4;  // where pixels lie, biases
   const auto shared_bytes = [&](int stages) {
-    return stages * plan.stage_bytes() + origins + waiting;
+    return stages * plan.stage_bytes() + known + waiting;
   };
   const int64_t steps = plan.groups * divided_up(plan.outputs, plan.pass_outputs) * plan.chunks;
   plan.stages = device.path == Path::cuda_cores

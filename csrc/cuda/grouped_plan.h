@@ -20,6 +20,7 @@ constexpr int kGroupedPixels = 64, kGroupedThreads = 128;
 constexpr int kGroupedChunkBytes = 160;  // of K at a time, at most
 constexpr int kGroupedPassOutputs = 96;  // at most: sums live in registers
 constexpr int kGroupedPixelBytes = 512;  // of the outputs that wait, at most
+constexpr int kGroupedMostOutputs = kGroupedPixelBytes / 2;
 
 struct GroupedPlan {
   int64_t pixel_tiles, channel_tiles;

@@ -126,16 +126,17 @@ __global__ void staged_copy(const Arguments p) {
   }
 }
 
-// out[16][8] = a[16][32] . b[8][32], the fragments as in the manual's tables, element by element.
-template <bool Bits>
+// out[16][8] = 1 + a[16][32] . b[8][32], the fragments as in the manual's tables, element by element,
+// each kWidth bits.
+template <int kWidth, class Sum, auto Multiply>
 __global__ void fragments(const Arguments p) {
-  constexpr int kElements = Bits ? 32 : 4;  // of a register
+  constexpr int kElements = 32 / kWidth;  // of a register
   const uint8_t *a = p.in, *b = p.in + 16 * 32;
   const int group = threadIdx.x >> 2, in_group = threadIdx.x % 4;
   const auto element = [](const uint8_t* row, int k) -> uint32_t {
-    return Bits ? row[k / 8] >> (k % 8) & 1 : row[k];
+    if (kWidth == 1) return row[k / 8] >> (k % 8) & 1;
+    return kWidth == 8 ? row[k] : row[2 * k] | row[2 * k + 1] << 8;
   };
-  constexpr int kWidth = 32 / kElements;
   uint32_t x[4] = {}, y[2] = {};
   for (int i = 0; i < 4 * kElements; ++i) {
     const int part = i / kElements;
@@ -147,15 +148,11 @@ __global__ void fragments(const Arguments p) {
     const int row = in_group * kElements + i % kElements + (i < kElements ? 0 : 4 * kElements);
     y[i / kElements] |= element(b + group * 32, row) << (i % kElements * kWidth);
   }
-  int32_t d[4] = {1, 1, 1, 1};
-  if (Bits) {
-    ptx::mma_b1_and(d, x, y);
-  } else {
-    ptx::mma_s8(d, x, y);
-  }
+  Sum d[4] = {1, 1, 1, 1};
+  Multiply(d, x, y);
   for (int i = 0; i < 4; ++i) {
     const int row = i < 2 ? group : group + 8, col = in_group * 2 + (i & 1);
-    reinterpret_cast<int32_t*>(p.out)[row * 8 + col] = d[i];
+    reinterpret_cast<Sum*>(p.out)[row * 8 + col] = d[i];
   }
 }
 
@@ -308,8 +305,11 @@ constexpr Named kKernels[] = {
     {"barriers", barriers},
     {"warp", warp},
     {"staged_copy", staged_copy},
-    {"fragments_b1", fragments<true>},
-    {"fragments_s8", fragments<false>},
+    {"fragments_b1",
+     fragments<1, int32_t, [](auto&... operands) { ptx::mma_b1_and(operands...); }>},
+    {"fragments_s8", fragments<8, int32_t, [](auto&... operands) { ptx::mma_s8(operands...); }>},
+    {"fragments_f16", fragments<16, float, [](auto&... operands) { ptx::mma_f16(operands...); }>},
+    {"fragments_bf16", fragments<16, float, [](auto&... operands) { ptx::mma_bf16(operands...); }>},
     {"matrices", matrices},
     {"load_box", load_box},
     {"multiply_b1_8", multiply<true, 8>},

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
+import torch
 from emulator import build
 
 CORES, SM80, SM90 = range(3)  # the emulated GPUs
@@ -146,6 +147,15 @@ def test_cp_async(kernels, mistake: int):
     expected = np.where(np.arange(7)[:, None] % 3 != 2, x[:, ::-1], 0)
     right = not error and (out == expected).all()
     assert right == (mistake == 0)
+
+
+@pytest.mark.parametrize("format", ["f16", "bf16"])
+def test_mma_of_floats(kernels, format: str):
+    dtype = {"f16": torch.float16, "bf16": torch.bfloat16}[format]
+    x, out = torch.randn(24, 16).to(dtype), np.zeros((16, 8), np.float32)
+    assert not run(kernels, f"fragments_{format}", x.view(torch.uint8).numpy(), out, device=SM80)
+    expected = 1 + x[:16].double() @ x[16:].double().T
+    np.testing.assert_allclose(out, expected.numpy(), rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("format", ["b1", "s8"])

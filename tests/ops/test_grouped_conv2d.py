@@ -6,9 +6,10 @@ from float_images import EPSILON, assert_right, images, strided_images
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from properties import many_examples
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from nncx import ops
-from nncx.ops.grouped_conv2d import grouped_conv2d_reference
+from nncx.ops.grouped_conv2d import _is_torchs, grouped_conv2d_reference
 
 dtypes = pytest.mark.parametrize("dtype", EPSILON, ids=str)
 layouts = pytest.mark.parametrize("layout", ["nchw", "nhwc"])
@@ -181,15 +182,16 @@ def test_memory_formats_give_the_same_bits(isa: str, kernel: int, dtype) -> None
 
 
 @layouts
+@pytest.mark.parametrize("kernel", [1, 3])
 @pytest.mark.parametrize("shape", [(3, 48, 29, 27), (1, 200, 7, 7), (1, 40, 56, 56)], ids=str)
-def test_threads_and_repetitions_give_the_same_bits(isa: str, shape, layout: str) -> None:
-    x, weight = images(*shape, layout=layout), torch.randn(80, shape[1] // 2, 3, 3)
+def test_threads_and_repetitions_give_the_same_bits(isa: str, shape, kernel, layout) -> None:
+    x, weight = images(*shape, layout=layout), torch.randn(80, shape[1] // 2, kernel, kernel)
     before = torch.get_num_threads()
     try:
         outputs = []
         for threads in (1, 2, 3, 2):
             torch.set_num_threads(threads)
-            outputs.append(ops.grouped_conv2d(x, weight, None, 1, 1, 1, 2, 4))
+            outputs.append(ops.grouped_conv2d(x, weight, None, 1, kernel // 2, 1, 2, 4))
     finally:
         torch.set_num_threads(before)
     assert all(torch.equal(outputs[0], other) for other in outputs[1:])
@@ -270,6 +272,28 @@ def test_any_geometry(
     bias = torch.randn(groups * outputs).to(dtype)
     geometry = (stride, padding, dilation, groups, shuffle)
     assert_right(ops.grouped_conv2d(x, weight, bias, *geometry), x, weight, bias, *geometry)
+
+
+@pytest.mark.parametrize(
+    ("channels", "outputs", "kernel", "groups", "dense"),
+    [
+        (240, 60, 1, 3, False),
+        (960, 240, 1, 3, False),
+        (256, 256, 1, 1, False),
+        (264, 256, 1, 1, True),
+        (28, 28, 3, 1, False),
+        (64, 64, 3, 2, True),
+        (0, 5, 3, 1, False),
+    ],
+)
+def test_dense_halves_on_a_gpu_are_torchs(channels, outputs, kernel, groups, dense) -> None:
+    with FakeTensorMode(), torch.device("cuda"):
+        x = torch.empty(2, channels, 7, 7).half()
+        weight = torch.empty(outputs, channels // groups, kernel, kernel).half()
+        assert _is_torchs(x, weight, 1) == dense
+        assert not _is_torchs(x, weight, 2)
+        assert not _is_torchs(x.float(), weight.float(), 1)
+        assert not _is_torchs(x.cpu(), weight.cpu(), 1)
 
 
 def test_doubles_are_checked_alike() -> None:
