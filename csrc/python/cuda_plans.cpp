@@ -175,8 +175,8 @@ void bind_cuda_plans(py::module_& m) {
         "The same of a codebook convolution of `bits` bits; `per_output` is whether every output "
         "channel has a codebook of its own.");
   m.def("grouped_plan", &grouped_plan_of, py::arg("shuffle"), py::arg("is_float32"),
-        py::arg("channels_last"), py::arg("input"), py::arg("out_channels"),
-        py::arg("kernel_size"), py::arg("stride"), py::arg("padding"), py::arg("dilation"),
-        py::arg("groups"), py::arg("path"), py::arg("multiprocessors"), py::arg("shared_bytes"),
+        py::arg("channels_last"), py::arg("input"), py::arg("out_channels"), py::arg("kernel_size"),
+        py::arg("stride"), py::arg("padding"), py::arg("dilation"), py::arg("groups"),
+        py::arg("path"), py::arg("multiprocessors"), py::arg("shared_bytes"),
         "How a grouped convolution is cut into blocks.");
 }
