@@ -27,9 +27,15 @@ class LayerShape:
         return f"{self.conv} {self.layout}"
 
 
+GROUPED = (
+    *(ConvShape(1, c, c, hw, 3, groups=c) for c, hw in ((64, 56), (512, 14))),
+    *(ConvShape(1, 128, 128, 28, 3, groups=groups) for groups in (32, 16, 8)),
+)
 SHAPES = {
     "cpu": tuple(
-        LayerShape(conv, layout) for conv in CONV_SHAPES["cpu"] for layout in ("nchw", "nhwc")
+        LayerShape(conv, layout)
+        for conv in (*CONV_SHAPES["cpu"], *GROUPED)
+        for layout in ("nchw", "nhwc")
     ),
     "cuda": (
         *(LayerShape(conv, "nhwc") for conv in (*RESNET_3X3, *RESNET_1X1[:2])),
@@ -40,12 +46,13 @@ SHAPES = {
 
 def prepare(shape: LayerShape) -> Case:
     conv = shape.conv
-    arguments = (conv.c, conv.o, conv.k, conv.stride, conv.padding)
+    arguments = (conv.c, conv.o, conv.k, conv.stride, conv.padding, 1, conv.groups)
     trained = nncx.XNORConv2d(*arguments).train()  # in training it computes with torch's kernels
     ours = nncx.freeze(deepcopy(trained).eval())
     x = torch.randn(conv.n, conv.c, conv.hw, conv.hw)
-    weight, bias = torch.randn(conv.o, conv.c, conv.k, conv.k), torch.randn(conv.o)
-    floats = rivals.conv2d(x, weight, bias, conv.stride, conv.padding)
+    weight = torch.randn(conv.o, conv.c // conv.groups, conv.k, conv.k)
+    bias = torch.randn(conv.o)
+    floats = rivals.conv2d(x, weight, bias, conv.stride, conv.padding, conv.groups)
     if shape.layout == "nhwc":
         x = x.to(memory_format=torch.channels_last)
     if x.is_cuda:

@@ -11,7 +11,12 @@
 // Sums of float32 with pixels innermost go straight into the output. All others pass through a tile
 // in memory, where they are turned or rounded.
 //
-// A `V` gives Floats, kLanes, kRows and load, store, broadcast, set, fma, at_least, at_most.
+// A 1 x 1 kernel over many float32 pixels with channels innermost changes the roles: the weight is
+// turned into panels of outputs, panel[channel][output], and the sums are those of pixels, read where
+// they are, x vectors of outputs. The terms have the same order, and the sums the same bits.
+//
+// A `V` gives Floats, kLanes, kRows and load, store, broadcast, set, fma, at_least, at_most, and its
+// path's channel_shuffle.
 #pragma once
 
 #include <algorithm>
@@ -41,22 +46,44 @@ int64_t strip_panels(const GroupedConv2dParams& p) {
   return std::clamp<int64_t>(kStripBytes / std::max<int64_t>(panel_bytes, 1), 1, image);
 }
 
+// Pixels that pass through memory before their channels are shuffled, if their weight is turned.
+constexpr int64_t kTurnedPixels = 40;  // of a tile at least, for a turned weight to pay
+
+inline int64_t shuffled_pixels(const GroupedConv2dParams& p) {
+  const int64_t pixel = p.shape.groups * p.shape.out_channels * static_cast<int64_t>(sizeof(float));
+  return std::min(std::max(kStripBytes / pixel, kTurnedPixels),
+                  p.batch * p.out_height * p.out_width);
+}
+
 // The scratch of a call.
 template <class V>
 struct Scratch {
   float* panels;
   uint8_t* zeros;  // the channels of a group at a pixel outside the image
+  float* sums;     // of the shuffled_pixels
 
   Scratch(const GroupedConv2dParams& p, uint8_t* memory)
-      : panels(reinterpret_cast<float*>(memory)), zeros(memory + panel_bytes(p)) {
+      : panels(reinterpret_cast<float*>(memory)),
+        zeros(memory + panel_bytes(p)),
+        sums(reinterpret_cast<float*>(zeros + zero_bytes(p))) {
     std::memset(zeros, 0, zero_bytes(p));
   }
 
+  static int64_t bytes(const GroupedConv2dParams& p) {
+    return panel_bytes(p) + zero_bytes(p) + sum_bytes(p);
+  }
+
+ private:
   static int64_t panel_bytes(const GroupedConv2dParams& p) {
     return strip_panels<V>(p) * terms(p.shape) * kWidth<V> * static_cast<int64_t>(sizeof(float));
   }
   static int64_t zero_bytes(const GroupedConv2dParams& p) {
     return (p.shape.channels * static_cast<int64_t>(sizeof(float)) + 63) / 64 * 64;
+  }
+  static int64_t sum_bytes(const GroupedConv2dParams& p) {
+    if (p.shuffle == 1 || p.shape.taps > 1 || !p.channels_last) return 0;
+    return shuffled_pixels(p) * p.shape.groups * p.shape.out_channels *
+           static_cast<int64_t>(sizeof(float));
   }
 };
 
@@ -116,28 +143,33 @@ void pack_planes(const GroupedConv2dParams& p, const T* planes, const Sources<V>
   }
 }
 
-// One tap of all channels, channels innermost: squares of 8 x 8, transposed.
+// panel[c][i] = rows[i][c] of 8 rows: squares of 8 x 8, transposed. `step` from c to c + 1.
+template <class T>
+void turn_rows(const T* const* rows, int64_t channels, int64_t step, float* panel) {
+  int64_t c = 0;
+  for (; c + kLanes <= channels; c += kLanes) {
+    __m256 y[kLanes];
+    for_each<kLanes>([&](auto i) NNCX_INLINE { y[i] = load_lanes(rows[i] + c); });
+    transpose_8x8(y);
+    for_each<kLanes>([&](auto i) NNCX_INLINE { store_lanes(y[i], panel + (c + i) * step); });
+  }
+  for (; c < channels; ++c) {
+    for (int64_t i = 0; i < kLanes; ++i) panel[c * step + i] = load_float(rows[i][c]);
+  }
+}
+
+// One tap of all channels, channels innermost.
 template <class V, class T>
 void pack_pixels(const GroupedConv2dParams& p, const T* image, const T* zeros,
                  const Sources<V>& sources, float* panel) {
   const int64_t channels = p.shape.channels, all = p.shape.groups * channels;
-  const int64_t step = p.shape.taps * kWidth<V>;
-  for (int64_t l = 0; l < kWidth<V>; l += kLanes, panel += kLanes) {
+  for (int64_t l = 0; l < kWidth<V>; l += kLanes) {
     const T* pixels[kLanes];
     for (int64_t i = 0; i < kLanes; ++i) {
       const int64_t at = sources.at[l + i];
       pixels[i] = at < 0 ? zeros : image + at * all;
     }
-    int64_t c = 0;
-    for (; c + kLanes <= channels; c += kLanes) {
-      __m256 y[kLanes];
-      for_each<kLanes>([&](auto i) NNCX_INLINE { y[i] = load_lanes(pixels[i] + c); });
-      transpose_8x8(y);
-      for_each<kLanes>([&](auto i) NNCX_INLINE { store_lanes(y[i], panel + (c + i) * step); });
-    }
-    for (; c < channels; ++c) {
-      for (int64_t i = 0; i < kLanes; ++i) panel[c * step + i] = load_float(pixels[i][c]);
-    }
+    turn_rows(pixels, channels, p.shape.taps * kWidth<V>, panel + l);
   }
 }
 
@@ -170,23 +202,31 @@ struct Limits {
         highest(activation == Activation::relu6 ? 6 : std::numeric_limits<float>::infinity()) {}
 };
 
-// out[r][pixel] of Rows outputs, from the first of them on, and Vectors of the panel's pixels.
-template <class V, int Rows, int Vectors>
-void multiply(const float* weight, const float* bias, int64_t terms, const float* panel,
-              Limits limits, float* const* out) {
-  typename V::Floats acc[Rows * Vectors];
-  for_each<Rows>([&](auto r) NNCX_INLINE {
-    for_each<Vectors>([&](auto v)
-                          NNCX_INLINE { acc[r * Vectors + v] = V::set(bias ? bias[r] : 0.0f); });
+// One factor of a product: rows of terms, `step` apart.
+struct Rows {
+  const float* terms;
+  int64_t step;
+
+  Rows from(int64_t row) const { return {terms + row * step, step}; }
+};
+
+// out[r][lane] = bias(r, vector) + the sum of rows[r][k] * panel[k][lane] of Count rows and Vectors
+// of the panel.
+template <class V, int Count, int Vectors, class Bias>
+void multiply(Rows rows, const Bias& bias, int64_t terms, const float* panel, Limits limits,
+              float* const* out) {
+  typename V::Floats acc[Count * Vectors];
+  for_each<Count>([&](auto r) NNCX_INLINE {
+    for_each<Vectors>([&](auto v) NNCX_INLINE { acc[r * Vectors + v] = bias(r, v); });
   });
-  constexpr int kBases = (Rows + 2) / 3;  // pointers, each of three rows: all would not fit
+  constexpr int kBases = (Count + 2) / 3;  // pointers, each of three rows: all would not fit
   const float* bases[kBases];
-  for_each<kBases>([&](auto i) NNCX_INLINE { bases[i] = weight + 3 * i * terms; });
+  for_each<kBases>([&](auto i) NNCX_INLINE { bases[i] = rows.from(3 * i).terms; });
   for (int64_t k = 0; k < terms; ++k, panel += kWidth<V>) {
     typename V::Floats x[Vectors];
     for_each<Vectors>([&](auto v) NNCX_INLINE { x[v] = V::load(panel + v * V::kLanes); });
-    for_each<Rows>([&](auto r) NNCX_INLINE {
-      const auto w = V::broadcast(bases[r / 3] + r % 3 * terms);
+    for_each<Count>([&](auto r) NNCX_INLINE {
+      const auto w = V::broadcast(bases[r / 3] + r % 3 * rows.step);
       for_each<Vectors>([&](auto v) NNCX_INLINE {
         acc[r * Vectors + v] = V::fma(w, x[v], acc[r * Vectors + v]);
       });
@@ -194,7 +234,7 @@ void multiply(const float* weight, const float* bias, int64_t terms, const float
     for_each<kBases>([&](auto i) NNCX_INLINE { ++bases[i]; });
   }
   const auto lowest = V::set(limits.lowest), highest = V::set(limits.highest);
-  for_each<Rows>([&](auto r) NNCX_INLINE {
+  for_each<Count>([&](auto r) NNCX_INLINE {
     for_each<Vectors>([&](auto v) NNCX_INLINE {
       V::store(out[r] + v * V::kLanes,
                V::at_most(highest, V::at_least(lowest, acc[r * Vectors + v])));
@@ -202,31 +242,35 @@ void multiply(const float* weight, const float* bias, int64_t terms, const float
   });
 }
 
-template <class V, int Vectors, int Rows = V::kRows * 2 / Vectors>
-void multiply_rows(int64_t rows, const float* weight, const float* bias, int64_t terms,
-                   const float* panel, Limits limits, float* const* out) {
-  if constexpr (Rows > 0) {
-    if (rows < Rows) {
-      return multiply_rows<V, Vectors, Rows - 1>(rows, weight, bias, terms, panel, limits, out);
+template <class V, int Vectors, int Count = V::kRows * 2 / Vectors, class Bias>
+void multiply_rows(int64_t count, Rows rows, const Bias& bias, int64_t terms, const float* panel,
+                   Limits limits, float* const* out) {
+  if constexpr (Count > 0) {
+    if (count < Count) {
+      return multiply_rows<V, Vectors, Count - 1>(count, rows, bias, terms, panel, limits, out);
     }
-    multiply<V, Rows, Vectors>(weight, bias, terms, panel, limits, out);
+    multiply<V, Count, Vectors>(rows, bias, terms, panel, limits, out);
   }
 }
 
-// The block's outputs, of equal tiles.
+// Calls tile(first, end) for equal tiles of `count` rows.
+template <class V, int Vectors, class Tile>
+void for_tiles(int64_t count, const Tile& tile) {
+  constexpr int64_t kRows = V::kRows * 2 / Vectors;
+  const int64_t tiles = (count + kRows - 1) / kRows;
+  for (int64_t i = 0; i < tiles; ++i) tile(count * i / tiles, count * (i + 1) / tiles);
+}
+
 template <class V, int Vectors>
 void multiply_block(const GroupedConv2dParams& p, int64_t o, int64_t outputs, const float* panel,
                     float* const* out) {
-  constexpr int64_t kRows = V::kRows * 2 / Vectors;
-  const int64_t all = terms(p.shape), tiles = (outputs + kRows - 1) / kRows;
-  const Limits limits(p.activation);
-  for (int64_t tile = 0, first = 0; tile < tiles; ++tile) {
-    const int64_t end = outputs * (tile + 1) / tiles;
-    multiply_rows<V, Vectors>(end - first, p.weight + (o + first) * all,
-                              p.bias ? p.bias + o + first : nullptr, all, panel, limits,
-                              out + first);
-    first = end;
-  }
+  const int64_t all = terms(p.shape);
+  for_tiles<V, Vectors>(outputs, [&](int64_t first, int64_t end) {
+    const float* biases = p.bias ? p.bias + o + first : nullptr;
+    const auto bias = [&](int r, int) NNCX_INLINE { return V::set(biases ? biases[r] : 0.0f); };
+    multiply_rows<V, Vectors>(end - first, {p.weight + (o + first) * all, all}, bias, all, panel,
+                              Limits(p.activation), out + first);
+  });
 }
 
 // ---------------------------------------------------------------------------------------------
@@ -357,8 +401,108 @@ void run(const GroupedConv2dParams& p, const Conv2dTile& tile, uint8_t* memory) 
   }
 }
 
+// ---------------------------------------------------------------------------------------------
+// Turned weights
+
+// Whether neighbouring output pixels of the tile read neighbouring pixels of the input.
+inline bool reads_neighbours(const GroupedConv2dParams& p, const Conv2dTile& tile) {
+  const int64_t image = p.height * p.width, shift = p.padding_h * p.width;
+  return p.shape.taps == 1 && p.stride_h == 1 && p.stride_w == 1 && p.padding_w == 0 &&
+         (p.batch == 1 ? tile.pixel_begin >= shift && tile.pixel_end - shift <= image
+                       : p.padding_h == 0);
+}
+
+template <class V>
+bool turns_weight(const GroupedConv2dParams& p, const Conv2dTile& tile) {
+  const Conv2dWeightShape& s = p.shape;
+  const int64_t lanes = (s.out_channels + V::kLanes - 1) / V::kLanes * V::kLanes;
+  const bool whole = tile.block_begin == 0 && tile.block_end == s.groups * grouped_blocks(s);
+  return p.channels_last && p.dtype == Dtype::float32 && reads_neighbours(p, tile) &&
+         tile.pixel_end - tile.pixel_begin >= kTurnedPixels && 4 * s.out_channels >= 3 * lanes &&
+         (p.shuffle == 1 || whole);
+}
+
+// `outputs` sums of each of `pixels`.
+template <class V, int Vectors>
+void multiply_pixels(const GroupedConv2dParams& p, Rows pixels, int64_t count, const float* panel,
+                     const float* biases, int64_t outputs, float* out, int64_t out_step) {
+  const auto bias = [&](int, int v) NNCX_INLINE { return V::load(biases + v * V::kLanes); };
+  const bool whole = outputs == Vectors * V::kLanes;
+  for_tiles<V, Vectors>(count, [&](int64_t first, int64_t end) {
+    alignas(64) float sums[2 * V::kRows * V::kLanes];
+    float* rows[2 * V::kRows];
+    for (int64_t r = 0; r < end - first; ++r) {
+      rows[r] = whole ? out + (first + r) * out_step : sums + r * Vectors * V::kLanes;
+    }
+    multiply_rows<V, Vectors>(end - first, pixels.from(first), bias, p.shape.channels, panel,
+                              Limits(p.activation), rows);
+    if (whole) return;
+    for (int64_t r = 0; r < end - first; ++r) {
+      std::memcpy(out + (first + r) * out_step, rows[r], outputs * sizeof(float));
+    }
+  });
+}
+
+// Outputs [o, end) of all, of one group, turned panel by panel, of neighbouring pixels.
+template <class V>
+void run_turned(const GroupedConv2dParams& p, int64_t o, int64_t end, Rows pixels, int64_t count,
+                float* panel, float* out, int64_t out_step) {
+  const int64_t channels = p.shape.channels;
+  for (; o < end; o += kWidth<V>) {
+    const int64_t outputs = std::min(end - o, kWidth<V>);
+    float biases[kWidth<V>] = {};
+    if (p.bias) std::memcpy(biases, p.bias + o, outputs * sizeof(float));
+    for (int64_t l = 0; l < outputs; l += kLanes) {
+      const float* rows[kLanes];
+      for (int64_t i = 0; i < kLanes; ++i) {
+        rows[i] = p.weight + std::min(o + l + i, end - 1) * channels;
+      }
+      turn_rows(rows, channels, kWidth<V>, panel + l);
+    }
+    if (outputs > V::kLanes) {
+      multiply_pixels<V, 2>(p, pixels, count, panel, biases, outputs, out + o, out_step);
+    } else {
+      multiply_pixels<V, 1>(p, pixels, count, panel, biases, outputs, out + o, out_step);
+    }
+  }
+}
+
+template <class V>
+void run_turned(const GroupedConv2dParams& p, const Conv2dTile& tile, const Scratch<V>& scratch) {
+  const Conv2dWeightShape& s = p.shape;
+  const int64_t all = s.groups * s.out_channels, step = s.groups * s.channels;
+  const int64_t blocks = grouped_blocks(s);
+  const int64_t most = p.shuffle == 1 ? tile.pixel_end : shuffled_pixels(p);
+  const float* input = static_cast<const float*>(p.input) - p.padding_h * p.width * step;
+  for (int64_t pixel = tile.pixel_begin; pixel < tile.pixel_end; pixel += most) {
+    const int64_t count = std::min(most, tile.pixel_end - pixel);
+    float* output = static_cast<float*>(p.output) + pixel * all;
+    float* sums = p.shuffle == 1 ? output : scratch.sums;
+    for (int64_t group = tile.block_begin / blocks; group * blocks < tile.block_end; ++group) {
+      const int64_t first = group * s.out_channels;
+      const int64_t begin = std::max<int64_t>(tile.block_begin - group * blocks, 0) * kGroupedBlock;
+      const int64_t end =
+          std::min((tile.block_end - group * blocks) * kGroupedBlock, s.out_channels);
+      run_turned<V>(p, first + begin, first + end,
+                    {input + pixel * step + group * s.channels, step}, count, scratch.panels, sums,
+                    all);
+    }
+    if (p.shuffle == 1) continue;
+    V::shuffle({.input = sums,
+                .output = output,
+                .element_bytes = sizeof(float),
+                .batch = 1,
+                .groups = p.shuffle,
+                .channels = all / p.shuffle,
+                .pixels = count,
+                .channels_last = true},
+               0, count);
+  }
+}
+
 template <class V>
 void run(const GroupedConv2dParams& p, const Conv2dTile& tile, uint8_t* memory) {
+  if (turns_weight<V>(p, tile)) return run_turned<V>(p, tile, Scratch<V>(p, memory));
   switch (p.dtype) {
     case Dtype::float32:
       return run<V, float>(p, tile, memory);

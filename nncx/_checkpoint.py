@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from nncx import _files
+from nncx import _files, _processes
 
 
 def device_of(module: nn.Module) -> torch.device:
@@ -47,13 +47,18 @@ class Run:
         schedulers: list[LRScheduler],
         generator: torch.Generator | None,
         keep_best: bool,
+        amp: torch.dtype | None,
     ) -> None:
         self.task = task
+        self.amp = amp
+        # It does nothing unless enabled: only float16 has gradients that vanish unscaled.
+        self.scaler = torch.amp.GradScaler(device_of(task).type, enabled=amp == torch.float16)
         self.optimizers = optimizers
         self.schedulers = schedulers
         self.generator = generator
         self.settings = [_settings(each.state_dict()) for each in (*optimizers, *schedulers)]
         self.history: list[dict[str, float]] = []
+        self.saved = 0  # how many of its epochs the file holds
         self.keep_best = keep_best
         self.best: dict[str, Any] = {"validation": math.inf, "task": None}
 
@@ -69,7 +74,11 @@ class Run:
             self.task.load_state_dict(self.best["task"])
 
     def save(self, path: str | os.PathLike[str]) -> None:
-        _files.write(path, *self.pack())
+        """All processes give their random state; the first writes."""
+        packed = self.pack()
+        if _processes.rank() == 0:
+            _files.write(path, *packed)
+        self.saved = len(self.history)
 
     def pack(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """The tensors and the metadata of a checkpoint."""
@@ -104,6 +113,7 @@ class Run:
             except Exception:
                 self._take(before)
                 raise
+        self.saved = done
 
     def _take(self, state: dict[str, Any]) -> None:
         if self.keep_best:
@@ -115,11 +125,13 @@ class Run:
             each.load_state_dict(saved)
         for each, saved in zip(self.schedulers, state["schedulers"], strict=True):
             each.load_state_dict(saved)
-        torch.set_rng_state(state["random"]["cpu"])
-        if "cuda" in state["random"] and device_of(self.task).type == "cuda":
-            torch.cuda.set_rng_state(state["random"]["cuda"], device_of(self.task))
+        self.scaler.load_state_dict(state["scaler"])
+        random = state["random"][_processes.rank()]
+        torch.set_rng_state(random["cpu"])
+        if "cuda" in random and device_of(self.task).type == "cuda":
+            torch.cuda.set_rng_state(random["cuda"], device_of(self.task))
         if self.generator is not None:
-            self.generator.set_state(state["random"]["data"])
+            self.generator.set_state(state["order"])
         self.settings = state["settings"]
         self.history = state["history"]
 
@@ -127,15 +139,16 @@ class Run:
         random = {"cpu": torch.get_rng_state()}
         if device_of(self.task).type == "cuda":
             random["cuda"] = torch.cuda.get_rng_state(device_of(self.task))
-        if self.generator is not None:
-            random["data"] = self.generator.get_state()
         return {
             "task": self.task.state_dict(),
             "optimizers": [each.state_dict() for each in self.optimizers],
             "schedulers": [each.state_dict() for each in self.schedulers],
             "types": self._types(),
             "settings": self.settings,
-            "random": random,
+            "amp": str(self.amp),
+            "scaler": self.scaler.state_dict(),
+            "random": _processes.gathered(random),
+            "order": None if self.generator is None else self.generator.get_state(),
             "history": self.history,
             "best": self.best if self.keep_best else None,
         }
@@ -160,8 +173,12 @@ class Run:
             return "it was begun without keep_best"
         if not all(isinstance(record, dict) for record in state["history"]):
             return "its history is not one of epochs"
-        if self.generator is not None and "data" not in state["random"]:
+        if self.generator is not None and state["order"] is None:
             return "data has a generator here, it had none there"
+        if len(state["random"]) != _processes.count():
+            return f"{_processes.count()} processes here, {len(state['random'])} in the file"
+        if str(self.amp) != state["amp"]:
+            return f"amp is {self.amp} here, {state['amp']} in the file"
         if "settings" not in state:
             return "the file does not hold the settings of its optimizers"
         reached = [_settings(each) for each in (*state["optimizers"], *state["schedulers"])]

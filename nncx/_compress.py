@@ -12,12 +12,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch import nn
+from torch.utils.data import DataLoader
 
-from nncx import _files, _machine, _recipe, _report, _store, data, train
+from nncx import _machine, _networks, _recipe, _report, data, train
 from nncx.compress import Half, Sensitivity, convert, freeze, quantize, sensitivity, vanhoucke
 from nncx.compress.observers import MSE, Entropy, MinMax, MovingAverage, Observer, Percentile
 from nncx.graph import Graph, trace
@@ -36,7 +35,6 @@ CALIBRATION_BATCH = 64
 TIMED_BATCHES = (1, 16)
 TIMED_RUNS = 20
 
-_TORCHVISION = "torchvision:"
 # What only int8 knows, and what Vanhoucke's scheme decides.
 _INT8 = ("calibration_images", "observer", "symmetric", "per_layer", "vanhoucke", "sensitivity")
 _NOT_VANHOUCKE = ("observer", "symmetric", "per_layer", "skip", "sensitivity")
@@ -159,7 +157,7 @@ def run(compression: Compression, out: Path) -> Result:
     if out.is_file():  # found now, not after the work
         raise ValueError(f"out must be a folder, got the file {out}; pass another name")
     splits = _recipe.load_data(compression.data, compression.root, compression.image_size)
-    model = _checked(_network(compression, splits).eval(), splits)
+    model = _networks.trained(compression.model, splits, compression.options, compression.weights)
     graph = trace(model, splits.train[0][0].unsqueeze(0))
     images = calibration_images(splits, compression.calibration_images, compression.seed)
     table = _sensitivity(compression, graph, images, splits) if compression.sensitivity else None
@@ -173,77 +171,7 @@ def run(compression: Compression, out: Path) -> Result:
 
 def calibration_images(splits: data.Splits, count: int, seed: int) -> DataLoader:
     """Batches of `count` training images drawn at random, of all if there are not as many."""
-    generator = torch.Generator().manual_seed(seed)
-    drawn = torch.randperm(len(splits.train), generator=generator)[:count]
-    return data.loader(TensorDataset(*splits.train[drawn]), CALIBRATION_BATCH)
-
-
-def _network(compression: Compression, splits: data.Splits) -> nn.Module:
-    name, weights = compression.model, compression.weights
-    if name.startswith(_TORCHVISION):
-        model = _torchvision(name.removeprefix(_TORCHVISION), compression, splits)
-    elif Path(name).is_file() or name.endswith(".safetensors"):
-        model = _store.load(name)
-    elif weights is None:
-        raise ValueError(
-            f"the model must be a file of nncx.save, or have weights, got {name!r}; pass its file,"
-            " or a state dict as weights"
-        )
-    else:
-        model = _recipe.network(name, compression.options, splits)
-    return model if weights is None else _filled(model, Path(weights))
-
-
-def _torchvision(name: str, compression: Compression, splits: data.Splits) -> nn.Module:
-    """With torchvision's own weights unless others will be put in."""
-    torchvision = data.require_torchvision(f"{compression.model} comes with")
-    own = "DEFAULT" if compression.weights is None else None
-    options = {"num_classes": splits.num_classes, **compression.options}
-    try:
-        return torchvision.models.get_model(name, weights=own, **options)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{compression.model} cannot be made with {options}: {error}") from error
-
-
-def _filled(model: nn.Module, path: Path) -> nn.Module:
-    """`model` with the weights of a file."""
-    try:
-        if path.suffix == ".safetensors":
-            if _files.is_ours(path):
-                return _store.load(path, into=model)
-            state = safetensors.torch.load_file(path)
-        else:
-            state = torch.load(path, map_location="cpu", weights_only=True)
-        model.load_state_dict(state)
-    except (OSError, ValueError):
-        raise
-    except Exception as error:  # the libraries raise many types for a file that is no state dict
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"{path} must be a state dict of {type(model).__name__}, got another file: {reason}"
-        ) from error
-    return model
-
-
-def _checked(model: nn.Module, splits: data.Splits) -> nn.Module:
-    """`model`, which was found to take the images and to tell the classes apart."""
-    image = splits.train[0][0].unsqueeze(0)
-    try:
-        with torch.no_grad():
-            logits = model(image)
-    except (RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"the network must take images {list(image.shape[1:])} of {splits.name}, got one that"
-            f" does not: {reason}"
-        ) from error
-    got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if got != [1, splits.num_classes]:
-        raise ValueError(
-            f"the network must give a logit for each of the {splits.num_classes} classes of"
-            f" {splits.name}, got {got}; pass the data set that it was trained on"
-        )
-    return model
+    return data.loader(data.subset(splits.train, count, seed), CALIBRATION_BATCH)
 
 
 def _int8_settings(compression: Compression) -> dict[str, Any]:
@@ -268,7 +196,7 @@ def _compressed(compression: Compression, graph: Graph, images: DataLoader) -> G
 def _sensitivity(
     compression: Compression, graph: Graph, images: DataLoader, splits: data.Splits
 ) -> Sensitivity:
-    metric = partial(train.error_rate, data=_evaluation(splits.validation))
+    metric = partial(train.error_rate, data=_recipe.evaluation(splits.validation))
     return sensitivity(graph, images, metric=metric, **_int8_settings(compression))
 
 
@@ -288,7 +216,7 @@ def _measure(
         for batch in TIMED_BATCHES:
             latencies[str(batch)] = _report.latency([model, loaded], (images[:batch],), TIMED_RUNS)
     (float_test_error, test_error), (float_validation_error, validation_error) = (
-        [train.error_rate(each, _evaluation(split)) for each in (model, loaded)]
+        [train.error_rate(each, _recipe.evaluation(split)) for each in (model, loaded)]
         for split in (splits.test, splits.validation)
     )
     return Result(
@@ -306,7 +234,3 @@ def _measure(
         macs=_report.report(loaded, images[:1], repeats=1).macs,
         machine=_machine.describe(),
     )
-
-
-def _evaluation(split: TensorDataset) -> DataLoader:
-    return data.loader(split, _recipe.EVALUATION_BATCH)

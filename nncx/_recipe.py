@@ -4,7 +4,8 @@ The network is trained with `train.fit`, the epoch is chosen on the validation s
 layers are frozen, the file is written and loaded again, and only then is the test split looked at.
 
 A run keeps a checkpoint in the output folder until it is through, so one that is interrupted
-continues when the same recipe is given again.
+continues when the same recipe is given again. Of several processes, which torchrun started, the
+first measures and writes.
 """
 
 import hashlib
@@ -12,8 +13,8 @@ import json
 import math
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,11 +23,13 @@ import torch
 from torch import Tensor, nn
 from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
+from torch.utils.data import Dataset
 
-from nncx import _files, _machine, _report, _store, data, models, train
+from nncx import _files, _machine, _networks, _processes, _report, _store, data, train
 from nncx.compress import XNOR, BinaryConnect, convert, freeze
 from nncx.compress._convert import Method
 from nncx.compress.binary_connect import parameter_groups
+from nncx.distill import Stage
 from nncx.nn import SquaredHingeLoss
 
 LAYERS: dict[str, Method | None] = {
@@ -43,8 +46,9 @@ OPTIMIZERS: dict[str, Callable[..., Optimizer]] = {
     "adam": partial(Adam, fused=True),
     "sgd": partial(SGD, momentum=0.9, nesterov=True),
 }
+AMP = {"none": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-MODEL, RESULT = "model.safetensors", "result.json"
+MODEL, RESULT, CURVES = "model.safetensors", "result.json", "curves.png"
 EVALUATION_BATCH = 256
 
 
@@ -55,7 +59,9 @@ class Recipe:
     Args:
         data, root: as `data.load`.
         image_size: of an image folder; the other data sets have their own.
-        model, options: as `models.by_name`: its name, and more arguments of its constructor.
+        train_images: how many of the training images at most; which ones does not depend on `seed`.
+        augment: of the training images, a key of `data.AUGMENTATIONS`.
+        model, options: as `_networks.make`: its name, and more arguments of its constructor.
         layers: "float", or the method whose layers `convert` puts in: "xnor", "binaryconnect",
             "binaryconnect-stochastic".
         loss: "cross-entropy", or "squared-hinge".
@@ -63,6 +69,8 @@ class Recipe:
         lr: the learning rate of the first epoch; BinaryConnect scales that of its weights.
         lr_decay: the learning rate of the last epoch, divided by `lr`; between them it falls
             exponentially. 1 keeps it constant.
+        amp: mixed precision of the training: "none", "bfloat16" or "float16".
+        patience: as `train.fit`: epochs without a better validation after which it stops.
 
     Raises:
         ValueError: for a value that cannot be; that of data and model when they are made.
@@ -71,6 +79,8 @@ class Recipe:
     data: str = "digits"
     root: str | None = None
     image_size: int = 32
+    train_images: int | None = None
+    augment: str = "none"
     model: str = "resnet8"
     options: Mapping[str, Any] = field(default_factory=dict)
     layers: str = "float"
@@ -81,16 +91,25 @@ class Recipe:
     lr: float = 1e-3
     lr_decay: float = 0.01
     weight_decay: float = 0.0
+    amp: str = "none"
+    patience: int | None = None
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, table in (("layers", LAYERS), ("loss", LOSSES), ("optimizer", OPTIMIZERS)):
+        tables = {
+            "augment": data.AUGMENTATIONS,
+            "layers": LAYERS,
+            "loss": LOSSES,
+            "optimizer": OPTIMIZERS,
+            "amp": AMP,
+        }
+        for name, table in tables.items():
             value = getattr(self, name)
             if value not in table:
                 raise ValueError(f"{name} must be one of {', '.join(table)}, got {value!r}")
-        for name in ("epochs", "batch"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
+        for name in ("epochs", "batch", "train_images"):
+            if (value := getattr(self, name)) is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
         for name in ("lr", "lr_decay"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
@@ -107,6 +126,7 @@ class Result:
         file_bytes, float_file_bytes: of the file, and of the file of the same network in float.
         ratio: the latter by the former.
         seconds: of training, in this call: not those before an interruption.
+        trained_on: how many processes on what device; the other figures are of the CPU.
         history: what `train.fit` returned.
     """
 
@@ -120,6 +140,7 @@ class Result:
     float_file_bytes: int
     ratio: float
     seconds: float
+    trained_on: str
     machine: str
     history: list[dict[str, float]]
 
@@ -134,28 +155,127 @@ class Result:
         )
 
 
-def run(recipe: Recipe, out: Path) -> Result:
-    """Train what `recipe` says; write model.safetensors and result.json to the folder `out`.
+@dataclass(frozen=True)
+class Setup:
+    """What a training runs on, and what it writes besides: nothing that its result depends on.
+
+    Args:
+        device: where it is trained, as `train.processes` gives it. It is measured on the CPU.
+        tensorboard: write events for TensorBoard as well.
+        plot: draw the history to curves.png as well.
+
+    Raises:
+        ImportError: if matplotlib is missing for `plot`: now rather than after the training.
+    """
+
+    device: torch.device = torch.device("cpu")
+    tensorboard: bool = False
+    plot: bool = False
+
+    def __post_init__(self) -> None:
+        if self.plot:
+            _report.require_matplotlib()
+
+
+ON_THE_CPU = Setup()
+
+
+def run(recipe: Recipe, out: Path, setup: Setup = ON_THE_CPU) -> Result | None:
+    """Train what `recipe` says; write model.safetensors, history.csv and result.json to `out`.
+
+    Returns:
+        None in all processes but the first.
 
     Raises:
         ValueError: for data or a network that cannot be, or a network that cannot be converted.
-        FileNotFoundError, ImportError: as `data.load`.
+        FileNotFoundError, ImportError: as `data.load`, or for TensorBoard.
         FloatingPointError: if the training diverges.
         KeyboardInterrupt: as it came; the same call continues from the checkpoint.
     """
-    splits = load_data(recipe.data, recipe.root, recipe.image_size)
+    splits = splits_of(recipe)
     model = build(recipe, splits)
+    stage = Stage("supervised", train.Supervised(model, LOSSES[recipe.loss]()))
+    stages = {stage: [student_optimizer(recipe, model, stage)]}
+    result = train_stages(recipe, model, stages, splits, out, setup)
+    if result is not None:
+        write_result(result, out)
+        remove_checkpoints(recipe, splits, out)
+    return result
+
+
+def train_stages(
+    recipe: Recipe,
+    model: nn.Module,
+    stages: Mapping[Stage, list[Optimizer]],
+    splits: data.Splits,
+    out: Path,
+    setup: Setup,
+) -> Result | None:
+    """Train `model` in `stages`, one after the other; write model.safetensors to the folder `out`.
+
+    The stages share the recipe's epochs. The last decides which epoch is kept: what another one
+    trains, as a hint, need not tell classes apart. Checkpoints stay until the result is written:
+    see `remove_checkpoints`. None in all processes but the first.
+    """
     out.mkdir(parents=True, exist_ok=True)
-    checkpoint = out / f"{run_key(asdict(recipe), splits)}.checkpoint"
     start = time.monotonic()
-    history = _fit(recipe, model, splits, checkpoint)
+    history: list[dict[str, float]] = []
+    *_, final = stages
+    for (stage, optimizers), epochs in zip(stages.items(), _epochs(recipe, stages), strict=True):
+        stage.task.to(setup.device)
+        settings = {
+            "epochs": epochs,
+            "optimizer": optimizers,
+            "keep_best": stage is final,
+            "checkpoint": out / f"{_key(recipe, splits)}-{stage.name}.checkpoint",
+            "log": out if len(stages) == 1 else out / stage.name,
+            "tensorboard": setup.tensorboard,
+        }
+        records = _fit(recipe, model, stage.task, splits, settings)
+        last = [{**record, "epoch": len(history) + record["epoch"]} for record in records]
+        history += last
     seconds = time.monotonic() - start
+    if _processes.rank() > 0:
+        return None
+    if setup.plot:
+        train.plot(history, out / CURVES)
+    model.cpu()
     if recipe.layers != "float":
         freeze(model)
-    result = _measure(recipe, model, splits, out / MODEL, history, seconds)
-    write_result(result, out)
-    checkpoint.unlink()
-    return result
+    return Result(
+        recipe=recipe,
+        **_measured(recipe, model, splits, out / MODEL),
+        best_epoch=int(min(last, key=lambda record: record["validation"])["epoch"]),
+        seconds=seconds,
+        trained_on=_trained_on(setup.device),
+        machine=_machine.describe(),
+        history=history,
+    )
+
+
+def remove_checkpoints(recipe: Recipe, splits: data.Splits, out: Path) -> None:
+    """Once the result is written: those of `train_stages`."""
+    for path in out.glob(f"{_key(recipe, splits)}-*.checkpoint"):
+        path.unlink()
+
+
+def _key(recipe: Recipe, splits: data.Splits) -> str:
+    return run_key(asdict(recipe), splits)
+
+
+def _epochs(recipe: Recipe, stages: Iterable[Stage]) -> list[int]:
+    """Those of each stage: its share, at least one, and all together the recipe's if they can."""
+    *first, _ = (max(1, round(stage.share * recipe.epochs)) for stage in stages)
+    return [*first, max(1, recipe.epochs - sum(first))]
+
+
+def splits_of(recipe: Recipe) -> data.Splits:
+    """The recipe's data; of several processes, the first may download them."""
+    with _processes.first_goes_ahead():
+        splits = load_data(recipe.data, recipe.root, recipe.image_size)
+    if recipe.train_images is None:
+        return splits
+    return replace(splits, train=data.subset(splits.train, recipe.train_images, seed=0))
 
 
 def build(recipe: Recipe, splits: data.Splits) -> nn.Module:
@@ -167,62 +287,64 @@ def build(recipe: Recipe, splits: data.Splits) -> nn.Module:
 
 def _float_network(recipe: Recipe, splits: data.Splits) -> nn.Module:
     torch.manual_seed(recipe.seed)
-    return network(recipe.model, recipe.options, splits)
+    return _networks.make(recipe.model, splits, recipe.options)
 
 
-def _optimizer(recipe: Recipe, model: nn.Module) -> Optimizer:
-    parameters = model.parameters()
+def student_optimizer(recipe: Recipe, model: nn.Module, stage: Stage) -> Optimizer:
+    """Of all that is trained for `model` in `stage`: itself, and what adapts it to the teacher."""
+    its_own = {id(parameter) for parameter in model.parameters()}
+    adapters = [p for p in stage.student_parameters() if id(p) not in its_own]
+    groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
     if isinstance(LAYERS[recipe.layers], BinaryConnect):
-        parameters = parameter_groups(model, recipe.lr, squared=recipe.optimizer == "sgd")
+        groups = parameter_groups(model, recipe.lr, squared=recipe.optimizer == "sgd")
+    if adapters:
+        groups.append({"params": adapters})
     make = OPTIMIZERS[recipe.optimizer]
-    return make(parameters, lr=recipe.lr, weight_decay=recipe.weight_decay)
+    return make(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
 
 
 def _fit(
-    recipe: Recipe, model: nn.Module, splits: data.Splits, checkpoint: Path
-) -> list[dict[str, float]]:
-    optimizer = _optimizer(recipe, model)
-    per_epoch = recipe.lr_decay ** (1 / max(1, recipe.epochs - 1))
-    validation = data.loader(splits.validation, EVALUATION_BATCH)
-    torch.manual_seed(recipe.seed)
-    return train.fit(
-        train.Supervised(model, LOSSES[recipe.loss]()),
-        data.loader(splits.train, recipe.batch, shuffle=True, seed=recipe.seed),
-        epochs=recipe.epochs,
-        optimizer=optimizer,
-        scheduler=ExponentialLR(optimizer, per_epoch),
-        validate=partial(train.error_rate, model, validation),
-        keep_best=True,
-        checkpoint=checkpoint,
-    )
-
-
-def _measure(
     recipe: Recipe,
     model: nn.Module,
+    task: nn.Module,
     splits: data.Splits,
-    path: Path,
-    history: list[dict[str, float]],
-    seconds: float,
-) -> Result:
-    image = splits.test[0][0].unsqueeze(0)
-    loaded = reloaded(model.eval(), path, image)
-    best = min(history, key=lambda record: record["validation"])
-    file_bytes, float_file_bytes = path.stat().st_size, saved_bytes(_float_network(recipe, splits))
-    return Result(
-        recipe=recipe,
-        test_error=train.error_rate(loaded, data.loader(splits.test, EVALUATION_BATCH)),
-        test_images=len(splits.test),
-        validation_error=train.error_rate(loaded, data.loader(splits.validation, EVALUATION_BATCH)),
-        best_epoch=int(best["epoch"]),
-        parameters=_report.report(loaded, image, repeats=1).total.parameters,
-        file_bytes=file_bytes,
-        float_file_bytes=float_file_bytes,
-        ratio=float_file_bytes / file_bytes,
-        seconds=seconds,
-        machine=_machine.describe(),
-        history=history,
+    settings: dict[str, Any],
+) -> list[dict[str, float]]:
+    per_epoch = recipe.lr_decay ** (1 / max(1, settings["epochs"] - 1))
+    torch.manual_seed(recipe.seed)
+    return train.fit(
+        task,
+        batches(recipe, splits),
+        scheduler=[ExponentialLR(optimizer, per_epoch) for optimizer in settings["optimizer"]],
+        validate=partial(train.error_rate, model, evaluation(splits.validation)),
+        patience=recipe.patience if settings["keep_best"] else None,
+        amp=AMP[recipe.amp],
+        **settings,
     )
+
+
+def _measured(
+    recipe: Recipe, model: nn.Module, splits: data.Splits, path: Path
+) -> dict[str, float | int]:
+    """What the file of `model` does, which is written to `path` and loaded again."""
+    image = splits.test[0][0].unsqueeze(0)
+    loaded = reloaded(_networks.storable(model.eval(), image), path, image)
+    float_network = _networks.storable(_float_network(recipe, splits).eval(), image)
+    file_bytes, float_file_bytes = path.stat().st_size, saved_bytes(float_network)
+    return {
+        "test_error": train.error_rate(loaded, evaluation(splits.test)),
+        "test_images": len(splits.test),
+        "validation_error": train.error_rate(loaded, evaluation(splits.validation)),
+        "parameters": _report.report(loaded, image, repeats=1).total.parameters,
+        "file_bytes": file_bytes,
+        "float_file_bytes": float_file_bytes,
+        "ratio": float_file_bytes / file_bytes,
+    }
+
+
+def _trained_on(device: torch.device) -> str:
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    return f"{_processes.count()} x {name}"
 
 
 # ----------------------------------------------------------------------------
@@ -231,21 +353,17 @@ def _measure(
 
 def load_data(name: str, root: str | None, image_size: int) -> data.Splits:
     """`data.load`, with `image_size` for what is an image folder."""
-    return data.load(name, root, image_size=None if name in data.NAMED else image_size)
+    return data.load(name, root, image_size=image_size if data.takes_image_size(name) else None)
 
 
-def network(name: str, options: Mapping[str, Any], splits: data.Splits) -> nn.Module:
-    """`models.by_name` for images and classes of `splits`, with random weights."""
-    try:
-        return models.by_name(
-            name,
-            image_size=splits.image_size,
-            in_channels=splits.in_channels,
-            num_classes=splits.num_classes,
-            **options,
-        )
-    except TypeError as error:  # an option that it does not have, or that the data decides
-        raise ValueError(f"{name} cannot be made with {options}: {error}") from error
+def batches(recipe: Recipe, splits: data.Splits) -> data.Loader:
+    """Of the training images, in an order that depends on the seed."""
+    augment = data.AUGMENTATIONS[recipe.augment]
+    return data.loader(splits.train, recipe.batch, shuffle=True, seed=recipe.seed, augment=augment)
+
+
+def evaluation(split: Dataset) -> data.Loader:
+    return data.loader(split, EVALUATION_BATCH)
 
 
 def run_key(settings: dict[str, Any], splits: data.Splits) -> str:
@@ -273,6 +391,15 @@ def saved_bytes(model: nn.Module) -> int:
         path = Path(folder) / MODEL
         _store.save(model, path)
         return path.stat().st_size
+
+
+def is_done(recipe: Recipe, out: Path) -> bool:
+    """Whether the folder `out` holds the network and the result of this very recipe."""
+    try:
+        written = json.loads((out / RESULT).read_text())["recipe"]
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return (out / MODEL).is_file() and written == json.loads(json.dumps(asdict(recipe)))
 
 
 def write_result(result: Any, out: Path) -> None:

@@ -67,7 +67,9 @@ _TORCH_TYPES = """
     ReflectionPad1d ReflectionPad2d ReflectionPad3d
     ReplicationPad1d ReplicationPad2d ReplicationPad3d ZeroPad1d ZeroPad2d ZeroPad3d
 """.split()
-_MODELS = "LeNet300100 LeNet4 LeNet5 MLP MobileNet NiN ResNet ShuffleNet ShuffleNetV2 VGG9".split()
+_MODELS = """
+    FitNet19 LeNet300100 LeNet4 LeNet5 MLP MobileNet NiN ResNet ShuffleNet ShuffleNetV2 VGG9
+""".split()
 
 TYPES: dict[str, type[nn.Module]] = {
     **{f"torch.nn.{name}": getattr(nn, name) for name in _TORCH_TYPES},

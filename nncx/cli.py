@@ -9,9 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from nncx import _compress, _recipe
+from nncx import _compress, _distill, _eval, _recipe, _reproduce, models
 from nncx._compress import METHODS, OBSERVERS, Compression
-from nncx._recipe import LAYERS, LOSSES, OPTIMIZERS, Recipe
+from nncx._distill import Distillation
+from nncx._recipe import AMP, LAYERS, LOSSES, OPTIMIZERS, Recipe, Setup
+from nncx._talk import TABLES
+from nncx.data import AUGMENTATIONS, NAMED
+from nncx.distill import METHODS as DISTILLATIONS
+from nncx.train import processes
 
 app = typer.Typer(
     help="Compress neural networks and really run the result.",
@@ -22,6 +27,50 @@ app = typer.Typer(
 
 # What a user can cause, and mend: one sentence, no traceback.
 _USER_ERRORS = (ValueError, ImportError, OSError, FloatingPointError)
+
+
+# What several commands take.
+Data = Annotated[str, typer.Option(help=f"{', '.join(NAMED)}, or a folder or .npz file of images.")]
+Root = Annotated[str | None, typer.Option(help="Where the data sets by name are; else $NNCX_DATA.")]
+ImageSize = Annotated[int, typer.Option(help="To what square the images of a folder are scaled.")]
+TrainImages = Annotated[
+    int | None, typer.Option(help="Train on so many of the training images at most.")
+]
+Augment = Annotated[str, typer.Option(help=f"{', '.join(AUGMENTATIONS)}.")]
+Out = Annotated[Path, typer.Option(help="Folder for model.safetensors and result.json.")]
+Network = Annotated[str, typer.Option(help=f"{', '.join(models.NAMES)}, or torchvision:NAME.")]
+Options = Annotated[
+    list[str] | None,
+    typer.Option(help="Of the network, as norm=true or dropout=0.5; can be repeated."),
+]
+Layers = Annotated[str, typer.Option(help=f"{', '.join(LAYERS)}.")]
+Epochs = Annotated[int, typer.Option(help="The best on the validation split is kept.")]
+Batch = Annotated[int, typer.Option(help="Images per step.")]
+Optimizer = Annotated[str, typer.Option(help=f"{', '.join(OPTIMIZERS)}.")]
+Rate = Annotated[float, typer.Option(help="Learning rate of the first epoch.")]
+RateDecay = Annotated[
+    float, typer.Option(help="That of the last epoch by that of the first; exponential.")
+]
+WeightDecay = Annotated[float, typer.Option(help="Of the optimizer.")]
+Amp = Annotated[str, typer.Option(help=f"Mixed precision: {', '.join(AMP)}.")]
+Patience = Annotated[
+    int | None,
+    typer.Option(help="Stop after so many epochs without a lower validation error.", min=1),
+]
+Seed = Annotated[int, typer.Option(help="Of all that is random.")]
+TensorBoard = Annotated[
+    bool, typer.Option("--tensorboard", help="Write events for TensorBoard, too.")
+]
+Plot = Annotated[bool, typer.Option("--plot", help="Draw the history to curves.png.")]
+Teacher = Annotated[
+    str,
+    typer.Option(
+        help="A file of nncx.save; torchvision:NAME; or a network by name, which is trained first."
+    ),
+]
+TeacherOptions = Annotated[
+    list[str] | None, typer.Option(help="As --option, of a teacher by name.")
+]
 
 
 @contextmanager
@@ -51,6 +100,12 @@ def _options(texts: list[str] | None) -> dict[str, Any]:
     return dict(map(_name_and_value, texts or ()))
 
 
+def _print(result: object | None) -> None:
+    """In the first of several processes, which has one."""
+    if result is not None:
+        print(result)
+
+
 def _print_version(wanted: bool) -> None:
     if wanted:
         from nncx import __version__
@@ -70,20 +125,16 @@ def main(
 
 @app.command()
 def demo(
-    data: Annotated[
-        str, typer.Option(help="digits, mnist, fashion-mnist, or a folder of images.")
-    ] = "digits",
+    data: Data = "digits",
     out: Annotated[Path, typer.Option(help="Folder for networks, table and plot.")] = Path("demo"),
-    root: Annotated[
-        str | None, typer.Option(help="Where mnist and fashion-mnist are; else $NNCX_DATA.")
-    ] = None,
+    root: Root = None,
     image_size: Annotated[
         int, typer.Option(help="To what square the images of a folder are scaled.", min=8)
     ] = 32,
     epochs: Annotated[
         int | None, typer.Option(help="Of each training; by default few for large data.", min=1)
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of all that is random.")] = 0,
+    seed: Seed = 0,
 ) -> None:
     """Train a teacher, distill a small student without labels, in float, int8 and binary; measure.
 
@@ -101,50 +152,40 @@ def demo(
 
 @app.command()
 def train(
-    out: Annotated[Path, typer.Option(help="Folder for model.safetensors and result.json.")],
-    data: Annotated[
-        str, typer.Option(help="digits, mnist, fashion-mnist, or a folder of images.")
-    ] = Recipe.data,
-    root: Annotated[
-        str | None, typer.Option(help="Where mnist and fashion-mnist are; else $NNCX_DATA.")
-    ] = Recipe.root,
-    image_size: Annotated[
-        int, typer.Option(help="To what square the images of a folder are scaled.")
-    ] = Recipe.image_size,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="lenet300100, lenet4, lenet5, mlp, mobilenet, nin, shufflenet, shufflenetv2, vgg9,"
-            " or resnet with its depth."
-        ),
-    ] = Recipe.model,
-    option: Annotated[
-        list[str] | None,
-        typer.Option(help="Of the network, as norm=true or dropout=0.5; can be repeated."),
-    ] = None,
-    layers: Annotated[str, typer.Option(help=f"{', '.join(LAYERS)}.")] = Recipe.layers,
+    out: Out,
+    data: Data = Recipe.data,
+    root: Root = Recipe.root,
+    image_size: ImageSize = Recipe.image_size,
+    train_images: TrainImages = Recipe.train_images,
+    augment: Augment = Recipe.augment,
+    model: Network = Recipe.model,
+    option: Options = None,
+    layers: Layers = Recipe.layers,
     loss: Annotated[str, typer.Option(help=f"{', '.join(LOSSES)}.")] = Recipe.loss,
-    epochs: Annotated[int, typer.Option(help="The best on the validation split is kept.")] = (
-        Recipe.epochs
-    ),
-    batch: Annotated[int, typer.Option(help="Images per step.")] = Recipe.batch,
-    optimizer: Annotated[str, typer.Option(help=f"{', '.join(OPTIMIZERS)}.")] = Recipe.optimizer,
-    lr: Annotated[float, typer.Option(help="Learning rate of the first epoch.")] = Recipe.lr,
-    lr_decay: Annotated[
-        float, typer.Option(help="That of the last epoch by that of the first; exponential.")
-    ] = Recipe.lr_decay,
-    weight_decay: Annotated[float, typer.Option(help="Of the optimizer.")] = Recipe.weight_decay,
-    seed: Annotated[int, typer.Option(help="Of all that is random.")] = Recipe.seed,
+    epochs: Epochs = Recipe.epochs,
+    batch: Batch = Recipe.batch,
+    optimizer: Optimizer = Recipe.optimizer,
+    lr: Rate = Recipe.lr,
+    lr_decay: RateDecay = Recipe.lr_decay,
+    weight_decay: WeightDecay = Recipe.weight_decay,
+    amp: Amp = Recipe.amp,
+    patience: Patience = Recipe.patience,
+    seed: Seed = Recipe.seed,
+    tensorboard: TensorBoard = False,
+    plot: Plot = False,
 ) -> None:
     """Train a network from labels; report what its frozen file does when it is loaded again.
 
-    An interrupted run continues when the same command is given again.
+    On the GPU if there is one. An interrupted run continues when the same command is given again.
+    On several GPUs, or in several processes on a CPU: torchrun --nproc-per-node N -m nncx train ...
     """
     with _readable_errors():
         recipe = Recipe(
             data=data,
             root=root,
             image_size=image_size,
+            train_images=train_images,
+            augment=augment,
             model=model,
             options=_options(option),
             layers=layers,
@@ -155,9 +196,152 @@ def train(
             lr=lr,
             lr_decay=lr_decay,
             weight_decay=weight_decay,
+            amp=amp,
+            patience=patience,
             seed=seed,
         )
-        print(_recipe.run(recipe, out))
+        with processes() as device:
+            _print(_recipe.run(recipe, out, Setup(device, tensorboard, plot)))
+
+
+@app.command()
+def distill(
+    out: Out,
+    teacher: Teacher = Distillation.teacher,
+    teacher_option: TeacherOptions = None,
+    teacher_weights: Annotated[
+        str | None, typer.Option(help="A state dict for the teacher, which then is not trained.")
+    ] = Distillation.teacher_weights,
+    method: Annotated[str, typer.Option(help=f"{', '.join(DISTILLATIONS)}.")] = (
+        Distillation.method
+    ),
+    method_option: Annotated[
+        list[str] | None,
+        typer.Option(help="Of the method, as temperature=4 or hidden=[64,64]; can be repeated."),
+    ] = None,
+    discriminator_lr: Annotated[float, typer.Option(help="Of anc's discriminator; Adam.")] = (
+        Distillation.discriminator_lr
+    ),
+    cache_teacher: Annotated[
+        bool, typer.Option("--cache-teacher", help="Run the teacher once; without augmentation.")
+    ] = Distillation.cache_teacher,
+    data: Data = Distillation.data,
+    root: Root = Distillation.root,
+    image_size: ImageSize = Distillation.image_size,
+    train_images: TrainImages = Distillation.train_images,
+    augment: Augment = Distillation.augment,
+    student: Network = Distillation.model,
+    option: Options = None,
+    layers: Layers = Distillation.layers,
+    epochs: Epochs = Distillation.epochs,
+    batch: Batch = Distillation.batch,
+    optimizer: Optimizer = Distillation.optimizer,
+    lr: Rate = Distillation.lr,
+    lr_decay: RateDecay = Distillation.lr_decay,
+    weight_decay: WeightDecay = Distillation.weight_decay,
+    amp: Amp = Distillation.amp,
+    patience: Patience = Distillation.patience,
+    seed: Seed = Distillation.seed,
+    tensorboard: TensorBoard = False,
+    plot: Plot = False,
+) -> None:
+    """Train a student by a teacher; report what its frozen file does when it is loaded again.
+
+    On the GPU if there is one, and under torchrun as `nncx train`. An interrupted run continues
+    when the same command is given again.
+    """
+    with _readable_errors():
+        distillation = Distillation(
+            teacher=teacher,
+            teacher_options=_options(teacher_option),
+            teacher_weights=teacher_weights,
+            method=method,
+            method_options=_options(method_option),
+            discriminator_lr=discriminator_lr,
+            cache_teacher=cache_teacher,
+            data=data,
+            root=root,
+            image_size=image_size,
+            train_images=train_images,
+            augment=augment,
+            model=student,
+            options=_options(option),
+            layers=layers,
+            epochs=epochs,
+            batch=batch,
+            optimizer=optimizer,
+            lr=lr,
+            lr_decay=lr_decay,
+            weight_decay=weight_decay,
+            amp=amp,
+            patience=patience,
+            seed=seed,
+        )
+        with processes() as device:
+            _print(_distill.run(distillation, out, Setup(device, tensorboard, plot)))
+
+
+@app.command()
+def reproduce(
+    table: Annotated[str, typer.Argument(help=f"{', '.join(TABLES)}.")],
+    out: Annotated[Path, typer.Option(help="Folder for the tables and their trainings.")],
+    data: Data = "digits",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="Few images, 2 epochs, 1 seed: to see that it runs.")
+    ] = False,
+    seeds: Annotated[int | None, typer.Option(help="Trainings of each row; 3.")] = None,
+    jobs: Annotated[int, typer.Option(help="Trainings at the same time.")] = 1,
+    root: Root = None,
+    image_size: ImageSize = Recipe.image_size,
+    train_images: TrainImages = None,
+    teacher: Annotated[
+        str | None, typer.Option(help="As in nncx distill; else the talk's for these data.")
+    ] = None,
+    teacher_option: TeacherOptions = None,
+    student: Annotated[str | None, typer.Option(help="Else the talk's for these data.")] = None,
+    option: Options = None,
+    epochs: Annotated[int | None, typer.Option(help="Of each training.")] = None,
+    lr: Annotated[float | None, typer.Option(help="Learning rate of the first epoch.")] = None,
+) -> None:
+    """Train what a table of the talk compares, on your data; print it beside the talk's figures.
+
+    An interrupted run continues when the same command is given again; what is trained stays.
+    """
+    with _readable_errors():
+        given = {
+            "train_images": train_images,
+            "teacher": teacher,
+            "model": student,
+            "epochs": epochs,
+            "lr": lr,
+        }
+        distillation = _reproduce.settings(
+            data,
+            quick,
+            root=root,
+            image_size=image_size,
+            teacher_options=_options(teacher_option),
+            options=_options(option),
+            **{name: value for name, value in given.items() if value is not None},
+        )
+        seeds = seeds or (1 if quick else 3)
+        print(_reproduce.run(_reproduce.Reproduction(table, distillation, seeds, jobs), out))
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[str, typer.Option(help="A file of nncx.save.")],
+    data: Data = Recipe.data,
+    root: Root = Recipe.root,
+    image_size: ImageSize = Recipe.image_size,
+    out: Annotated[Path | None, typer.Option(help="Folder for result.json.")] = None,
+) -> None:
+    """Report what a file does: test error, size, and milliseconds an image.
+
+    On the test split, which `nncx train` and `nncx compress` never choose by.
+    """
+    with _readable_errors():
+        print(_eval.run(model, data, root, image_size, out))
 
 
 @app.command()
@@ -168,7 +352,7 @@ def compress(
             help="A file of nncx.save; or lenet5, resnet20 and so on; or torchvision:resnet18."
         ),
     ],
-    out: Annotated[Path, typer.Option(help="Folder for model.safetensors and result.json.")],
+    out: Out,
     weights: Annotated[
         str | None,
         typer.Option(help="A state dict for a network by name; torchvision's have their own."),
@@ -178,15 +362,9 @@ def compress(
         typer.Option(help="Of a network by name, as norm=true; can be repeated."),
     ] = None,
     method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = Compression.method,
-    data: Annotated[
-        str, typer.Option(help="digits, mnist, fashion-mnist, or a folder of images.")
-    ] = Compression.data,
-    root: Annotated[
-        str | None, typer.Option(help="Where mnist and fashion-mnist are; else $NNCX_DATA.")
-    ] = Compression.root,
-    image_size: Annotated[
-        int, typer.Option(help="To what square the images of a folder are scaled.")
-    ] = Compression.image_size,
+    data: Data = Compression.data,
+    root: Root = Compression.root,
+    image_size: ImageSize = Compression.image_size,
     calibration_images: Annotated[
         int, typer.Option(help="Training images, at most, from which int8 takes its ranges.")
     ] = Compression.calibration_images,

@@ -6,7 +6,8 @@
 
 A *task* is a module that maps (inputs, targets) to a dictionary of scalars, of which "loss" is
 minimised and the others are logged. What is trained, and how, is the task's: `Supervised` here,
-`nncx.distill.Distiller` there. The loop knows only tasks, batches and optimizers.
+`nncx.distill.Distiller` there. The loop knows only tasks, batches and optimizers. Processes that
+torchrun started share out each batch, inside `with nncx.train.processes() as device:`.
 """
 
 import contextlib
@@ -18,6 +19,7 @@ import sys
 import time
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -25,7 +27,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from nncx import _processes
 from nncx._checkpoint import Run, check_folder, device_of
+from nncx._logs import Logs, plot
+from nncx._processes import Shards, processes
+
+__all__ = ["Supervised", "error_rate", "fit", "plot", "processes"]
+
+AMP = (None, torch.bfloat16, torch.float16)
 
 
 class Supervised(nn.Module):
@@ -53,8 +62,12 @@ def fit(
     scheduler: LRScheduler | Sequence[LRScheduler] | None = None,
     validate: Callable[[], float] | None = None,
     keep_best: bool = False,
+    patience: int | None = None,
+    amp: torch.dtype | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     resume: bool = True,
+    log: str | os.PathLike[str] | None = None,
+    tensorboard: bool = False,
     progress: bool = True,
 ) -> list[dict[str, float]]:
     """Train `task` until `epochs` epochs are complete, those of a resumed checkpoint included.
@@ -69,13 +82,27 @@ def fit(
         keep_best: give the task back as it was after the epoch whose "validation" was the lowest,
             of equals the first, instead of as the last epoch left it. Its state is part of the
             checkpoint, which grows by it.
+        patience: stop when so many epochs in a row have not lowered "validation". It is a matter of
+            the history: a run that was stopped so stays stopped when it is resumed.
+        amp: torch.bfloat16 or torch.float16: the task runs under torch.autocast of that dtype. In
+            float16 the loss is scaled, so that small gradients do not vanish.
         checkpoint: a file, rewritten after each epoch, that holds all that the next epoch depends
             on: the task, optimizers, schedulers, history, torch's random state and that of
             `data.generator`. (Not the random state of `random` and NumPy.)
         resume: continue from `checkpoint` if it exists. The result is, to the bit, that of a run
             that was never interrupted (on a GPU, if its kernels are deterministic). More epochs
-            may be asked for than at first; the settings of optimizers and schedulers must stay.
+            may be asked for than at first; the settings of optimizers and schedulers must stay,
+            `amp` and the number of processes, too.
+        log: a folder for history.csv, rewritten after each epoch: one row an epoch.
+        tensorboard: write events for TensorBoard to that folder, too.
         progress: a line on stderr per epoch and, on a terminal, a bar within it.
+
+    Several processes: each takes its part of every batch, so `data` gives the batches that one
+    process alone would get, in the same order in each process. A step is then, to the rounding of
+    sums, that of one process, if the loss is a mean over samples and no layer looks at other
+    samples (BatchNorm does: `nn.SyncBatchNorm` is torch's answer). Parameters become those of the
+    first process, running statistics too, and it alone calls `validate` and writes. In each batch
+    the same parameters must get a gradient.
 
     Returns:
         One dictionary per epoch: "epoch" (from 1), the mean over all samples of each scalar of the
@@ -83,27 +110,24 @@ def fit(
 
     Raises:
         ValueError: for bad arguments, optimizers that do not train the task, a task without a
-            loss, data that is not pairs of tensors, or a checkpoint that is damaged, of another
-            task or settings, or past `epochs`.
+            loss, data that is not pairs of tensors or has no order that processes could share, or
+            a checkpoint that is damaged, of another task or settings, or past `epochs`.
+        ImportError: if TensorBoard is asked for and missing.
         TypeError: if `task` is no nn.Module, as if its class were passed.
         FloatingPointError: after an epoch whose loss is not finite. The checkpoint stays that of
             the epoch before.
         KeyboardInterrupt: as it came; its message says what the checkpoint holds.
     """
-    if not isinstance(epochs, numbers.Integral) or isinstance(epochs, bool) or epochs < 0:
-        raise ValueError(f"epochs must be an integer of at least 0, got {epochs!r}")
-    if not isinstance(task, nn.Module):
-        raise TypeError(
-            f"fit: task must be an nn.Module, got {getattr(task, '__name__', type(task).__name__)}"
-        )
+    _check_arguments(task, epochs, validate, keep_best, patience, amp, log, tensorboard)
+    _processes.check_joined()
     if not _is_task(task):
         task = Supervised(task)
-    if keep_best and validate is None:
-        raise ValueError("keep_best chooses by what validate returns: give both or neither")
-    generator = getattr(data, "generator", None)  # a DataLoader's
-    run = Run(task, _as_list(optimizer), _as_list(scheduler), generator, keep_best)
+    batches = Shards(data)
+    run = Run(task, _as_list(optimizer), _as_list(scheduler), batches.generator, keep_best, amp)
     _check_optimizers(run.task, run.optimizers)
     _check_schedulers(run.schedulers, run.optimizers)
+    _processes.draw_apart()
+    progress = progress and _processes.rank() == 0
     if checkpoint is not None:
         check_folder(checkpoint)
         run.pack()  # what no file can hold is said before the first epoch, not after it
@@ -112,30 +136,28 @@ def fit(
             if progress:
                 done = f"{len(run.history)} of {epochs} epochs done"
                 print(f"resumed {os.fspath(checkpoint)}: {done}", file=sys.stderr)
-    saved = len(run.history)
-    try:
-        for epoch in range(saved + 1, epochs + 1):
+    forward = _processes.wrapped(run.task)
+    with _logs(log, run.history, tensorboard) as logs, _explained(run, checkpoint, epochs):
+        while len(run.history) < epochs and not _out_of_patience(run.history, patience):
             start = time.monotonic()
+            epoch = len(run.history) + 1
             title = f"epoch {epoch}/{epochs}"
-            with contextlib.closing(_with_bar(data, title, progress)) as batches:
-                record = {"epoch": epoch, **_train_epoch(run.task, batches, run.optimizers)}
+            with contextlib.closing(_with_bar(batches, title, progress)) as shards:
+                record = {"epoch": epoch, **_train_epoch(run, forward, shards)}
             _check_finite(record, checkpoint)
             if validate is not None:
-                record["validation"] = float(validate())
+                record["validation"] = float(_processes.from_first(validate))
             for each in run.schedulers:
                 each.step()
             run.add(record)
             if checkpoint is not None:
                 run.save(checkpoint)
-                saved = epoch
+            if logs is not None:
+                logs.add(run.history)
             if progress:
                 print(_line(title, record, time.monotonic() - start), file=sys.stderr)
-    except KeyboardInterrupt as interrupt:
-        if checkpoint is None:
-            raise
-        holds = f"{os.fspath(checkpoint)} holds {saved} of {epochs} epochs; run again to resume"
-        message = holds if saved else "no epoch was complete, so there is nothing to resume"
-        raise KeyboardInterrupt(f"training was interrupted: {message}") from interrupt
+    if progress and _out_of_patience(run.history, patience):
+        print(f"stopped: validation has not fallen for {patience} epochs", file=sys.stderr)
     run.restore_best()
     return run.history
 
@@ -172,46 +194,115 @@ def error_rate(model: nn.Module, data: Iterable[tuple[Tensor, Tensor]]) -> float
 
 
 def _train_epoch(
-    task: nn.Module, batches: Iterable[tuple[Tensor, Tensor]], optimizers: list[Optimizer]
+    run: Run, forward: nn.Module, batches: Iterable[tuple[Tensor, Tensor, int]]
 ) -> dict[str, float]:
     """One pass over the data; the mean over its samples of each scalar that the task returns."""
-    device = device_of(task)
+    device = device_of(run.task)
     sums: defaultdict[str, Tensor | float] = defaultdict(float)
     counts: Counter[str] = Counter()
-    task.train()
-    for batch in batches:
-        inputs, targets = _pair(batch)
+    forward.train()
+    for inputs, targets, size in batches:
         inputs = inputs.to(device, non_blocking=True)
         targets = targets.to(device, non_blocking=True)
-        scalars = task(inputs, targets)
+        with _autocast(device, run.amp):
+            scalars = forward(inputs, targets)
         if not (isinstance(scalars, dict) and _is_scalar(scalars.get("loss"))):
             raise ValueError(
                 "a task must return a dictionary with a scalar tensor 'loss', "
-                f"{type(task).__name__} did not"
+                f"{type(run.task).__name__} did not"
             )
-        for optimizer in optimizers:
-            optimizer.zero_grad()
-        scalars["loss"].backward()
-        for optimizer in optimizers:
-            optimizer.step()
+        part = _processes.part_of(size)
+        _step(run, scalars["loss"], _processes.count() * part / size)
         for name, value in scalars.items():
             if _is_scalar(value):
                 # Summed where it is: reading a number from a GPU would wait for every batch.
-                sums[name] = sums[name] + value.detach().double() * len(inputs)
-                counts[name] += len(inputs)
+                sums[name] = sums[name] + value.detach().double() * part
+                counts[name] += part
     if not sums:
         raise ValueError("an epoch needs at least one batch, got none: can data be iterated again?")
-    return {name: float(total) / counts[name] for name, total in sums.items()}
+    _processes.share_buffers(run.task)
+    samples = torch.tensor(list(counts.values()), dtype=torch.double, device=device)
+    totals, samples = _processes.added_up(torch.stack([*sums.values(), *samples])).view(2, -1)
+    return dict(zip(sums, (totals / samples).tolist(), strict=True))
 
 
-def _pair(batch: Any) -> tuple[Tensor, Tensor]:
-    is_pair = isinstance(batch, list | tuple) and len(batch) == 2
-    if not (is_pair and all(isinstance(each, Tensor) for each in batch)):
-        raise ValueError(
-            "data must give pairs (inputs, targets) of tensors, got "
-            f"{type(batch).__name__}; wrap it in a loader that does"
+def _step(run: Run, loss: Tensor, weight: float) -> None:
+    """One of every optimizer. The mean of the processes' weighted losses is that of the batch."""
+    for optimizer in run.optimizers:
+        optimizer.zero_grad()
+    run.scaler.scale(loss if weight == 1 else loss * weight).backward()
+    for optimizer in run.optimizers:
+        run.scaler.step(optimizer)
+    run.scaler.update()
+
+
+def _autocast(device: torch.device, dtype: torch.dtype | None) -> AbstractContextManager:
+    """Without a dtype the caller's own autocast, if any, is left alone."""
+    return contextlib.nullcontext() if dtype is None else torch.autocast(device.type, dtype)
+
+
+def _out_of_patience(history: list[dict[str, float]], patience: int | None) -> bool:
+    if patience is None:
+        return False
+    best, epoch = math.inf, 0
+    for record in history:
+        if record["validation"] < best:
+            best, epoch = record["validation"], record["epoch"]
+    return len(history) - epoch >= patience
+
+
+@contextlib.contextmanager
+def _logs(
+    folder: str | os.PathLike[str] | None, history: list[dict[str, float]], tensorboard: bool
+) -> Iterator[Logs | None]:
+    """Of the first process, if a folder is named."""
+    if folder is None or _processes.rank() > 0:
+        yield None
+        return
+    with contextlib.closing(Logs(folder, history, tensorboard)) as logs:
+        yield logs
+
+
+@contextlib.contextmanager
+def _explained(run: Run, checkpoint: str | os.PathLike[str] | None, epochs: int) -> Iterator[None]:
+    """Ctrl-C says what the checkpoint holds."""
+    try:
+        yield
+    except KeyboardInterrupt as interrupt:
+        if checkpoint is None:
+            raise
+        holds = f"{os.fspath(checkpoint)} holds {run.saved} of {epochs} epochs; run again to resume"
+        message = holds if run.saved else "no epoch was complete, so there is nothing to resume"
+        raise KeyboardInterrupt(f"training was interrupted: {message}") from interrupt
+
+
+def _check_arguments(
+    task: nn.Module,
+    epochs: int,
+    validate: Callable[[], float] | None,
+    keep_best: bool,
+    patience: int | None,
+    amp: torch.dtype | None,
+    log: str | os.PathLike[str] | None,
+    tensorboard: bool,
+) -> None:
+    if not _is_integer(epochs) or epochs < 0:
+        raise ValueError(f"epochs must be an integer of at least 0, got {epochs!r}")
+    if patience is not None and (not _is_integer(patience) or patience < 1):
+        raise ValueError(f"patience must be an integer of at least 1, or None, got {patience!r}")
+    if not isinstance(task, nn.Module):
+        raise TypeError(
+            f"fit: task must be an nn.Module, got {getattr(task, '__name__', type(task).__name__)}"
         )
-    return batch[0], batch[1]
+    if validate is None:
+        if keep_best:
+            raise ValueError("keep_best chooses by what validate returns: give both or neither")
+        if patience is not None:
+            raise ValueError("patience waits for what validate returns: give both or neither")
+    if amp not in AMP:
+        raise ValueError(f"amp must be torch.bfloat16, torch.float16 or None, got {amp!r}")
+    if tensorboard and log is None:
+        raise ValueError("tensorboard writes to the folder log, got none; give both or neither")
 
 
 def _check_optimizers(task: nn.Module, optimizers: list[Optimizer]) -> None:
@@ -288,6 +379,10 @@ def _line(title: str, record: dict[str, float], seconds: float) -> str:
 def _is_task(module: nn.Module) -> bool:
     inner = getattr(module, "_orig_mod", module)  # torch.compile hides the signature
     return "targets" in inspect.signature(inner.forward).parameters
+
+
+def _is_integer(value: Any) -> bool:
+    return isinstance(value, numbers.Integral) and not isinstance(value, bool)
 
 
 def _is_scalar(value: Any) -> bool:

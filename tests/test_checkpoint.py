@@ -31,7 +31,9 @@ SCHEDULERS = {
 
 
 class TestResume:
-    def run(self, make_optimizer, make_scheduler, epochs, checkpoint=None, seed=0, wrap=None):
+    def run(
+        self, make_optimizer, make_scheduler, epochs, checkpoint=None, seed=0, wrap=None, amp=None
+    ):
         """All that a new process would make, its random state included, then fit."""
         torch.manual_seed(seed)
         model, data = network(), batches(seed)
@@ -45,6 +47,7 @@ class TestResume:
             optimizer=optimizer,
             scheduler=scheduler,
             validate=lambda: error_rate(model, batches(shuffle=False)),
+            amp=amp,
             checkpoint=checkpoint,
             progress=False,
         )
@@ -91,6 +94,18 @@ class TestResume:
                 wrap=lambda model: Interrupting(model, 2),
             )
         assert os.listdir(tmp_path) == []
+
+    @pytest.mark.parametrize("amp", [torch.bfloat16, torch.float16])
+    def test_in_mixed_precision(self, tmp_path, amp):
+        parts, path = (adam, SCHEDULERS["none"]), tmp_path / "run"
+        whole = self.run(*parts, epochs=4, amp=amp)
+        self.run(*parts, epochs=1, checkpoint=path, amp=amp)
+        same(self.run(*parts, epochs=4, checkpoint=path, seed=9, amp=amp), whole)
+        scaler = dict(_files.read(path)[1]["state"]["scaler"]["dict"])
+        steps = 4 * 4  # that it has counted until its factor grows: those before the resume, too
+        assert scaler.get("_growth_tracker") == (steps if amp == torch.float16 else None)
+        with pytest.raises(ValueError, match=f"amp is None here, {amp} in the file"):
+            self.run(*parts, epochs=5, checkpoint=path)
 
     def test_complete_run_only_gives_its_result(self, tmp_path):
         parts = sgd, SCHEDULERS["none"], 3, tmp_path / "run"
@@ -454,8 +469,8 @@ class TestCheckpointOfSomethingElse:
             lambda tensors, state: state.update(types={"tensor": "absent"}),
             lambda tensors, state: state.update(types={"numpy": ["O", 1]}),
             lambda tensors, state: state["optimizers"]["list"].append(3),
-            lambda tensors, state: tensors.update({"random/cpu": torch.zeros(3).byte()}),
-            lambda tensors, state: tensors.update({"random/data": torch.zeros(3).byte()}),
+            lambda tensors, state: tensors.update({"random/0/cpu": torch.zeros(3).byte()}),
+            lambda tensors, state: tensors.update({"order": torch.zeros(3).byte()}),
         ],
         ids="empty optimizers history keys tensor numpy more cpu data".split(),
     )

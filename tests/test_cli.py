@@ -161,6 +161,8 @@ def test_train_prints_what_the_file_does(tmp_path: Path) -> None:
         "lr": 0.05,
         "lr_decay": 0.5,
         "weight_decay": 1e-4,
+        "amp": "bfloat16",
+        "patience": 5,
         "seed": 3,
         "image_size": 16,
         "root": str(tmp_path),
@@ -171,19 +173,115 @@ def test_train_prints_what_the_file_does(tmp_path: Path) -> None:
         if name != "options"
     ]
     flags += ["--option=padding=2", "--option", "norm=true"]
-    result = run("train", "--out", str(tmp_path), *flags)
+    result = run("train", "--out", str(tmp_path), *flags, "--plot")
     assert result.exit_code == 0, result.output
+    assert (tmp_path / "curves.png").exists() and (tmp_path / "history.csv").exists()
     record = json.loads((tmp_path / "result.json").read_text())
     assert record["recipe"] == options
     line = result.stdout.strip()
     assert line.startswith(f"digits lenet5 xnor: test error {record['test_error']:.2f} % of 359")
     assert f"{(tmp_path / 'model.safetensors').stat().st_size:,} B" in line
 
+    file, out = tmp_path / "model.safetensors", tmp_path / "again"
+    result = run("eval", "--model", str(file), "--data", "digits", "--out", str(out))
+    assert result.exit_code == 0, result.output
+    again = json.loads((out / "result.json").read_text())
+    for name in ("test_error", "test_images", "file_bytes", "parameters"):
+        assert again[name] == record[name]
+    assert again["latency_ms"] > 0 and again["macs"].keys() == {"float32", "binary"}
+    assert f"test error {again['test_error']:.2f} % of 359 images" in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--model={tmp}/absent.safetensors"], "No such file"),
+        (["--model={tmp}/grey.safetensors", "--data=none"], "a data set is one of"),
+        (["--model={tmp}/colour.safetensors"], "must take images [1, 8, 8] of digits"),
+        (["--model={tmp}/grey.safetensors"], "a logit for each of the 10 classes"),
+        (["--model={tmp}/checkpoint"], "it holds no model; pass a file of nncx.save"),
+    ],
+)
+def test_bad_evaluation_gets_one_sentence(
+    tmp_path: Path, options: list[str], sentence: str
+) -> None:
+    for name, channels in (("grey", 1), ("colour", 3)):
+        model = nncx.models.ResNet(8, in_channels=channels, num_classes=3, width=4)
+        nncx.save(model, tmp_path / f"{name}.safetensors")
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    data = [(torch.zeros(2, 3, 8, 8), torch.tensor([0, 1]))]
+    nncx.train.fit(model, data, epochs=1, optimizer=optimizer, checkpoint=tmp_path / "checkpoint")
+    result = run("eval", *(option.format(tmp=tmp_path) for option in options))
+    assert result.exit_code == 1
+    assert sentence in result.output and "Traceback" not in result.output
+
+
+def test_distill_prints_what_the_file_does(tmp_path: Path) -> None:
+    """Every option reaches the distillation, and with it the recipe."""
+    options = {
+        "teacher": "mlp",
+        "teacher_options": {"width": 16, "depth": 1},
+        "teacher_weights": None,
+        "method": "anc",
+        "method_options": {"hidden": [8], "regulariser": "l2"},
+        "discriminator_lr": 0.002,
+        "cache_teacher": True,
+        "data": "digits",
+        "root": str(tmp_path),
+        "image_size": 16,
+        "train_images": 100,
+        "augment": "none",
+        "student": "mlp",
+        "options": {"width": 8, "depth": 2},
+        "layers": "float",
+        "epochs": 1,
+        "batch": 50,
+        "optimizer": "sgd",
+        "lr": 0.05,
+        "lr_decay": 0.5,
+        "weight_decay": 1e-4,
+        "amp": "none",
+        "patience": 3,
+        "seed": 3,
+    }
+    flags = ["--cache-teacher"]
+    for name, value in options.items():
+        if isinstance(value, dict):
+            flag = "--" + name.removesuffix("s").replace("_", "-")
+            flags += [f"{flag}={key}={json.dumps(each)}" for key, each in value.items()]
+        elif value is not None and not isinstance(value, bool):
+            flags.append(f"--{name.replace('_', '-')}={value}")
+    result = run("distill", "--out", str(tmp_path), *flags)
+    assert result.exit_code == 0, result.output
+    record = json.loads((tmp_path / "result.json").read_text())
+    options["model"] = options.pop("student")
+    assert record["recipe"] == {**options, "loss": "cross-entropy"}
+    assert f"test error {record['test_error']:.2f} % of 359" in result.stdout
+    assert "by anc from mlp" in result.stdout
+
+
+def test_reproduce_prints_the_table(tmp_path: Path) -> None:
+    """Every option reaches the cells; what is not given is the data set's."""
+    flags = "--quick --train-images=64 --epochs=1 --lr=0.01 --seeds=1 --jobs=2".split()
+    flags += "--teacher=mlp --teacher-option=width=8 --student=mlp --option=width=4".split()
+    result = run("reproduce", "inputs", "--out", str(tmp_path), "--data=digits", *flags)
+    assert result.exit_code == 0, result.output
+    assert (tmp_path / "inputs" / "table.md").read_text().strip() in result.stdout
+    recipes = [
+        json.loads(path.read_text())["recipe"] for path in tmp_path.glob("cells/*/result.json")
+    ]
+    assert len(recipes) == 5
+    for recipe in recipes:
+        assert (recipe["train_images"], recipe["epochs"], recipe["lr"]) == (64, 1, 0.01)
+        assert (recipe["model"], recipe["options"]) == ("mlp", {"width": 4})
+        assert recipe["teacher"] == str(tmp_path / "teacher" / "model.safetensors")
+
 
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (["--data=no-such-thing"], "a data set is one of"),
+        (["--amp=int8"], "amp must be one of none, bfloat16, float16"),
         (["--model=lenet5"], "image_size must leave something"),
         (["--layers=ternary"], "layers must be one of"),
         (["--option=norm"], "an option must be a name and a JSON value"),

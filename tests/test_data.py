@@ -7,36 +7,22 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 import torch
+from images import Image, save_classes, save_image
 
 from nncx import data
-
-Image = pytest.importorskip("PIL.Image", reason="image folders need Pillow")
-
-
-def save_image(path, shade, size=(8, 8), mode="RGB"):
-    path.parent.mkdir(parents=True, exist_ok=True)
-    generator = np.random.default_rng(shade)
-    pixels = generator.integers(0, 256, (size[1], size[0], 3), dtype=np.uint8)
-    Image.fromarray(pixels).convert(mode).save(path)
 
 
 @pytest.fixture
 def flat_folder(tmp_path):
     """FOLDER/<class>/*: 10 images of "cat", 20 of "dog"."""
-    for name, count in (("cat", 10), ("dog", 20)):
-        for index in range(count):
-            save_image(tmp_path / name / f"{index}.png", shade=100 * count + index)
-    return tmp_path
+    return save_classes(tmp_path, {"cat": 10, "dog": 20})
 
 
 @pytest.fixture
 def split_folder(tmp_path):
     """FOLDER/{train,test}/<class>/*: 6 and 2 images of each of "2" and "10"."""
     for part, count in (("train", 6), ("test", 2)):
-        for name in ("2", "10"):
-            for index in range(count):
-                shade = 1000 * count + 100 * int(name) + index
-                save_image(tmp_path / part / name / f"{index}.png", shade)
+        save_classes(tmp_path / part, {"2": count, "10": count})
     return tmp_path
 
 
@@ -181,7 +167,9 @@ class TestMnist:
             data.load(name)
 
     def test_takes_no_folder_options(self, name, family):
-        with pytest.raises(ValueError, match="image_size and channels are for folders"):
+        with pytest.raises(
+            ValueError, match="image_size, resize, channels and lazy are for folders"
+        ):
             data.load(name, image_size=32)
 
 
@@ -217,8 +205,11 @@ class TestFolder:
         names = ["1.png", "2.PNG", "10.png", "a1b2.png", "a1b10.png", "sub/3.png", "²3.png"]
         for index, name in enumerate(names):
             save_image(tmp_path / "class" / name, index)
-        found = [p.relative_to(tmp_path / "class") for p in data._image_files(tmp_path / "class")]
-        assert [path.as_posix() for path in found] == names
+        splits = data.load(tmp_path, lazy=True, validation=0)
+        every = [*splits.train.paths, *splits.test.paths]
+        found = [path.relative_to(tmp_path / "class").as_posix() for path in every]
+        assert sorted(found, key=names.index) == names
+        assert found[: len(splits.train)] == [n for n in names if n in found[: len(splits.train)]]
 
     def test_is_scaled_and_cropped_at_the_centre(self, tmp_path):
         for index in range(4):
@@ -226,8 +217,9 @@ class TestFolder:
             save_image(tmp_path / "tall" / f"{index}.png", index, size=(8, 24))
         splits = data.load(tmp_path, image_size=8)
         assert splits.image_size == 8 and images_of(splits.train).shape[1:] == (3, 8, 8)
-        wide = data._read_image(tmp_path / "wide" / "0.png", 8, 3)
-        expected = np.asarray(Image.open(tmp_path / "wide" / "0.png"))[:, 4:12].transpose(2, 0, 1)
+        path = tmp_path / "wide" / "0.png"
+        wide = data.ImageFiles([path], torch.tensor([0]), 8, resize=8).pixels(torch.tensor([0]))[0]
+        expected = np.asarray(Image.open(path))[:, 4:12].transpose(2, 0, 1)
         assert np.array_equal(wide.numpy(), expected)
 
     def test_grey(self, flat_folder):
@@ -278,7 +270,9 @@ class TestFolder:
     def test_sizes_of_train_and_test_must_agree(self, split_folder):
         for path in (split_folder / "test").rglob("*.png"):
             save_image(path, 0, size=(4, 4))
-        with pytest.raises(ValueError, match="one size, got 8 and 4; pass image_size"):
+        with pytest.raises(
+            ValueError, match=r"one size, got \(4, 4\) for .*test.* after \(8, 8\); pass image_size"
+        ):
             data.load(split_folder)
 
     def test_images_must_be_square(self, tmp_path):
@@ -298,7 +292,7 @@ class TestFolder:
 
     def test_train_without_test_is_refused(self, split_folder):
         (split_folder / "test").rename(split_folder / "valid")
-        with pytest.raises(ValueError, match=r"both train/ and test/ or neither, got \['train'\]"):
+        with pytest.raises(ValueError, match=r"all three or none, got \['train'\]"):
             data.load(split_folder)
 
     def test_class_too_small_to_split(self, flat_folder):
@@ -324,10 +318,15 @@ class TestFolder:
 @pytest.mark.parametrize(
     "arguments, message",
     [
-        ({"name": "cifar"}, "one of digits, fashion-mnist, mnist or a folder .* got 'cifar'"),
+        ({"name": "cifar"}, "one of cifar10, .*mnist, svhn, a folder .* got 'cifar'"),
         ({"name": "digits", "validation": 1.0}, r"validation must be .* got 1.0"),
         ({"name": "digits", "validation": -0.1}, r"validation must be .* got -0.1"),
         ({"name": "digits", "channels": 3}, "'digits' has its own"),
+        ({"name": "digits", "lazy": True}, "'digits' has its own"),
+        (
+            {"name": "digits", "normalization": "none"},
+            "one of channels, images, imagenet, got 'none",
+        ),
         ({"name": ".", "channels": 2}, r"channels must be 1 \(grey\) or 3 \(RGB\), got 2"),
         ({"name": ".", "image_size": 0}, "image_size must be at least 1, got 0"),
     ],
@@ -335,30 +334,3 @@ class TestFolder:
 def test_bad_arguments(arguments, message):
     with pytest.raises(ValueError, match=message):
         data.load(**arguments)
-
-
-def test_loader_order_depends_on_the_seed_alone():
-    dataset = torch.utils.data.TensorDataset(torch.arange(10), torch.arange(10))
-
-    def epochs(seed, shuffle=True):
-        batches = data.loader(dataset, batch_size=4, shuffle=shuffle, seed=seed)
-        return [[int(x) for inputs, _ in batches for x in inputs] for _ in range(2)]
-
-    torch.manual_seed(1)
-    first = epochs(0)
-    torch.manual_seed(2)
-    assert epochs(0) == first and epochs(1) != first
-    assert first[0] != first[1] and sorted(first[0]) == list(range(10))
-    assert epochs(0, shuffle=False) == [list(range(10))] * 2
-
-
-@pytest.mark.parametrize(
-    ("images", "batch_size", "sizes"),
-    [(9, 4, [4, 4]), (10, 4, [4, 4, 2]), (8, 4, [4, 4]), (3, 1, [1, 1, 1]), (1, 4, [1])],
-)
-def test_a_last_batch_of_one_is_left_out_of_training_only(images, batch_size, sizes):
-    dataset = torch.utils.data.TensorDataset(torch.arange(images), torch.arange(images))
-    batches = data.loader(dataset, batch_size, shuffle=True)
-    assert [len(labels) for _, labels in batches] == sizes
-    in_order = data.loader(dataset, batch_size)
-    assert sum(len(labels) for _, labels in in_order) == images

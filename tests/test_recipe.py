@@ -25,7 +25,8 @@ def logits(path: Path) -> torch.Tensor:
 def test_every_figure_is_that_of_the_file(tmp_path: Path, layers: str) -> None:
     out = tmp_path / "new" / "folder"
     result = _recipe.run(replace(SMALL, layers=layers), out)
-    assert {path.name for path in out.iterdir()} == {"model.safetensors", "result.json"}
+    files = {"model.safetensors", "history.csv", "result.json"}
+    assert {path.name for path in out.iterdir()} == files
     assert json.loads((out / "result.json").read_text()) == asdict(result)
 
     labels = nncx.data.load("digits").test.tensors[1]

@@ -80,7 +80,7 @@ MODELS = {
     "LeNet5 with norm": (lambda: LeNet5(norm=True), (2, 1, 28, 28)),
     "MLP": (lambda: MLP(width=20, depth=2, dropout=0.5), (2, 1, 28, 28)),
     "MobileNet": (lambda: MobileNet(width=0.25, small_images=True), (2, 3, 16, 16)),
-    "NiN": (NiN, (2, 3, 32, 32)),
+    "NiN": (lambda: NiN(widths=(9, 8, 7, 6, 5, 4, 3, 2), kernels=(1, 3, 5)), (2, 3, 32, 32)),
     "ResNet": (lambda: ResNet(8, width=4), (2, 3, 16, 16)),
     "ShuffleNetV2": (lambda: ShuffleNetV2(width=0.5, small_images=True), (2, 3, 16, 16)),
     "VGG9": (lambda: VGG9(width=4, hidden=8), (2, 3, 32, 32)),
@@ -348,7 +348,7 @@ def test_every_listed_layer_is_rebuilt_as_it_was(module, file):
 
 
 def test_every_listed_type_has_a_sample():
-    others = {nncx_models.LeNet4, nncx_models.ShuffleNet}
+    others = {nncx_models.FitNet19, nncx_models.LeNet4, nncx_models.ShuffleNet}
     models = {type(build()) for build, _ in MODELS.values()} | others
     assert {type(module) for module in SAMPLES} | models == set(_store.TYPES.values())
 

@@ -185,6 +185,103 @@ class TestFit:
         assert path.read_bytes() == whole
 
 
+class TestPatience:
+    def run(self, epochs, validations, patience=2, checkpoint=None):
+        """Epoch i validates to `validations[i - 1]`; how many epochs there were."""
+        model = network()
+        history = fit(
+            model,
+            batches(),
+            epochs=epochs,
+            optimizer=sgd(model.parameters()),
+            validate=iter(validations).__next__,
+            patience=patience,
+            checkpoint=checkpoint,
+            progress=False,
+        )
+        return len(history)
+
+    def test_stops_when_the_lowest_is_so_many_epochs_old(self):
+        assert self.run(9, [5, 3, 4, 3]) == 4  # equal is not lower
+        assert self.run(9, [float("nan")] * 2) == 2
+        assert self.run(3, [5, 3, 4]) == 3
+        assert self.run(5, [5, 6, 4, 6, 3]) == 5
+
+    def test_a_resumed_run_stays_stopped(self, tmp_path):
+        path = tmp_path / "run"
+        assert self.run(9, [3, 4, 5], checkpoint=path) == 3
+        assert self.run(20, [], checkpoint=path) == 3
+        assert self.run(20, [6], patience=3, checkpoint=path) == 4
+
+    def test_says_so(self, capsys):
+        model = network()
+        optimizer = sgd(model.parameters())
+        options = {"optimizer": optimizer, "validate": lambda: 1.0, "patience": 1}
+        fit(model, batches(), epochs=9, **options)
+        assert capsys.readouterr().err.splitlines()[2:] == [
+            "stopped: validation has not fallen for 1 epochs"
+        ]
+
+    @pytest.mark.parametrize("patience", [0, -1, 1.5, True])
+    def test_bad_patience(self, patience):
+        with pytest.raises(ValueError, match="patience must be an integer of at least 1, or None"):
+            self.run(1, [], patience=patience)
+
+    def test_needs_a_validation(self):
+        model = network()
+        with pytest.raises(ValueError, match="patience waits for what validate returns"):
+            fit(model, [], epochs=1, optimizer=sgd(model.parameters()), patience=1)
+
+
+class TestMixedPrecision:
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_equals_the_loop_written_out(self, dtype):
+        torch.manual_seed(0)
+        model = network()
+        reference = copy.deepcopy(model)
+        seen = []
+        model[0].register_forward_hook(lambda *arguments: seen.append(arguments[2].dtype))
+        torch.manual_seed(1)
+        optimizer = sgd(model.parameters())
+        fit(model, batches(), epochs=2, optimizer=optimizer, amp=dtype, progress=False)
+
+        torch.manual_seed(1)
+        optimizer, data = sgd(reference.parameters()), batches()
+        scale = 2.0**16 if dtype == torch.float16 else 1.0
+        for _ in range(2):
+            for inputs, targets in data:
+                with torch.autocast("cpu", dtype):
+                    loss = nn.functional.cross_entropy(reference(inputs), targets)
+                optimizer.zero_grad()
+                (loss * scale).backward()
+                for parameter in reference.parameters():
+                    parameter.grad /= scale
+                if all(parameter.grad.isfinite().all() for parameter in reference.parameters()):
+                    optimizer.step()
+                else:
+                    scale /= 2
+        assert set(seen) == {dtype}
+        same(model.state_dict(), reference.state_dict())
+
+    def test_float16_skips_a_step_whose_gradients_overflow(self):
+        class Task(nn.Linear):
+            def forward(self, inputs, targets):
+                return {"loss": (self.weight.half() * 2.0**12).sum().float()}
+
+        task = Task(1, 1, bias=False)
+        before = task.weight.item()
+        optimizer = torch.optim.SGD(task.parameters(), lr=2.0**-12)
+        data = [(torch.ones(1, 1), torch.zeros(1))] * 2
+        fit(task, data, epochs=1, optimizer=optimizer, amp=torch.float16, progress=False)
+        assert task.weight.item() == before  # 2 ** 28, then 2 ** 27: halved for the next
+
+    def test_bad_dtype(self):
+        model = network()
+        for amp in (torch.float32, "bfloat16"):
+            with pytest.raises(ValueError, match="amp must be torch.bfloat16, torch.float16 or"):
+                fit(model, [], epochs=1, optimizer=sgd(model.parameters()), amp=amp)
+
+
 class TestClumsyCalls:
     @pytest.mark.parametrize("epochs", [2.0, "2", None, True])
     def test_epochs(self, epochs):

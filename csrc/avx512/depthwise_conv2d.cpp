@@ -3,6 +3,7 @@
 
 #include <immintrin.h>
 
+#include "avx2/float_vector.h"
 #include "depthwise_tiles.h"
 
 namespace nncx::avx512 {
@@ -23,6 +24,23 @@ struct V {
     return _mm512_min_ps(high, _mm512_max_ps(low, y));
   }
 
+  using Narrow = FloatVector;
+  using Mask = __mmask16;
+  NNCX_INLINE static Mask inside(int64_t first, int64_t end) {
+    const auto before = [](int64_t lane) NNCX_INLINE {
+      return (1u << std::clamp<int64_t>(lane, 0, kLanes)) - 1;
+    };
+    return static_cast<Mask>(before(end - first) & ~before(-first));
+  }
+  NNCX_INLINE static Floats load(const float* x, Mask mask) {
+    return _mm512_maskz_loadu_ps(mask, x);
+  }
+  NNCX_INLINE static Floats evens(Floats a, Floats b) { return _mm512_shuffle_ps(a, b, 0x88); }
+  NNCX_INLINE static Floats odds(Floats a, Floats b) { return _mm512_shuffle_ps(a, b, 0xDD); }
+  NNCX_INLINE static Floats in_order(Floats y) {
+    return _mm512_castpd_ps(
+        _mm512_permutexvar_pd(_mm512_setr_epi64(0, 2, 4, 6, 1, 3, 5, 7), _mm512_castps_pd(y)));
+  }
   NNCX_INLINE static void store(Floats y, float* out) { _mm512_storeu_ps(out, y); }
   NNCX_INLINE static void store(Floats y, float* out, int64_t count) {
     _mm512_mask_storeu_ps(out, first(count), y);

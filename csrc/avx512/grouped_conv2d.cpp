@@ -20,13 +20,15 @@ struct V {
   // Of NaN, which is in x, both make NaN.
   NNCX_INLINE static Floats at_least(Floats least, Floats x) { return _mm512_max_ps(least, x); }
   NNCX_INLINE static Floats at_most(Floats most, Floats x) { return _mm512_min_ps(most, x); }
+
+  static void shuffle(const ChannelShuffleParams& p, int64_t begin, int64_t end) {
+    channel_shuffle(p, begin, end);
+  }
 };
 
 }  // namespace
 
-int64_t grouped_conv2d_scratch_bytes(const GroupedConv2dParams& p) {
-  return Scratch<V>::panel_bytes(p) + Scratch<V>::zero_bytes(p);
-}
+int64_t grouped_conv2d_scratch_bytes(const GroupedConv2dParams& p) { return Scratch<V>::bytes(p); }
 
 void grouped_conv2d(const GroupedConv2dParams& p, const Conv2dTile& tile, uint8_t* scratch) {
   run<V>(p, tile, scratch);

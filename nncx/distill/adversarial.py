@@ -8,16 +8,26 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from nncx.distill.distiller import Distiller, Outputs, check_factor, feature_size
+from nncx.distill._observe import (
+    Outputs,
+    check_example,
+    child_maps,
+    feature_layer,
+    feature_size,
+    probe,
+)
+from nncx.distill.distiller import Distiller, check_choice, check_factor
 from nncx.distill.l2 import L2
 
+INPUTS = ("features", "logits", "map")
 REGULARISERS = ("adversary", "l1", "l2", "none")
 
 
 class Adversarial(nn.Module):
     """Features that a trained discriminator D cannot tell from the teacher's; needs no labels.
 
-    Let ``f_t`` be the teacher's features and ``f`` the student's, in the teacher's length. Dropout
+    Let ``f_t`` be the teacher's features and ``f`` the student's, in the teacher's length. D may
+    see the logits instead, or what one layer of each network returns, ``inputs="map"``. Dropout
     is the noise of this GAN; two independent masks give two samples of one distribution, the
     *student sample* ``f_s = dropout(f)`` and the *adversary sample* ``f_a = dropout(f)``. With the
     logit ``D(f)`` and its binary cross-entropy ``BCE(D(f), y)``, a mean over the batch, the two
@@ -52,11 +62,26 @@ class Adversarial(nn.Module):
     teacher's features are not dropped out, so with ``dropout`` > 0 D can also know them by their
     lack of zeros, and the equilibrium is a bound rather than a value to expect.
 
+    D is fully connected, Linear-ReLU for every hidden width, then one logit. On maps it is
+    convolutional: a 3x3 convolution of stride 2 and a ReLU for every hidden width, the average over
+    space, then one logit; a feature is then a channel, which dropout zeroes whole.
+
+    With ``classes``, D is conditional: beside each of its three inputs it sees the class that the
+    *teacher* gives the image, one-hot (on maps as constant channels). That keeps the method free of
+    labels. The teacher's probabilities would say more, but they are a function of its features, by
+    which D would know the teacher at once.
+
     Args:
-        in_features: Length of the teacher's feature vector, which D sees.
-        student_features: Length of the student's; if it differs, a linear ``adapter``, trained with
-            the student, maps it to ``in_features``. Default: ``in_features``.
-        hidden: Widths of D's hidden layers (ReLU); ``(128, 256, 128)`` was best in the paper.
+        in_features: Length of the teacher's feature vector, number of classes, or channels of the
+            teacher's map: what D sees.
+        student_features: The same of the student; if it differs, a linear ``adapter`` (on maps a
+            1x1 convolution), trained with the student, maps it to ``in_features``. Default:
+            ``in_features``.
+        inputs: What D sees: ``"features"``, ``"logits"``, or ``"map"``.
+        student_layer, teacher_layer: For ``"map"``, names of the layers that return the maps
+            ``[N, C, H, W]``, which must be of one height and width.
+        classes: Number of classes that D is conditional on; 0: it is not.
+        hidden: Widths of D's hidden layers; ``(128, 256, 128)`` was best in the paper.
         dropout: Probability of zeroing a student's feature (after the adapter) in each of the two
             samples; 0 makes both the student's own features.
         regulariser: R above: ``"adversary"``, ``"l1"``, ``"l2"`` or ``"none"``.
@@ -67,8 +92,7 @@ class Adversarial(nn.Module):
     Raises:
         ValueError: For values out of range; on a call, for features of another shape.
 
-    Shapes: features ``[N, student_features]`` and ``[N, in_features]``; logits and labels are not
-    looked at.
+    Labels are not looked at.
 
     Paper: Belagiannis, Farshad, Galasso, Adversarial Network Compression, ECCV Workshops 2018,
     https://arxiv.org/abs/1803.10750
@@ -79,6 +103,10 @@ class Adversarial(nn.Module):
         in_features: int,
         student_features: int | None = None,
         *,
+        inputs: str = "features",
+        student_layer: str | None = None,
+        teacher_layer: str | None = None,
+        classes: int = 0,
         hidden: Sequence[int] = (128, 256, 128),
         dropout: float = 0.5,
         regulariser: str = "adversary",
@@ -86,10 +114,13 @@ class Adversarial(nn.Module):
         weight: float = 1.0,
     ) -> None:
         super().__init__()
-        if regulariser not in REGULARISERS:
+        check_choice("Adversarial", "inputs", inputs, INPUTS)
+        check_choice("Adversarial", "regulariser", regulariser, REGULARISERS)
+        convolutional = inputs == "map"
+        if {student_layer is not None, teacher_layer is not None} != {convolutional}:
             raise ValueError(
-                f"Adversarial: regulariser must be one of {REGULARISERS}, got {regulariser!r}: "
-                "choose one"
+                'Adversarial: student_layer and teacher_layer must be given with inputs="map", and '
+                f"only then, got {student_layer!r} and {teacher_layer!r} with {inputs!r}"
             )
         if not 0 <= dropout < 1:
             raise ValueError(f"Adversarial: dropout must lie in [0, 1), got {dropout}: try 0.5")
@@ -97,29 +128,36 @@ class Adversarial(nn.Module):
         check_factor("Adversarial", "weight", weight)
         self.in_features = in_features
         self.student_features = in_features if student_features is None else student_features
+        self.inputs = inputs
+        self.student_layers = (student_layer,) if convolutional else ()
+        self.teacher_layers = (teacher_layer,) if convolutional else ()
+        self.classes = classes
         self.regulariser = regulariser
         self.mu = mu
         self.weight = weight
-        self.dropout = nn.Dropout(dropout)
-        self.adapter = (
-            nn.Identity()
-            if self.student_features == in_features
-            else nn.Linear(self.student_features, in_features)
-        )
-        self.discriminator = _fully_connected(in_features, hidden)
+        self.dropout = nn.Dropout2d(dropout) if convolutional else nn.Dropout(dropout)
+        self.adapter = _adapter(self.student_features, in_features, convolutional)
+        build = _convolutional if convolutional else _fully_connected
+        self.discriminator = build(in_features + classes, hidden)
 
     def forward(
         self, student: Outputs, teacher: Outputs, labels: Tensor | None = None
     ) -> dict[str, Tensor]:
-        self._check(student.features, self.student_features, "student")
-        self._check(teacher.features, self.in_features, "teacher")
-        features = self.adapter(student.features)
-        sample, adversary = self.dropout(features), self.dropout(features)  # two masks
+        real = self._input(teacher, self.teacher_layers, self.in_features, "teacher")
+        own = self._input(student, self.student_layers, self.student_features, "student")
+        features = self.adapter(own)
+        if features.shape[2:] != real.shape[2:]:
+            raise ValueError(
+                "Adversarial: the maps of student and teacher must be of one size, got "
+                f"{list(features.shape[2:])} and {list(real.shape[2:])}: name other layers"
+            )
+        real, sample, adversary = (
+            self._with_class(each, teacher.logits)
+            for each in (real, self.dropout(features), self.dropout(features))  # two masks
+        )
         return {
             "adversarial": self.weight * self._student_part(sample),
-            "discriminator": self._discriminator_part(
-                teacher.features, sample.detach(), adversary.detach()
-            ),
+            "discriminator": self._discriminator_part(real, sample.detach(), adversary.detach()),
         }
 
     def _student_part(self, student: Tensor) -> Tensor:
@@ -128,7 +166,7 @@ class Adversarial(nn.Module):
 
     def _discriminator_part(self, teacher: Tensor, student: Tensor, adversary: Tensor) -> Tensor:
         loss = _bce(self.discriminator(teacher), 1) + _bce(self.discriminator(student), 0)
-        matrices = [layer.weight for layer in self.discriminator if isinstance(layer, nn.Linear)]
+        matrices = [p for p in self.discriminator.parameters() if p.dim() > 1]  # not biases
         match self.regulariser:
             case "adversary":
                 return loss + _bce(self.discriminator(adversary), 1)
@@ -138,17 +176,29 @@ class Adversarial(nn.Module):
                 return loss + self.mu * sum(matrix.square().sum() for matrix in matrices)
         return loss
 
-    def _check(self, features: Tensor, size: int, owner: str) -> None:
-        if features.dim() != 2 or features.shape[1] != size:
+    def _input(self, outputs: Outputs, layers: Sequence[str], size: int, owner: str) -> Tensor:
+        """What D is to see of a network, checked."""
+        features = outputs.maps[layers[0]] if layers else getattr(outputs, self.inputs)
+        expected = f"[N, {size}, H, W]" if layers else f"[N, {size}]"
+        if features.dim() != (4 if layers else 2) or features.shape[1] != size:
             raise ValueError(
-                f"Adversarial: the {owner}'s features must be [N, {size}], got "
-                f"{tuple(features.shape)}: build the loss with nncx.distill.feature_size(model)"
+                f"Adversarial: the {owner}'s {self.inputs} must be {expected}, got "
+                f"{tuple(features.shape)}: build the loss with nncx.distill.anc, or with "
+                "nncx.distill.feature_size(model)"
             )
+        return features
+
+    def _with_class(self, features: Tensor, logits: Tensor) -> Tensor:
+        if not self.classes:
+            return features
+        condition = F.one_hot(logits.argmax(1), self.classes).to(features.dtype)
+        condition = condition.reshape(condition.shape + (1,) * (features.dim() - 2))
+        return torch.cat([features, condition.expand(-1, -1, *features.shape[2:])], 1)
 
     def extra_repr(self) -> str:
         return (
-            f"{self.in_features}, {self.student_features}, regulariser={self.regulariser!r}, "
-            f"mu={self.mu}, weight={self.weight}"
+            f"{self.in_features}, {self.student_features}, inputs={self.inputs!r}, "
+            f"regulariser={self.regulariser!r}, mu={self.mu}, weight={self.weight}"
         )
 
 
@@ -156,14 +206,19 @@ def anc(
     student: nn.Module,
     teacher: nn.Module,
     *,
+    example: Tensor | None = None,
     weight: float = 1.0,
     reduction: str = "sum",
+    inputs: str = "features",
+    conditional: bool = False,
     hidden: Sequence[int] = (128, 256, 128),
     dropout: float = 0.5,
     regulariser: str = "adversary",
     mu: float = 1e-4,
     student_features: str | None = None,
     teacher_features: str | None = None,
+    student_map: str | None = None,
+    teacher_map: str | None = None,
 ) -> Distiller:
     """Adversarial network compression: ``Adversarial + weight * L2`` on logits, without labels.
 
@@ -173,10 +228,17 @@ def anc(
     term is larger than torch's mean by the number of classes, so lambda weighs more by as much.
 
     Args:
+        example: A batch of inputs, from which sizes come; needed unless D sees the features alone.
         weight, reduction: lambda, and the reduction over classes of :class:`L2`. The paper's lambda
             is not known to us: choose it on a validation split.
-        hidden, dropout, regulariser, mu: As in :class:`Adversarial`.
+        inputs, hidden, dropout, regulariser, mu: As in :class:`Adversarial`. The discriminator
+            128conv-256conv is ``inputs="map", hidden=(128, 256)``.
+        conditional: Whether D sees the teacher's class too.
         student_features, teacher_features: Names of the feature layers, as in :class:`Distiller`.
+        student_map, teacher_map: For ``inputs="map"``, names of the layers that return the maps.
+            Default: the last of the network's own children that returns a map of more than one
+            pixel before the feature layer runs: for the networks of :mod:`nncx.models`, what is
+            averaged or flattened.
 
     Example::
 
@@ -187,9 +249,18 @@ def anc(
         ]
         nncx.train.fit(task, data, epochs=200, optimizer=optimizers)
     """
+    if inputs != "features" or conditional:
+        check_example("anc", example)
+    if inputs == "map":
+        student_map = student_map or _last_map(student, student_features, example)
+        teacher_map = teacher_map or _last_map(teacher, teacher_features, example)
     adversarial = Adversarial(
-        feature_size(teacher, teacher_features),
-        feature_size(student, student_features),
+        _size(teacher, inputs, teacher_features, teacher_map, example),
+        _size(student, inputs, student_features, student_map, example),
+        inputs=inputs,
+        student_layer=student_map,
+        teacher_layer=teacher_map,
+        classes=_size(teacher, "logits", teacher_features, None, example) if conditional else 0,
         hidden=hidden,
         dropout=dropout,
         regulariser=regulariser,
@@ -204,12 +275,48 @@ def anc(
     )
 
 
+def _last_map(model: nn.Module, features: str | None, example: Tensor) -> str:
+    layers = list(child_maps(model, feature_layer(model, features), example))
+    if not layers:
+        raise ValueError(
+            f"anc: {type(model).__name__} must have children that return maps [N, C, H, W], so "
+            "that a layer can be chosen, got none: pass student_map and teacher_map"
+        )
+    return layers[-1]
+
+
+def _size(
+    model: nn.Module, inputs: str, features: str | None, layer: str | None, example: Tensor | None
+) -> int:
+    """Length, or channels, of what D sees of ``model``."""
+    if inputs == "features":
+        return feature_size(model, features)
+    layers = [] if layer is None else [layer]
+    outputs = probe(model, feature_layer(model, features), layers, example)
+    return (outputs.maps[layer] if layers else outputs.logits).shape[1]
+
+
+def _adapter(inputs: int, outputs: int, convolutional: bool) -> nn.Module:
+    if inputs == outputs:
+        return nn.Identity()
+    return nn.Conv2d(inputs, outputs, 1) if convolutional else nn.Linear(inputs, outputs)
+
+
 def _fully_connected(in_features: int, hidden: Sequence[int]) -> nn.Sequential:
     """Linear-ReLU for every hidden width, then one logit."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise((in_features, *hidden)):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear((in_features, *hidden)[-1], 1))
+
+
+def _convolutional(in_channels: int, hidden: Sequence[int]) -> nn.Sequential:
+    """3x3 convolution of stride 2 and ReLU for every hidden width, mean over space, one logit."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise((in_channels, *hidden)):
+        layers += [nn.Conv2d(inputs, outputs, 3, stride=2, padding=1), nn.ReLU()]
+    head = nn.Linear((in_channels, *hidden)[-1], 1)
+    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), head)
 
 
 def _bce(logits: Tensor, label: int) -> Tensor:

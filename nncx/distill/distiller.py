@@ -1,39 +1,36 @@
 """The distillation task: student, frozen teacher and losses, tied together by forward hooks."""
 
 import math
-from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
 
+from nncx._checkpoint import device_of
+from nncx.distill._observe import Outputs, check_layer, feature_layer, observe
+from nncx.distill.cache import TeacherCache
 
-class Outputs(NamedTuple):
-    """What a loss sees of a network.
-
-    ``logits``, ``[N, classes]``, is what the network returned; ``features``, ``[N, F]``, the vector
-    that feeds the layer which computes the logits.
-    """
-
-    logits: Tensor
-    features: Tensor
+REDUCTIONS = ("sum", "mean")
 
 
 class Distiller(nn.Module):
     """Task that trains ``student`` to follow ``teacher``: ``task(inputs, targets) -> dict``.
 
-    Each network runs exactly once per call; logits and features are read by forward hooks that live
-    for that one call, so no model is edited and the task can be copied and pickled.
+    Each network runs exactly once per call; logits, features and the layers that losses ask for are
+    read by forward hooks that live for that one call, so no model is edited and the task can be
+    copied and pickled.
 
     A loss is a module called with ``(student: Outputs, teacher: Outputs, labels: Tensor | None)``.
     It returns a scalar, named in the logs after its class (``L2`` is ``"l2"``), or a dict of named
-    scalar parts. All parts are added and minimised with one ``backward``. A loss that trains
+    scalar parts. All parts are added and minimised with one ``backward``. A loss that compares
+    inner layers names them in its attributes ``student_layers`` and ``teacher_layers``, and finds
+    their outputs in ``Outputs.maps``: see :class:`nncx.distill.Hint`. A loss that trains
     parameters *against* the student keeps them in its attribute ``discriminator`` and sees to it
     that no part sends them the gradient of another: see :class:`nncx.distill.Adversarial`.
 
     The teacher is put in eval mode, runs without gradient, and is no submodule: ``task.train()``
     does not touch it, and neither ``parameters()`` nor ``state_dict()`` holds it. It does follow
-    ``task.to(...)``.
+    ``task.to(...)``. Under ``torch.autocast`` the networks run in its dtype, the losses in float32.
 
     Args:
         student: Network to train; ``student(inputs)`` returns logits ``[N, classes]``.
@@ -49,9 +46,9 @@ class Distiller(nn.Module):
 
     Raises:
         ValueError: If ``losses`` is not a sequence of modules or is empty, student and teacher are
-            one module, or there is no such feature layer; on a call, if a network returns no
-            tensor, the networks disagree on the shape of the logits, a feature layer is not called
-            exactly once, or two losses share a name.
+            one module, or there is no layer of a name that was given; on a call, if a network
+            returns no tensor, the networks disagree on the shape of the logits, a layer is not
+            called exactly once, or two losses share a name.
     """
 
     def __init__(
@@ -71,16 +68,17 @@ class Distiller(nn.Module):
         _check_losses(losses)
         self.student = student
         self.losses = nn.ModuleList(losses)
-        self.student_features = _feature_layer(student, student_features)
-        self.teacher_features = _feature_layer(teacher, teacher_features)
+        self.student_features = feature_layer(student, student_features)
+        self.teacher_features = feature_layer(teacher, teacher_features)
+        self.student_layers = _layers(student, losses, "student_layers")
+        self.teacher_layers = _layers(teacher, losses, "teacher_layers")
         object.__setattr__(self, "teacher", teacher.eval())  # past nn.Module: not a submodule
+        object.__setattr__(self, "_cache", None)
 
     def forward(self, inputs: Tensor, targets: Tensor | None = None) -> dict[str, Tensor]:
-        student = _observe(self.student, self.student_features, inputs)
-        if any(module.training for module in self.teacher.modules()):
-            self.teacher.eval()  # somebody trained it since; not always: packed layers pack anew
-        with torch.no_grad():
-            teacher = _observe(self.teacher, self.teacher_features, inputs)
+        # The teacher first: what it needs in between is free again when the student's graph grows.
+        teacher = self._teach(inputs) if self._cache is None else self._cache(inputs)
+        student = observe(self.student, self.student_features, self.student_layers, inputs)
         if student.logits.shape != teacher.logits.shape:
             raise ValueError(
                 "student and teacher must give logits of one shape, got "
@@ -88,20 +86,36 @@ class Distiller(nn.Module):
                 "build both for the same classes"
             )
 
-        parts: dict[str, Tensor] = {}
-        for loss in self.losses:
-            value = loss(student, teacher, targets)
-            named = value if isinstance(value, dict) else {type(loss).__name__.lower(): value}
-            if taken := parts.keys() & named.keys():
-                raise ValueError(
-                    f"losses must have different names, got {sorted(taken)} twice: "
-                    "merge them into one or subclass the second"
-                )
-            parts |= named
+        kind = inputs.device.type
+        if torch.is_autocast_enabled(kind):
+            student, teacher = student.float(), teacher.float()
+        with torch.autocast(kind, enabled=False):  # squares and their sums need all digits
+            parts = self._parts(student, teacher, targets)
         return {
             "loss": sum(parts.values()),
             **{name: part.detach() for name, part in parts.items()},
         }
+
+    def cache_teacher(self, data: Iterable[tuple[Tensor, Tensor]], limit: int = 2**30) -> None:
+        """Run the teacher once over ``data``; from then on look its outputs up by the inputs.
+
+        An input is known by its bits, whatever batch or order it comes in. One that is not in
+        ``data`` is refused, so data with random augmentation is; see :class:`TeacherCache`. What is
+        kept is what the losses of this task look at. It is part of no ``state_dict``: call this
+        again before a run is resumed. Call it after ``task.to(...)``, in the dtype of training.
+
+        Args:
+            data: Every input of the training, in any order; a loader without ``shuffle``.
+            limit: Bytes that may be kept, on the task's device; while they are collected, twice as
+                many are in use.
+
+        Raises:
+            ValueError: If ``data`` is empty, leaves samples out, or is random, or if more than
+                ``limit`` bytes were needed.
+        """
+        device = device_of(self)
+        cache = TeacherCache(lambda inputs: self._teach(inputs.to(device)), data, limit)
+        object.__setattr__(self, "_cache", cache)
 
     def student_parameters(self) -> Iterator[nn.Parameter]:
         """Everything trained for the student: the student itself and the losses' adapters."""
@@ -114,9 +128,33 @@ class Distiller(nn.Module):
             if isinstance(discriminator := getattr(loss, "discriminator", None), nn.Module):
                 yield from discriminator.parameters()
 
+    def _parts(
+        self, student: Outputs, teacher: Outputs, labels: Tensor | None
+    ) -> dict[str, Tensor]:
+        """The scalar parts of all losses by name."""
+        parts: dict[str, Tensor] = {}
+        for loss in self.losses:
+            value = loss(student, teacher, labels)
+            named = value if isinstance(value, dict) else {type(loss).__name__.lower(): value}
+            if taken := parts.keys() & named.keys():
+                raise ValueError(
+                    f"losses must have different names, got {sorted(taken)} twice: "
+                    "merge them into one or subclass the second"
+                )
+            parts |= named
+        return parts
+
+    def _teach(self, inputs: Tensor) -> Outputs:
+        if any(module.training for module in self.teacher.modules()):
+            self.teacher.eval()  # somebody trained it since; not always: packed layers pack anew
+        with torch.no_grad():
+            return observe(self.teacher, self.teacher_features, self.teacher_layers, inputs)
+
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Distiller":
         # .to(), .cuda(), .double() all come through here.
         self.teacher._apply(fn, recurse)
+        if self._cache is not None:
+            self._cache._apply(fn, recurse)
         return super()._apply(fn, recurse)
 
 
@@ -126,26 +164,10 @@ def check_factor(owner: str, name: str, value: float) -> None:
         raise ValueError(f"{owner}: {name} must be finite and at least 0, got {value}: try 1")
 
 
-def feature_size(model: nn.Module, name: str | None = None) -> int:
-    """Length of the feature vector that :class:`Distiller` takes from ``model``.
-
-    Args:
-        model: Any network.
-        name: Layer whose input is the feature vector; default as in :class:`Distiller`: name it if
-            the last registered layer is not the one that computes the logits.
-
-    Raises:
-        ValueError: If there is no such layer, or it does not state its input size.
-    """
-    name = _feature_layer(model, name)
-    layer = model.get_submodule(name)
-    for attribute in ("in_features", "in_channels", "num_features"):
-        if isinstance(size := getattr(layer, attribute, None), int):
-            return size
-    raise ValueError(
-        "the feature layer must state its input size (linear, convolution, batch norm), got "
-        f"{type(layer).__name__} {name!r}: name the layer after it"
-    )
+def check_choice(owner: str, name: str, value: str, known: Sequence[str]) -> None:
+    """Raise ValueError unless ``value``, a loss's option ``name``, is one of ``known``."""
+    if value not in known:
+        raise ValueError(f"{owner}: {name} must be one of {known}, got {value!r}: choose one")
 
 
 def _check_losses(losses: Sequence[nn.Module]) -> None:
@@ -165,43 +187,9 @@ def _check_losses(losses: Sequence[nn.Module]) -> None:
             )
 
 
-def _feature_layer(model: nn.Module, name: str | None) -> str:
-    """Name of the layer whose input is the feature vector, checked to exist."""
-    layers = dict(model.named_modules())
-    if name is None:
-        for kind in (nn.Linear, nn.Conv2d):
-            if found := [path for path, layer in layers.items() if isinstance(layer, kind)]:
-                return found[-1]
-        raise ValueError(
-            "the default feature layer is the last nn.Linear or nn.Conv2d, got "
-            f"{type(model).__name__} with neither: name the layer"
-        )
-    if name not in layers:
-        raise ValueError(
-            f"the feature layer must be a module of {type(model).__name__}, got {name!r}: "
-            "choose a name from named_modules()"
-        )
-    return name
-
-
-def _observe(model: nn.Module, name: str, inputs: Tensor) -> Outputs:
-    """Run ``model`` once; take its logits, and the input of its feature layer."""
-    seen: list[Tensor] = []
-
-    def take_input(_: nn.Module, args: tuple, kwargs: dict) -> None:
-        seen.append(next(iter((*args, *kwargs.values()))))
-
-    with model.get_submodule(name).register_forward_pre_hook(take_input, with_kwargs=True):
-        logits = model(inputs)
-    if not isinstance(logits, Tensor):
-        raise ValueError(
-            f"{type(model).__name__} must return its logits as one tensor, got "
-            f"{type(logits).__name__}: wrap it in a module that returns the logits alone"
-        )
-    if len(seen) != 1:
-        raise ValueError(
-            f"the feature layer {name!r} of {type(model).__name__} must be called exactly once in "
-            f"a forward pass, got {len(seen)} calls: name another layer"
-        )
-    (features,) = seen
-    return Outputs(logits, features.mean((2, 3)) if features.dim() == 4 else features)
+def _layers(model: nn.Module, losses: Iterable[nn.Module], attribute: str) -> tuple[str, ...]:
+    """The layers of ``model`` that the losses name, each once, checked to exist."""
+    names = dict.fromkeys(name for loss in losses for name in getattr(loss, attribute, ()))
+    for name in names:
+        check_layer(model, name, "a layer that a loss names")
+    return tuple(names)

@@ -5,7 +5,8 @@ import math
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nncx.distill.distiller import Outputs, check_factor
+from nncx.distill._observe import Outputs
+from nncx.distill.distiller import check_factor
 
 
 class KD(nn.Module):

@@ -25,7 +25,7 @@ def positive(**arguments: float) -> None:
             raise ValueError(f"{name} must be a number above 0, got {value}")
 
 
-def one_of(choices: Collection[float], **arguments: float) -> None:
+def one_of(choices: Collection[object], **arguments: object) -> None:
     """Raise ValueError for the first argument that is none of `choices`."""
     for name, value in arguments.items():
         if value not in choices:

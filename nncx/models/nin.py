@@ -1,5 +1,7 @@
 """Network in Network."""
 
+from collections.abc import Sequence
+
 from torch import Tensor, nn
 
 from nncx.models._check import at_least, probability
@@ -17,6 +19,10 @@ class NiN(nn.Module):
 
     Args:
         dropout: the probability after each pool.
+        widths: channels of all convolutions but the last, three of each block.
+        kernels: sizes of the three spatial convolutions, odd. The form for MNIST,
+            `models.by_name("ninmnist", in_channels=1)`, has (5, 5, 5) and the widths (96, 64, 48,
+            128, 96, 48, 128, 96): 349,674 parameters.
 
     Raises:
         ValueError: for an argument out of range.
@@ -24,34 +30,46 @@ class NiN(nn.Module):
     Paper: Lin, Chen, Yan, Network in Network, ICLR 2014.
     """
 
-    def __init__(self, in_channels: int = 3, num_classes: int = 10, dropout: float = 0.5) -> None:
+    def __init__(
+        self,
+        in_channels: int = 3,
+        num_classes: int = 10,
+        dropout: float = 0.5,
+        widths: Sequence[int] = (192, 160, 96, 192, 192, 192, 192, 192),
+        kernels: Sequence[int] = (5, 5, 3),
+    ) -> None:
         super().__init__()
         at_least(1, in_channels=in_channels, num_classes=num_classes)
         probability(dropout=dropout)
         self.in_channels = in_channels
         self.num_classes = num_classes
         self.dropout = dropout
-        self.conv1 = nn.Conv2d(in_channels, 192, 5, padding=2)
+        self.widths = c1, c2, c3, c4, c5, c6, c7, c8 = _several(8, widths=widths)
+        self.kernels = k1, k2, k3 = _several(3, kernels=kernels)
+        for kernel in self.kernels:
+            if kernel % 2 == 0:
+                raise ValueError(f"kernels must be odd, got {kernel}")
+        self.conv1 = nn.Conv2d(in_channels, c1, k1, padding=k1 // 2)
         self.relu1 = nn.ReLU()
-        self.conv2 = nn.Conv2d(192, 160, 1)
+        self.conv2 = nn.Conv2d(c1, c2, 1)
         self.relu2 = nn.ReLU()
-        self.conv3 = nn.Conv2d(160, 96, 1)
+        self.conv3 = nn.Conv2d(c2, c3, 1)
         self.relu3 = nn.ReLU()
         self.pool1 = nn.MaxPool2d(3, stride=2, ceil_mode=True)
         self.dropout1 = nn.Dropout(dropout)
-        self.conv4 = nn.Conv2d(96, 192, 5, padding=2)
+        self.conv4 = nn.Conv2d(c3, c4, k2, padding=k2 // 2)
         self.relu4 = nn.ReLU()
-        self.conv5 = nn.Conv2d(192, 192, 1)
+        self.conv5 = nn.Conv2d(c4, c5, 1)
         self.relu5 = nn.ReLU()
-        self.conv6 = nn.Conv2d(192, 192, 1)
+        self.conv6 = nn.Conv2d(c5, c6, 1)
         self.relu6 = nn.ReLU()
         self.pool2 = nn.AvgPool2d(3, stride=2, ceil_mode=True)
         self.dropout2 = nn.Dropout(dropout)
-        self.conv7 = nn.Conv2d(192, 192, 3, padding=1)
+        self.conv7 = nn.Conv2d(c6, c7, k3, padding=k3 // 2)
         self.relu7 = nn.ReLU()
-        self.conv8 = nn.Conv2d(192, 192, 1)
+        self.conv8 = nn.Conv2d(c7, c8, 1)
         self.relu8 = nn.ReLU()
-        self.conv9 = nn.Conv2d(192, num_classes, 1)
+        self.conv9 = nn.Conv2d(c8, num_classes, 1)
         self.pool3 = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         for module in self.modules():
@@ -71,3 +89,13 @@ class NiN(nn.Module):
         x = self.relu7(self.conv7(x))
         x = self.relu8(self.conv8(x))
         return self.flatten(self.pool3(self.conv9(x)))
+
+
+def _several(count: int, **arguments: Sequence[int]) -> tuple[int, ...]:
+    """The one argument, which must be `count` integers of at least 1."""
+    ((name, values),) = arguments.items()
+    if len(values) != count:
+        raise ValueError(f"{name} must be {count} integers, got {values}")
+    for value in values:
+        at_least(1, **{name: value})
+    return tuple(values)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.flop_counter import register_flop_formula
 
 from nncx.ops._activation import check_activation, mask_gradient
-from nncx.ops._common import check, check_input_dtype, check_operand, shape_text
+from nncx.ops._common import call_op, check, check_input_dtype, check_operand, shape_text
 from nncx.ops._conv2d import (
     check_filters,
     check_images,
@@ -77,7 +77,8 @@ def depthwise_separable_conv2d(
             input, depthwise_weight, depthwise_bias, *geometry, depthwise_activation
         )
         return grouped_conv2d(between, pointwise_weight, pointwise_bias, activation=activation)
-    return torch.ops.nncx.depthwise_separable_conv2d(*tensors, *geometry, *activations)
+    op = torch.ops.nncx.depthwise_separable_conv2d
+    return call_op(op, *tensors, *geometry, *activations)
 
 
 def _check(

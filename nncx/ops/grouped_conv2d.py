@@ -29,9 +29,8 @@ from nncx.ops._conv2d import (
 from nncx.ops.channel_shuffle import channel_shuffle_reference, check_shuffle, unshuffle
 
 _DEVICES = ("cpu", "cuda", "meta")  # that have a kernel
-_MOST_REUSE = (
-    128  # products of a number that is read or written, where memory is the limit of a GPU
-)
+# Products of a number that is read or written, up to which memory is the limit of a GPU.
+_MOST_REUSE = 128
 
 
 def grouped_conv2d(

@@ -1,6 +1,7 @@
 """ANC: one backward must do what the classical two alternating steps do."""
 
 import copy
+import itertools
 import math
 
 import pytest
@@ -123,6 +124,85 @@ def test_discriminator_is_128_256_128_by_default():
     assert [type(layer) for layer in Adversarial(64, hidden=()).discriminator] == [nn.Linear]
 
 
+def convolutional(width, seed):
+    torch.manual_seed(seed)
+    return nn.Sequential(
+        nn.Conv2d(1, width, 3, padding=1), nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(width, CLASSES),
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("inputs", ["features", "logits", "map"])
+def test_every_input_with_every_discriminator_and_regulariser(inputs):
+    """D sees what it is to see, and each gradient comes from its own player's part."""
+    images = torch.randn(BATCH, 1, 4, 4, generator=torch.Generator().manual_seed(3))
+    size = {"features": (6,), "logits": (CLASSES,), "map": (6, 4, 4)}[inputs]
+    shapes = [((5,), 6), ((3, 2, 3), 4)]  # of D, and the student's width: without and with adapter
+    grid = itertools.product(["adversary", "l1", "l2", "none"], [0.0, 0.5], [False, True], shapes)
+    for regulariser, dropout, conditional, (hidden, width) in grid:
+        student, teacher = convolutional(width, 1), convolutional(6, 2)
+        task = anc(student, teacher, inputs=inputs, regulariser=regulariser, dropout=dropout,
+                   conditional=conditional, hidden=hidden, example=images[:1])  # fmt: skip
+        seen, loss = [], task.losses[0]
+        loss.discriminator.register_forward_pre_hook(
+            lambda _, args, seen=seen: seen.append(args[0])
+        )
+        parts = {}
+        loss.register_forward_hook(lambda *args, parts=parts: parts.update(args[-1]))
+        result = task(images)
+        assert list(result) == ["loss", "adversarial", "discriminator", "l2"]
+        assert all(value.isfinite() for value in result.values())
+
+        channels = size[0] + CLASSES * conditional
+        assert {each.shape for each in seen} == {(BATCH, channels, *size[1:])}
+        assert len(seen) == (4 if regulariser == "adversary" else 3)
+        trained, real, labelled_0, *_ = seen
+        own = {"features": teacher[:4], "logits": teacher, "map": teacher[:2]}[inputs](images)
+        assert torch.equal(real[:, : size[0]], own)
+        assert torch.equal(trained, labelled_0)
+        if conditional:  # all are shown the teacher's class
+            expected = F.one_hot(teacher(images).argmax(1), CLASSES).float()
+            for each in seen:
+                assert torch.equal(each[:, size[0] :].reshape(BATCH, CLASSES, -1).amax(2), expected)
+                assert torch.equal(each[:, size[0] :].reshape(BATCH, CLASSES, -1).amin(2), expected)
+
+        opponent = list(loss.discriminator.parameters())
+        followers = list(task.student_parameters())
+        own = torch.autograd.grad(parts["discriminator"], opponent, retain_graph=True)
+        assert all(gradient.isfinite().all() for gradient in own)
+        leaked = torch.autograd.grad(
+            parts["adversarial"], opponent, retain_graph=True, allow_unused=True
+        ) + torch.autograd.grad(
+            parts["discriminator"], followers, retain_graph=True, allow_unused=True
+        )
+        assert all(gradient is None for gradient in leaked)
+        result["loss"].backward()
+        assert all(torch.equal(p.grad, gradient) for p, gradient in zip(opponent, own, strict=True))
+        assert all(p.grad.isfinite().all() for p in followers)
+
+
+def test_convolutional_discriminator():
+    """3x3 convolutions of stride 2, whatever the size of the map; whole channels are dropped."""
+    torch.manual_seed(0)
+    loss = Adversarial(8, inputs="map", student_layer="a", teacher_layer="b", hidden=(128, 256))
+    shapes = [tuple(p.shape) for p in loss.discriminator.parameters() if p.dim() > 1]
+    assert shapes == [(128, 8, 3, 3), (256, 128, 3, 3), (1, 256)]
+    logits = torch.zeros(BATCH, CLASSES)
+    for size in (1, 2, 7):
+        maps = torch.ones(BATCH, 8, size, size)
+        seen = []
+        with loss.discriminator.register_forward_pre_hook(
+            lambda _, args, seen=seen: seen.append(args[0])
+        ):
+            loss(Outputs(logits, logits, {"a": maps}), Outputs(logits, logits, {"b": maps}))
+        assert {0.0, 2.0} == set(seen[0].unique().tolist())
+        assert torch.equal(seen[0].amin((2, 3)), seen[0].amax((2, 3)))
+    with pytest.raises(ValueError, match=r"maps .* must be of one size, got \[3, 3\] and \[7, 7\]"):
+        loss(
+            Outputs(logits, logits, {"a": maps[:, :, :3, :3]}), Outputs(logits, logits, {"b": maps})
+        )
+
+
 def test_dropout_makes_the_samples(inputs):
     loss = Adversarial(INPUTS)
     student, teacher = outputs(inputs), outputs(inputs)
@@ -155,10 +235,10 @@ def test_weight_scales_the_students_part_alone(inputs):
     assert torch.equal(scaled["discriminator"], plain["discriminator"])
 
 
-def train_discriminator(loss, teacher_mean, steps=300, teacher_dropout=0.0):
+def train_discriminator(loss, teacher_mean, steps=150, teacher_dropout=0.0):
     """Discriminator's loss, averaged over the last steps, with features drawn afresh each step."""
     torch.manual_seed(0)
-    optimizer = torch.optim.Adam(loss.discriminator.parameters(), lr=2e-3)
+    optimizer = torch.optim.Adam(loss.discriminator.parameters(), lr=1e-2)
     values = []
     for _ in range(steps):
         student, teacher = torch.randn(512, 4), torch.randn(512, 4) + teacher_mean
@@ -202,7 +282,7 @@ def test_adversary_samples_bound_a_discriminator_that_wins():
 
 def test_the_game_does_not_collapse(inputs):
     """Neither player may drive its loss to 0 by agreeing with the other on a label."""
-    task = anc(network(10, 1), network(10, 2))
+    task = anc(network(10, 1), network(10, 2), hidden=(32, 32))
     torch.manual_seed(0)
     optimizers = [
         torch.optim.Adam(task.student_parameters(), lr=5e-3),
@@ -248,6 +328,14 @@ def test_bad_arguments(inputs):
     for name in ("mu", "weight"):
         with pytest.raises(ValueError, match=f"Adversarial: {name} must be finite .* got nan"):
             Adversarial(8, **{name: float("nan")})
+    with pytest.raises(ValueError, match="inputs must be one of .* got 'pixels': choose"):
+        Adversarial(8, inputs="pixels")
+    with pytest.raises(ValueError, match="layer must be given with .* only then, got None and 'b'"):
+        Adversarial(8, inputs="map", teacher_layer="b")
+    with pytest.raises(ValueError, match="anc: example must be a batch of inputs, .* got NoneType"):
+        anc(network(10, 1), network(10, 2), conditional=True)
+    with pytest.raises(ValueError, match="anc: Sequential must have children that return maps"):
+        anc(network(10, 1), network(10, 2), inputs="map", example=inputs)
     loss = Adversarial(8, 5)
     with pytest.raises(ValueError, match=r"student's features must be \[N, 5\], got \(16, 6\)"):
         loss(outputs(inputs), outputs(torch.zeros(BATCH, 8)))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from nncx.distill import KD, L2, Distiller, Outputs, anc, feature_size
+from nncx.distill import KD, L2, Distiller, Hint, Outputs, anc, feature_size
 
 
 def classifier(features=12, classes=5, seed=0):
@@ -33,6 +33,10 @@ class Observed(nn.Module):
     def forward(self, student, teacher, labels):
         self.student, self.teacher, self.labels = student, teacher, labels
         return student.logits.mean()
+
+
+class AlsoObserved(Observed):
+    pass
 
 
 class KeywordHead(nn.Module):
@@ -67,6 +71,19 @@ def test_named_feature_layers(images):
     task.eval()(images)
     assert torch.equal(loss.student.features, student[0](images).mean((2, 3)))
     assert torch.equal(loss.teacher.features, images.mean((2, 3)))
+
+
+def test_losses_see_the_layers_they_name(images):
+    student, teacher = classifier(seed=1), classifier(16, seed=2)
+    first, second = Observed(), AlsoObserved()
+    first.student_layers, first.teacher_layers = ("0", "1"), ("0",)
+    second.student_layers = ("1",)  # seen once for both
+    task = Distiller(student, teacher, [first, second]).eval()
+    task(images)
+    assert list(first.student.maps) == ["0", "1"] and list(second.teacher.maps) == ["0"]
+    assert torch.equal(second.student.maps["1"], student[:2](images))
+    assert torch.equal(first.teacher.maps["0"], teacher[0](images))
+    assert not first.teacher.maps["0"].requires_grad and first.student.maps["0"].requires_grad
 
 
 def test_feature_layer_called_with_a_keyword():
@@ -117,21 +134,41 @@ def test_teacher_follows_the_task_to_another_dtype(images):
     assert task(images.double())["loss"].dtype == torch.float64
 
 
+def test_losses_are_float32_under_autocast(images):
+    student, teacher = classifier(8, seed=1), classifier(seed=2).eval()
+    hint = Hint("0", "0", (8, 4, 4), (12, 4, 4))
+    task = Distiller(student.eval(), teacher, [L2(), hint]).eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        result = task(images)
+        logits = student(images), teacher(images)
+    assert {value.dtype for value in result.values()} == {torch.float32}
+    assert logits[0].dtype == torch.bfloat16
+    squares = (logits[0].double() - logits[1].double()).square()
+    torch.testing.assert_close(result["l2"].double(), squares.sum(1).mean(), atol=1e-6, rtol=1e-6)
+    result["loss"].backward()
+
+
 def test_each_network_runs_once(images):
     student, teacher = classifier(seed=1), classifier(seed=2)
     calls = []
     for model in (student, teacher):
         model.register_forward_hook(lambda model, *_: calls.append(model))
     anc(student, teacher)(images)
-    assert calls == [student, teacher]
+    assert calls == [teacher, student]
 
 
 def test_no_hook_stays_behind(images):
     student, teacher = classifier(seed=1), classifier(seed=2)
-    task = Distiller(student, teacher, [L2()])
+    loss = Observed()
+    loss.student_layers = loss.teacher_layers = ("0", "2")
+    task = Distiller(student, teacher, [loss])
     task(images)
     with pytest.raises(RuntimeError):
         task(images[:, :2])
+    with pytest.raises(ZeroDivisionError), teacher[2].register_forward_hook(lambda *_: 1 / 0):
+        task(images)
+    with pytest.raises(RuntimeError):  # nor after a run for the sizes of the layers
+        anc(student, teacher, inputs="map", example=images[:, :2])
     for module in (*student.modules(), *teacher.modules()):
         assert not module._forward_pre_hooks and not module._forward_hooks
 

@@ -1,8 +1,9 @@
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
-from nncx.distill import L2, Outputs
+from nncx.distill import L2, Outputs, logit_std
 
 FEATURES = torch.zeros(6, 1)
 
@@ -39,8 +40,36 @@ def test_gradient_pulls_towards_the_teacher(logits):
     torch.testing.assert_close(student.grad, 2 / 6 * (student.detach() - teacher))
 
 
+def test_standardised(logits):
+    """Both sides through the same map: the published targets, on the teacher's scale."""
+    student, teacher = logits
+    mean, std = teacher.mean(0), teacher.std(0, correction=0)
+    data = [(teacher[:4], None), (teacher[4:], None)]
+    torch.testing.assert_close(logit_std(nn.Identity(), data), std)
+    loss = L2(reduction="mean", std=std)
+    value = loss(Outputs(student, FEATURES), Outputs(teacher, FEATURES), None)
+    torch.testing.assert_close(value, F.mse_loss((student - mean) / std, (teacher - mean) / std))
+    # The unit of a logit does not matter, nor does a constant on a class.
+    other = L2(reduction="mean", std=3 * std)
+    student, teacher = 3 * student + 5, 3 * teacher + 5
+    again = other(Outputs(student, FEATURES), Outputs(teacher, FEATURES), None)
+    torch.testing.assert_close(again, value)
+    assert torch.equal(loss.state_dict()["std"], std)
+
+
+def test_bad_deviations(logits):
+    both = Outputs(logits[0], FEATURES), Outputs(logits[1], FEATURES)
+    with pytest.raises(ValueError, match="one deviation for each of the 7 classes, got 6: take it"):
+        L2(std=torch.ones(6))(*both)
+    for std in (torch.zeros(7), torch.full((7,), float("nan")), torch.ones(2, 7)):
+        with pytest.raises(ValueError, match="std must hold one positive deviation for each class"):
+            L2(std=std)
+    with pytest.raises(ValueError, match="logit_std: data must give at least one batch, got none"):
+        logit_std(nn.Identity(), [])
+
+
 def test_bad_reduction():
-    with pytest.raises(ValueError, match='must be "sum" or "mean", got \'none\''):
+    with pytest.raises(ValueError, match="reduction must be one of .* got 'none'"):
         L2(reduction="none")
 
 

@@ -11,6 +11,7 @@ from nncx import models
 from nncx.models import (
     MLP,
     VGG9,
+    FitNet19,
     LeNet4,
     LeNet5,
     LeNet300100,
@@ -22,6 +23,7 @@ from nncx.models import (
 )
 
 SMALL = [
+    FitNet19(2, 5),
     LeNet300100(1, 10, 8),
     LeNet4(1, 10, 8, widths=(4, 8, 16)),
     LeNet5(1, 10, 8, padding=2),
@@ -31,9 +33,10 @@ SMALL = [
     MLP(2, 3, 8, width=12, depth=1),
     MobileNet(1, 5, width=0.1, small_images=True),
     MobileNet(2, 10, width=0.25),
-    NiN(1),
+    NiN(1, widths=(9, 8, 7, 6, 5, 4, 3, 2), kernels=(1, 3, 5)),
     ResNet(8, 1, width=4),
     ResNet(14, 3, num_classes=5, width=5),  # an odd number of channels to pad
+    ResNet(20, 1, width=3, block="bottleneck"),
     ShuffleNet(1, 5, groups=2, width=0.2, small_images=True),
     ShuffleNet(3, 10, groups=3, width=0.25),
     ShuffleNetV2(1, 5, width=0.5, small_images=True),
@@ -62,6 +65,7 @@ every_model = pytest.mark.parametrize("model", SMALL, ids=name_of)
 @pytest.mark.parametrize(
     "model, parameters",
     [
+        (FitNet19(), 2_742_102),
         (LeNet300100(), 266_610),
         (LeNet5(), 431_080),
         (LeNet5(norm=True), 431_080 - (20 + 50 + 500) + 2 * (20 + 50 + 500)),
@@ -69,9 +73,11 @@ every_model = pytest.mark.parametrize("model", SMALL, ids=name_of)
         (MLP(), 2_910_208 + 2 * (3 * 1024 + 10)),
         (NiN(), 966_986),
         (NiN(1), 957_386),
+        (models.by_name("ninmnist", in_channels=1), 349_674),
         (ResNet(20), 269_722),
         (ResNet(20, num_classes=100), 275_572),
         (ResNet(164), 2_602_906),
+        (models.by_name("resnet164", block="bottleneck"), 1_703_258),
         (VGG9(), 14_022_016 + 2 * (2 * (128 + 256 + 512) + 2 * 1024 + 10)),
     ],
     ids=lambda value: name_of(value) if isinstance(value, nn.Module) else None,
@@ -132,23 +138,34 @@ _NORMED = (nn.Conv2d, nn.Linear, nn.modules.batchnorm._BatchNorm)
     ids=lambda value: type(value).__name__ if isinstance(value, nn.Module) else None,
 )
 def test_macs(model, size, macs):
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model.eval()(images_for(model, 1, size))
+    with FlopCounterMode(display=False) as counter:
+        model.to("meta").eval()(images_for(model, 1, size).to("meta"))
     assert counter.get_total_flops() == 2 * macs
 
 
-def test_resnet20_has_the_published_macs():
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        ResNet(20).eval()(torch.zeros(1, 3, 32, 32))
-    assert round(counter.get_total_flops() / 2e6, 2) == 40.55
+@pytest.mark.parametrize(
+    "depth, block, millions",
+    [(20, "basic", 40.55), (164, "basic", 380.29), (164, "bottleneck", 244.50)],
+)
+def test_resnets_have_the_published_macs(depth, block, millions):
+    with FlopCounterMode(display=False) as counter, torch.device("meta"):
+        ResNet(depth, block=block).eval()(torch.zeros(1, 3, 32, 32))
+    assert round(counter.get_total_flops() / 2e6, 2) == millions
+
+
+def test_the_depths_of_the_talk_exist():
+    with torch.device("meta"):
+        for depth in (8, 14, 20, 26, 32, 44, 56, 110, 164):
+            layers = [m for m in ResNet(depth).modules() if isinstance(m, nn.Conv2d | nn.Linear)]
+            assert len(layers) == depth
 
 
 @pytest.mark.parametrize("size", [8, 28, 32])
 @pytest.mark.parametrize(
     "name",
     [
-        *("lenet300100", "lenet4", "lenet5", "lenet5 norm", "mlp", "mobilenet", "nin"),
-        *("resnet8", "resnet14", "shufflenet", "shufflenetv2", "vgg9"),
+        *("fitnet19", "lenet300100", "lenet4", "lenet5", "lenet5 norm", "mlp", "mobilenet", "nin"),
+        *("ninmnist", "resnet8", "resnet14", "shufflenet", "shufflenetv2", "vgg9"),
     ],
 )
 def test_image_sizes(name, size):
@@ -223,12 +240,14 @@ def test_same_seed_same_weights(model):
 @pytest.mark.parametrize(
     "name, expected",
     [
+        ("fitnet19", FitNet19),
         ("lenet300100", LeNet300100),
         ("lenet4", LeNet4),
         ("lenet5", LeNet5),
         ("mlp", MLP),
         ("mobilenet", MobileNet),
         ("nin", NiN),
+        ("ninmnist", NiN),
         ("shufflenet", ShuffleNet),
         ("shufflenetv2", ShuffleNetV2),
         ("vgg9", VGG9),
@@ -246,7 +265,8 @@ def test_by_name(name, expected):
 @pytest.mark.parametrize("name", ["resnet", "ResNet20", "resnet20x", "alexnet", ""])
 def test_by_name_lists_the_valid_names(name):
     with pytest.raises(
-        ValueError, match="one of lenet300100, lenet4, .*shufflenetv2, vgg9, resnet<depth>"
+        ValueError,
+        match="one of fitnet19, lenet300100, lenet4, .*shufflenetv2, vgg9, resnet<depth>",
     ):
         models.by_name(name)
 
@@ -255,12 +275,18 @@ def test_by_name_lists_the_valid_names(name):
     "build, message",
     [
         (lambda: ResNet(21), r"depth must be 6n\+2 .* got 21"),
+        (lambda: ResNet(32, block="bottleneck"), r"depth must be 9n\+2 \(11, 20, .* got 32"),
+        (lambda: ResNet(20, block="wide"), "block must be one of basic, bottleneck, got 'wide'"),
         (lambda: ResNet(2), "depth must be an integer of at least 8, got 2"),
         (lambda: ResNet(20.0), "depth must be an integer of at least 8, got 20.0"),
         (lambda: ResNet(20, width=0), "width must be an integer of at least 1, got 0"),
         (lambda: models.by_name("resnet21"), "depth must be"),
         (lambda: NiN(0), "in_channels must be an integer of at least 1, got 0"),
         (lambda: NiN(dropout=1.0), r"dropout must be a probability in \[0, 1\), got 1.0"),
+        (lambda: NiN(widths=(1, 2)), r"widths must be 8 integers, got \(1, 2\)"),
+        (lambda: NiN(kernels=(5, 0, 3)), "kernels must be an integer of at least 1, got 0"),
+        (lambda: NiN(kernels=(5, 4, 3)), "kernels must be odd, got 4"),
+        (lambda: FitNet19(num_classes=0), "num_classes must be"),
         (lambda: MLP(depth=0), "depth must be an integer of at least 1, got 0"),
         (lambda: MLP(input_dropout=-0.1), r"input_dropout must be a probability .* got -0.1"),
         (lambda: VGG9(image_size=7), "image_size must be an integer of at least 8, got 7"),

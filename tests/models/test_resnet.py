@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nncx.models import ResNet
-from nncx.models.resnet import PadShortcut, PreActivationBlock
+from nncx.models.resnet import BottleneckBlock, PadShortcut, PreActivationBlock
 
 
 @pytest.mark.parametrize("size", [7, 8])
@@ -19,24 +19,44 @@ def test_shortcut_subsamples_and_pads_with_zeros(size):
     assert y[:, :1].eq(0).all() and y[:, 4:].eq(0).all()
 
 
+def normalize(x, bn):
+    return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias)
+
+
+def with_statistics(block):
+    for bn in block.modules():
+        if isinstance(bn, nn.BatchNorm2d):
+            nn.init.normal_(bn.running_mean)
+            nn.init.uniform_(bn.running_var, 0.5, 2)
+            nn.init.normal_(bn.weight)
+            nn.init.normal_(bn.bias)
+    return block.eval().requires_grad_(False)
+
+
 def test_block_is_its_formula():
     torch.manual_seed(0)
-    block = PreActivationBlock(4, 8, stride=2).eval()
-    for bn in (block.bn1, block.bn2):
-        nn.init.normal_(bn.running_mean)
-        nn.init.uniform_(bn.running_var, 0.5, 2)
-        nn.init.normal_(bn.weight)
-        nn.init.normal_(bn.bias)
-
-    def normalize(x, bn):
-        return F.batch_norm(x, bn.running_mean, bn.running_var, bn.weight, bn.bias)
-
+    block = with_statistics(PreActivationBlock(4, 8, stride=2))
     x = torch.randn(2, 4, 9, 9)
     y = F.conv2d(normalize(x, block.bn1).clamp_min(0), block.conv1.weight, stride=2, padding=1)
     y = F.conv2d(normalize(y, block.bn2).clamp_min(0), block.conv2.weight, padding=1)
     y[:, 2:6] += x[:, :, ::2, ::2]
-    with torch.no_grad():
-        torch.testing.assert_close(block(x), y)
+    torch.testing.assert_close(block(x), y)
+
+
+@pytest.mark.parametrize("in_channels, stride", [(8, 1), (8, 2), (3, 1)])
+def test_bottleneck_is_its_formula(in_channels, stride):
+    torch.manual_seed(0)
+    block = with_statistics(BottleneckBlock(in_channels, 8, stride))
+    x = torch.randn(2, in_channels, 9, 9)
+    first = normalize(x, block.bn1).clamp_min(0)
+    y = F.conv2d(first, block.conv1.weight, stride=stride)
+    y = F.conv2d(normalize(y, block.bn2).clamp_min(0), block.conv2.weight, padding=1)
+    y = F.conv2d(normalize(y, block.bn3).clamp_min(0), block.conv3.weight)
+    if (in_channels, stride) == (8, 1):
+        y += x
+    else:
+        y += F.conv2d(first, block.shortcut.weight, stride=stride)
+    torch.testing.assert_close(block(x), y)
 
 
 def test_shortcuts_hold_no_parameters_and_only_stages_need_one():

@@ -238,7 +238,7 @@ def test_a_mobile_network_trains_to_the_loss_of_torchs_quantization_and_of_float
         optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
         x, y = torch.randn(16, 3, 14, 14), torch.randint(4, (16,))
         found = []
-        for _ in range(15):
+        for _ in range(10):
             loss = F.cross_entropy(model(x), y)
             optimizer.zero_grad()
             loss.backward()

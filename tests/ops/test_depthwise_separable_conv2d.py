@@ -118,9 +118,9 @@ def test_a_line_that_does_not_fit_the_cache(isa: str) -> None:
     assert_same_bits(operands(images(1, 40, 2, 3000), 2), 1, 1, 1, "relu", "none")
 
 
-@on_cpu_paths
 @pytest.mark.parametrize("name", strided_images())
 def test_memory_formats(isa: str, name: str) -> None:
+    """On a GPU, too, where the op is the two, one after the other."""
     assert_same_bits(operands(strided_images()[name], 7), 1, 1, 1, "none", "relu")
 
 

@@ -1,0 +1,69 @@
+"""`nncx eval`: what a file does on the test split, and what it costs."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from nncx import _machine, _networks, _recipe, _report, _store, train
+
+
+@dataclass(frozen=True)
+class Result:
+    """Every figure is that of the file.
+
+    Attributes:
+        test_error: percent.
+        parameters: logical ones, of which a packed layer stores few bits each.
+        macs: of one image, by precision.
+        latency_ms: median milliseconds of one image.
+    """
+
+    model: str
+    data: str
+    test_error: float
+    test_images: int
+    file_bytes: int
+    parameters: int
+    macs: dict[str, int]
+    latency_ms: float
+    machine: str
+
+    def __str__(self) -> str:
+        return (
+            f"{self.data} {self.model}: test error {self.test_error:.2f} % of {self.test_images} "
+            f"images; {self.file_bytes:,} B; {self.latency_ms:.3f} ms an image (median) on "
+            f"{self.machine}"
+        )
+
+
+def run(
+    model: str, data: str, root: str | None = None, image_size: int = 32, out: Path | None = None
+) -> Result:
+    """Measure the file `model` of `nncx.save`; write result.json to the folder `out`, if named.
+
+    Args:
+        data, root: as `data.load`.
+        image_size: of an image folder; the other data sets have their own.
+
+    Raises:
+        ValueError: for data or a file that cannot be, or that do not fit each other.
+        FileNotFoundError, ImportError: as `data.load`, or for the file.
+    """
+    loaded = _store.load(model)
+    splits = _recipe.load_data(data, root, image_size)
+    _networks.checked(loaded, splits)
+    report = _report.report(loaded, splits.test[0][0].unsqueeze(0), file=model)
+    result = Result(
+        model=model,
+        data=data,
+        test_error=train.error_rate(loaded, _recipe.evaluation(splits.test)),
+        test_images=len(splits.test),
+        file_bytes=report.file_bytes,
+        parameters=report.total.parameters,
+        macs=report.macs,
+        latency_ms=report.total.latency_ms,
+        machine=_machine.describe(),
+    )
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        _recipe.write_result(result, out)
+    return result

@@ -1,0 +1,131 @@
+"""`nncx reproduce`: the table says what the cells' files do, and no cell is trained twice."""
+
+import csv
+import json
+from dataclasses import replace
+from pathlib import Path
+from statistics import mean, stdev
+
+import pytest
+
+from nncx import _distill, _reproduce, _talk
+from nncx._reproduce import Reproduction
+
+TINY = _reproduce.settings(
+    "digits", quick=True, teacher_options={"width": 4}, options={"width": 4}, train_images=64
+)
+
+
+def trained(monkeypatch: pytest.MonkeyPatch, reproduction: Reproduction, out: Path) -> list[Path]:
+    """Runs it with its cells in this process; the folders of those that were trained."""
+    folders = []
+    run = _distill.run
+
+    def recording(distillation: _distill.Distillation, folder: Path) -> _distill.Distilled:
+        folders.append(folder)
+        return run(distillation, folder)
+
+    monkeypatch.setattr(_distill, "run", recording)
+    monkeypatch.setattr(_reproduce, "get_context", lambda _: InProcess)
+    _reproduce.run(reproduction, out)
+    monkeypatch.setattr(_distill, "run", run)
+    return folders
+
+
+class InProcess:
+    """A pool of processes that is none."""
+
+    def __init__(self, *arguments: object) -> None: ...
+
+    @classmethod
+    def Pool(cls, *arguments: object) -> "InProcess":
+        return cls()
+
+    def __enter__(self) -> "InProcess":
+        return self
+
+    def __exit__(self, *arguments: object) -> None: ...
+
+    imap_unordered = staticmethod(map)
+
+
+def test_the_table_says_what_the_cells_hold(tmp_path: Path, monkeypatch) -> None:
+    reproduction = Reproduction("regularization", TINY, seeds=2)
+    assert len(trained(monkeypatch, reproduction, tmp_path)) == 8
+    folder = tmp_path / "regularization"
+    assert {path.name for path in folder.iterdir()} == {
+        "table.md",
+        "table.csv",
+        "plot.png",
+        "cost.png",
+    }
+    rows = list(csv.DictReader((folder / "table.csv").open()))
+    assert [row["row"] for row in rows[::2]] == ["none", "L1", "L2", "adversary samples"]
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "cells").glob("*/result.json")]
+    for row in rows:
+        (cell,) = (
+            cell
+            for cell in cells
+            if cell["recipe"]["seed"] == int(row["seed"])
+            and cell["recipe"]["method_options"].get("regulariser", "adversary")
+            == {"none": "none", "L1": "l1", "L2": "l2"}.get(row["row"], "adversary")
+        )
+        assert float(row["test_error"]) == cell["test_error"]
+    errors = [float(row["test_error"]) for row in rows[:2]]
+    assert (
+        f"| none | {mean(errors):.2f} ± {stdev(errors):.2f} |" in (folder / "table.md").read_text()
+    )
+
+    # What is done is not done again, and what tables share is trained once.
+    assert trained(monkeypatch, reproduction, tmp_path) == []
+    missing = next((tmp_path / "cells").iterdir())
+    (missing / "result.json").unlink()
+    assert trained(monkeypatch, reproduction, tmp_path) == [missing]
+    inputs = trained(monkeypatch, Reproduction("inputs", TINY, seeds=1), tmp_path)
+    assert len(inputs) == len(_talk.TABLES["inputs"].rows) - 1  # but features + dropout
+
+
+def test_a_cell_that_cannot_be_says_why_below_the_table(tmp_path: Path, monkeypatch) -> None:
+    tiny = replace(TINY, teacher="mlp", teacher_options={"width": 8, "depth": 1})
+    trained(monkeypatch, Reproduction("comparison", tiny, seeds=1), tmp_path)
+    text = (tmp_path / "comparison" / "table.md").read_text()
+    assert "| FSP | - | - |" in text
+    assert "- FSP: fsp: MLP must have children of type nn.Sequential" in text
+    assert "| KD | " in text and "| KD | - |" not in text
+
+
+def test_processes_train_what_one_process_does(tmp_path: Path, monkeypatch) -> None:
+    """Two real ones; the errors are those of cells in this process."""
+    reproduction = Reproduction("regularization", TINY, seeds=1, jobs=2)
+    trained(monkeypatch, reproduction, tmp_path / "here")
+    monkeypatch.undo()
+    _reproduce.run(reproduction, tmp_path / "there")
+    here, there = (
+        [
+            row["test_error"]
+            for row in csv.DictReader((tmp_path / name / "regularization" / "table.csv").open())
+        ]
+        for name in ("here", "there")
+    )
+    assert here == there
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"table": "magic"}, "a table is one of discriminators, regularization"),
+        ({"seeds": 0}, "seeds must be at least 1"),
+        ({"jobs": 0}, "jobs must be at least 1"),
+    ],
+)
+def test_bad_settings_are_refused_at_once(changes: dict, sentence: str) -> None:
+    with pytest.raises(ValueError, match=sentence):
+        replace(Reproduction("inputs", TINY), **changes)
+
+
+def test_the_published_figures_are_whole() -> None:
+    """Each row of a table has a figure where any row has one, so that columns can be compared."""
+    for name, table in _talk.TABLES.items():
+        if name != "comparison":  # which is of different networks
+            known = [set(row.published) for row in table.rows]
+            assert all(each == known[0] for each in known), name
