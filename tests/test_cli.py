@@ -165,6 +165,8 @@ def test_train_prints_what_the_file_does(tmp_path: Path) -> None:
         "patience": 5,
         "seed": 3,
         "image_size": 16,
+        "train_images": 500,
+        "augment": "crop",
         "root": str(tmp_path),
     }
     flags = [
