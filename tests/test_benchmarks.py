@@ -397,3 +397,21 @@ def test_break_even_prints_a_table_a_layer(bench: ModuleType, capsys, monkeypatc
     break_even.main(["--rounds", "1", "--only", "int8linear"])
     tables = re.findall(r"^`(.+)`$", capsys.readouterr().out, re.M)
     assert tables == ["nncx.Int8Linear, symmetric=True", "nncx.Int8Linear"]
+
+
+def test_train_loop_prints_a_table_a_network(bench: ModuleType, capsys, monkeypatch) -> None:
+    """And no time for a loop that trains otherwise."""
+    train_loop = importlib.import_module("train_loop")
+    monkeypatch.setattr(train_loop, "BATCHES", 2)
+    monkeypatch.setattr(train_loop, "NETWORKS", {"LeNet-5": (train_loop.models.LeNet5, 4, 28)})
+    monkeypatch.setattr(sys, "argv", ["train_loop.py", "--rounds", "1"])
+    main_threads = torch.get_num_threads()
+    train_loop.main()
+    cell = r"[+-]?[\d.]+ (ms|%|ms an epoch)"
+    row = rf"^\| LeNet-5, 4 x 28 x 28 \| {cell} \| {cell} \| {cell} \|$"
+    assert re.search(row, capsys.readouterr().out, re.M)
+
+    monkeypatch.setattr(train_loop.Bare, "_epoch", lambda self, batches: None)
+    with pytest.raises(AssertionError, match="must give the same weights"):
+        train_loop.main()
+    torch.set_num_threads(main_threads)

@@ -4,6 +4,8 @@
 
 #include <algorithm>
 #include <limits>
+#include <new>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -242,14 +244,59 @@ inline int64_t threads_for(double units) {
   return static_cast<int64_t>(std::clamp<double>(units, 1, torch::stable::get_num_threads()));
 }
 
+// Scratch that a thread keeps from one call to the next. Taken anew it would lie behind the output,
+// and glibc before 2.38 then grows the heap by an output with every call, page faults included.
+// What is too large to be kept is taken from torch, which says so where there is no memory.
+class Scratch {
+ public:
+  Scratch(const Tensor& input, int64_t parts, int64_t part_bytes) {
+    if (part_bytes <= kMostKept / std::max<int64_t>(parts, 1)) {
+      static thread_local Kept kept;
+      bytes_ = kept.at_least(parts * part_bytes);
+    } else {
+      // Two sizes, since the product may be beyond int64: a line of an image can have 2^59 bytes.
+      large_ = new_tensor(input, {parts, part_bytes}, ScalarType::Byte);
+      bytes_ = static_cast<uint8_t*>(large_->mutable_data_ptr());
+    }
+  }
+
+  uint8_t* bytes() const { return bytes_; }
+
+ private:
+  static constexpr int64_t kMostKept = 4 << 20;
+  static constexpr std::align_val_t kAlignment{64};
+
+  class Kept {
+   public:
+    ~Kept() { ::operator delete(bytes_, kAlignment); }
+
+    uint8_t* at_least(int64_t size) {
+      if (size > size_) {
+        ::operator delete(bytes_, kAlignment);
+        bytes_ = nullptr;
+        size_ = 0;
+        bytes_ = static_cast<uint8_t*>(::operator new(static_cast<size_t>(size), kAlignment));
+        size_ = size;
+      }
+      return bytes_;
+    }
+
+   private:
+    uint8_t* bytes_ = nullptr;
+    int64_t size_ = 0;
+  };
+
+  uint8_t* bytes_;
+  std::optional<Tensor> large_;
+};
+
 // Calls run(tile, scratch) on pixel_parts x block_parts tiles of `all`, in torch's threads.
 template <class Run>
 void run_tiles(const Tensor& input, const Conv2dTile& all, int64_t pixel_parts, int64_t block_parts,
                int64_t scratch_bytes, const Run& run) {
   const int64_t parts = pixel_parts * block_parts;
-  // Two sizes, since the product may be beyond int64: a line of an image can have 2^59 bytes.
-  const Tensor scratch = new_tensor(input, {parts, scratch_bytes}, ScalarType::Byte);
-  auto* bytes = static_cast<uint8_t*>(scratch.mutable_data_ptr());
+  const Scratch scratch(input, parts, scratch_bytes);
+  uint8_t* bytes = scratch.bytes();
   const auto cut = [](int64_t count, int64_t part, int64_t of) { return count * part / of; };
   parallel_for(0, parts, 1, [&](int64_t begin, int64_t end) {
     for (int64_t part = begin; part < end; ++part) {
