@@ -38,8 +38,17 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.write_line(f"Covered paths: {', '.join(sorted(places.covered))}")
 
 
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: object, error: object) -> None:
+    """What a process of pytest-xdist covered, told to the one that started it."""
+    places.covered.update(getattr(node, "workeroutput", {}).get("covered", ()))
+
+
 def pytest_sessionfinish(session: pytest.Session) -> None:
     """A path that this CPU has and that no test ran is a failure, not an oversight."""
+    if hasattr(session.config, "workeroutput"):  # it runs a part, and does not judge
+        session.config.workeroutput["covered"] = sorted(places.covered)
+        return
     missing = set(places.CPU_PATHS) - places.covered
     options = session.config.option
     chosen = options.keyword or options.markexpr not in WHOLE_RUNS
