@@ -5,6 +5,7 @@ file is written and loaded again, and only then is the test split looked at. The
 trained network, or one by name that is trained first, with labels.
 """
 
+import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -66,6 +67,15 @@ class Distillation(Recipe):
         if not 0 < self.discriminator_lr < float("inf"):
             raise ValueError(f"discriminator_lr must be above 0, got {self.discriminator_lr}")
 
+    def depends_on(self) -> dict[str, Any]:
+        """Files of the teacher count by their content."""
+        settings = super().depends_on()
+        for name in ("teacher", "teacher_weights"):
+            file = settings[name]
+            if file is not None and Path(file).is_file():
+                settings[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        return settings
+
 
 @dataclass(frozen=True)
 class Distilled(Result):
@@ -104,11 +114,12 @@ def run(
     splits = _recipe.splits_of(distillation)
     student = _recipe.build(distillation, splits)
     teacher = _teacher(distillation, splits, out / TEACHER, setup)
+    figures = _processes.from_first(lambda: _measured(teacher.to(setup.device), splits))
     stages = _stages(distillation, student, teacher, splits, setup)
     result = _recipe.train_stages(distillation, student, stages, splits, out, setup)
     if result is None:
         return None
-    distilled = _with_teacher(result, teacher.cpu(), splits)
+    distilled = Distilled(**vars(result), **figures)
     _recipe.write_result(distilled, out)
     _recipe.remove_checkpoints(distillation, splits, out)
     return distilled
@@ -176,15 +187,15 @@ def _optimizers(distillation: Distillation, student: nn.Module, stage: Stage) ->
     return optimizers
 
 
-def _with_teacher(result: Result, teacher: nn.Module, splits: data.Splits) -> Distilled:
+def _measured(teacher: nn.Module, splits: data.Splits) -> dict[str, float | int]:
+    """The figures of the teacher: before the student is trained, so that nothing is lost."""
     validation_error, test_error = (
-        train.error_rate(teacher, data.loader(split, _recipe.EVALUATION_BATCH))
+        train.error_rate(teacher, _recipe.evaluation(split))
         for split in (splits.validation, splits.test)
     )
-    return Distilled(
-        **vars(result),
-        teacher_test_error=test_error,
-        teacher_validation_error=validation_error,
-        teacher_parameters=sum(p.numel() for p in teacher.parameters()),
-        teacher_file_bytes=_recipe.saved_bytes(teacher),
-    )
+    return {
+        "teacher_test_error": test_error,
+        "teacher_validation_error": validation_error,
+        "teacher_parameters": sum(p.numel() for p in teacher.parameters()),
+        "teacher_file_bytes": _recipe.saved_bytes(teacher),
+    }

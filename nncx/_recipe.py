@@ -13,6 +13,7 @@ import json
 import math
 import tempfile
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -113,6 +114,10 @@ class Recipe:
         for name in ("lr", "lr_decay"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} must be above 0, got {getattr(self, name)}")
+
+    def depends_on(self) -> dict[str, Any]:
+        """What makes it another training, as JSON has it: its checkpoints are named after this."""
+        return asdict(self)
 
 
 @dataclass(frozen=True)
@@ -260,7 +265,7 @@ def remove_checkpoints(recipe: Recipe, splits: data.Splits, out: Path) -> None:
 
 
 def _key(recipe: Recipe, splits: data.Splits) -> str:
-    return run_key(asdict(recipe), splits)
+    return run_key(recipe.depends_on(), splits)
 
 
 def _epochs(recipe: Recipe, stages: Iterable[Stage]) -> list[int]:
@@ -387,7 +392,8 @@ def reloaded(model: nn.Module, path: Path, images: Tensor) -> nn.Module:
 
 def saved_bytes(model: nn.Module) -> int:
     """The size of the file of `model`: written, and looked at."""
-    with tempfile.TemporaryDirectory() as folder:
+    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that a class cannot be rebuilt: nothing loads this file
         path = Path(folder) / MODEL
         _store.save(model, path)
         return path.stat().st_size

@@ -13,7 +13,7 @@ import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
@@ -21,8 +21,9 @@ from typing import Any
 
 import torch
 
-from nncx import _distill, _files, _machine, _recipe, _report
+from nncx import _distill, _files, _machine, _recipe, _report, train
 from nncx._distill import Distillation
+from nncx._recipe import Setup
 from nncx._talk import TABLES, Row, Table
 
 CELLS = "cells"
@@ -126,7 +127,8 @@ def _with_trained_teacher(distillation: Distillation, out: Path) -> Distillation
     recipe = _distill.teacher_recipe(distillation)
     if recipe is None:
         return distillation
-    file = _distill.trained_teacher(recipe, out / _distill.TEACHER)
+    with train.processes() as device:
+        file = _distill.trained_teacher(recipe, out / _distill.TEACHER, Setup(device))
     return replace(distillation, teacher=str(file), teacher_options={})
 
 
@@ -152,10 +154,8 @@ def _sees_vectors(row: Row) -> bool:
 
 
 def _key(distillation: Distillation) -> str:
-    """Of all but where the data and the teacher's file are; the file counts by its content."""
-    settings = {**asdict(distillation), "root": None}
-    if (file := Path(distillation.teacher)).is_file():
-        settings["teacher"] = hashlib.sha256(file.read_bytes()).hexdigest()
+    """Of all that it depends on but where the data are."""
+    settings = {**distillation.depends_on(), "root": None}
     return hashlib.sha256(json.dumps(settings).encode()).hexdigest()[:8]
 
 
@@ -165,7 +165,9 @@ def _key(distillation: Distillation) -> str:
 
 def _train(cells: Sequence[Cell], jobs: int) -> dict[Path, str]:
     """Train the cells; why those that failed did, by folder."""
-    failures = {}
+    failures: dict[Path, str] = {}
+    if not cells:
+        return failures
     threads = max(1, torch.get_num_threads() // jobs)
     with get_context("spawn").Pool(jobs, _begin_process, (threads,)) as pool:
         # Leaving by an exception ends the processes; their checkpoints are of whole epochs.
@@ -186,7 +188,9 @@ def _train_cell(cell: Cell) -> tuple[Cell, str, bool]:
     cell.folder.mkdir(parents=True, exist_ok=True)
     with open(cell.folder / "log.txt", "a", buffering=1) as log, redirect_stderr(log):
         try:
-            return cell, str(_distill.run(cell.distillation, cell.folder)), False
+            with train.processes() as device:
+                result = _distill.run(cell.distillation, cell.folder, Setup(device))
+            return cell, str(result), False
         except (ValueError, FloatingPointError) as error:
             return cell, str(error), True
 

@@ -1,6 +1,7 @@
 """`nncx distill`: that a student learns by every method, and that what is reported is true."""
 
 import json
+import warnings
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -88,6 +89,33 @@ def test_an_interrupted_run_of_two_stages_continues(
     monkeypatch.setattr(_recipe.train, "fit", fit)
     halves = _distill.run(distillation, tmp_path / "halves")
     assert replace(halves, seconds=0) == replace(whole, seconds=0)
+
+
+class Foreign(torch.nn.Sequential):
+    """A teacher whose class `nncx.load` does not know, as torchvision's are."""
+
+
+def test_a_teacher_of_any_class(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    network = Foreign(torch.nn.Flatten(), torch.nn.Linear(64, 10)).eval()
+    monkeypatch.setattr(_distill._networks, "trained", lambda *arguments: network)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = _distill.run(replace(SMALL, teacher="theirs", teacher_options={}), tmp_path)
+    assert result.teacher_test_error == pytest.approx(error(network))
+    assert result.teacher_parameters == 650
+    assert result.teacher_file_bytes > 4 * 650
+
+
+def test_another_file_of_the_same_name_is_another_teacher(tmp_path: Path, teacher: Path) -> None:
+    """Whose student never continues from the checkpoint of the first."""
+    file = tmp_path / "teacher.safetensors"
+    file.write_bytes(teacher.read_bytes())
+    distillation = given(file)
+    first = distillation.depends_on()
+    nncx.save(nncx.models.ResNet(8, in_channels=1, width=4), file)
+    assert distillation.depends_on() != first
+    nncx.save(nncx.load(teacher), file)
+    assert distillation.depends_on() == first
 
 
 @pytest.mark.parametrize(
