@@ -115,8 +115,11 @@ def run(
     student = _recipe.build(distillation, splits)
     teacher = _teacher(distillation, splits, out / TEACHER, setup)
     figures = _processes.from_first(lambda: _measured(teacher.to(setup.device), splits))
-    stages = _stages(distillation, student, teacher, splits, setup)
-    result = _recipe.train_stages(distillation, student, stages, splits, out, setup)
+    stages = _stages(distillation, student, teacher.cpu(), splits)
+    if distillation.cache_teacher:
+        _cache_teacher(stages, splits, setup.device)
+    optimizers = {stage: _optimizers(distillation, student, stage) for stage in stages}
+    result = _recipe.train_stages(distillation, student, optimizers, splits, out, setup)
     if result is None:
         return None
     distilled = Distilled(**vars(result), **figures)
@@ -146,6 +149,9 @@ def trained_teacher(recipe: Recipe, out: Path, setup: Setup = _recipe.ON_THE_CPU
 
 def _teacher(distillation: Distillation, splits: data.Splits, out: Path, setup: Setup) -> nn.Module:
     if (recipe := teacher_recipe(distillation)) is not None:
+        untrained = _networks.make(recipe.model, splits, recipe.options)
+        student = _recipe.build(distillation, splits)
+        _stages(distillation, student, untrained, splits)  # what cannot be is said before training
         file = trained_teacher(recipe, out, setup)
         _processes.wait_for_all()  # the first writes the file
         return _networks.trained(str(file), splits)
@@ -154,30 +160,27 @@ def _teacher(distillation: Distillation, splits: data.Splits, out: Path, setup: 
 
 
 def _stages(
-    distillation: Distillation,
-    student: nn.Module,
-    teacher: nn.Module,
-    splits: data.Splits,
-    setup: Setup,
-) -> dict[Stage, list[Optimizer]]:
-    batches = _recipe.batches(distillation, splits)
+    distillation: Distillation, student: nn.Module, teacher: nn.Module, splits: data.Splits
+) -> list[Stage]:
     options = dict(distillation.method_options)
+    torch.manual_seed(distillation.seed)  # of adapters and discriminator, whoever trained before
     try:
-        stages = distill.by_name(
+        return distill.by_name(
             distillation.method,
             student,
             teacher,
             example=torch.stack([splits.train[0][0]] * 2),
-            steps=len(batches) * distillation.epochs,
+            steps=len(_recipe.batches(distillation, splits)) * distillation.epochs,
             **options,
         )
     except TypeError as error:  # an option that it does not have
         raise ValueError(f"{distillation.method} cannot be made with {options}: {error}") from error
-    if distillation.cache_teacher:
-        for stage in stages:
-            if isinstance(stage.task, Distiller):
-                stage.task.to(setup.device).cache_teacher(_recipe.evaluation(splits.train))
-    return {stage: _optimizers(distillation, student, stage) for stage in stages}
+
+
+def _cache_teacher(stages: list[Stage], splits: data.Splits, device: torch.device) -> None:
+    for stage in stages:
+        if isinstance(stage.task, Distiller):
+            stage.task.to(device).cache_teacher(_recipe.evaluation(splits.train))
 
 
 def _optimizers(distillation: Distillation, student: nn.Module, stage: Stage) -> list[Optimizer]:

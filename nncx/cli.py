@@ -324,7 +324,8 @@ def reproduce(
             options=_options(option),
             **{name: value for name, value in given.items() if value is not None},
         )
-        seeds = seeds or (1 if quick else 3)
+        if seeds is None:
+            seeds = 1 if quick else 3
         print(_reproduce.run(_reproduce.Reproduction(table, distillation, seeds, jobs), out))
 
 

@@ -279,6 +279,11 @@ def test_reproduce_prints_the_table(tmp_path: Path) -> None:
         assert recipe["teacher"] == str(tmp_path / "teacher" / "model.safetensors")
 
 
+def test_no_seeds_are_not_the_default(tmp_path: Path) -> None:
+    result = run("reproduce", "inputs", "--out", str(tmp_path), "--seeds=0")
+    assert result.exit_code == 1 and "seeds must be at least 1, got 0" in result.output
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
