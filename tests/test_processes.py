@@ -1,10 +1,12 @@
 """Two processes train as one does on the whole batch."""
 
+import contextlib
 import csv
 import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -27,25 +29,39 @@ def free_port() -> int:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where both have left what they did. The environment is what torchrun gives them."""
     folder = tmp_path_factory.mktemp("processes")
-    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "localhost", "MASTER_PORT": str(free_port())}
-    variables |= {"CUDA_VISIBLE_DEVICES": "", "PYTHONPATH": str(Path(nncx.__file__).parents[1])}
-    started = [
-        subprocess.Popen(
-            [sys.executable, two_processes.__file__, folder],
-            env={**os.environ, **variables, "RANK": rank, "LOCAL_RANK": rank},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in "01"
-    ]
-    try:
+    variables = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port())}
+    # Whatever the name of this machine resolves to, the two meet on the loopback interface.
+    variables |= {"GLOO_SOCKET_IFNAME": "lo", "CUDA_VISIBLE_DEVICES": ""}
+    variables |= {"PYTHONPATH": str(Path(nncx.__file__).parents[1])}
+    errors = [folder / f"{rank}.err" for rank in "01"]
+    with contextlib.ExitStack() as stack:
+        started = [
+            subprocess.Popen(
+                [sys.executable, two_processes.__file__, folder],
+                env={**os.environ, **variables, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+                stderr=stack.enter_context(path.open("w")),  # a full pipe would stop its writer
+            )
+            for rank, path in enumerate(errors)
+        ]
         for process in started:
-            _, errors = process.communicate(timeout=100)
-            assert process.returncode == 0, errors
-    finally:
-        for process in started:
-            process.kill()
+            stack.callback(process.kill)
+        codes = exit_codes(started, seconds=two_processes.SECONDS + 30)
+    said = "\n".join(f"{path.name}: {path.read_text()}" for path in errors)
+    assert codes == [0, 0], f"exit codes {codes}\n{said}"
     return folder
+
+
+def exit_codes(processes: list[subprocess.Popen], seconds: float) -> list[int | None]:
+    """Once all have ended, or soon after one has failed, for which the others may wait in vain."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        codes = [process.poll() for process in processes]
+        if None not in codes:
+            return codes
+        if any(codes):
+            end = min(end, time.monotonic() + 5)
+        time.sleep(0.1)
+    return [process.poll() for process in processes]
 
 
 @pytest.fixture(scope="module")

@@ -5,6 +5,7 @@ what one process alone does, too.
 """
 
 import copy
+import faulthandler
 import sys
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from training import adam, network, samples, sgd
 import nncx
 from nncx import _processes, _recipe
 from nncx.train import Supervised, error_rate, fit
+
+SECONDS = 240  # after which each says where it hangs, and ends: both together take 8 on two cores
 
 
 def plain(classes=3):
@@ -149,5 +152,6 @@ def main(folder):
 
 
 if __name__ == "__main__":
+    faulthandler.dump_traceback_later(SECONDS, exit=True)
     torch.set_num_threads(1)
     main(Path(sys.argv[1]))
