@@ -8,6 +8,7 @@ print(nncx.report(student, example))                         # measured, layer b
 """
 
 from nncx import compress, data, distill, graph, models, nn, ops, train
+from nncx._compare import Comparison, compare
 from nncx._native import _C
 from nncx._report import Report, report
 from nncx._store import load, save
@@ -45,6 +46,7 @@ __all__ = [
     "BinaryConnectConv2d",
     "BinaryConnectLinear",
     "ChannelShuffle",
+    "Comparison",
     "DepthwiseConv2d",
     "DepthwiseSeparableConv2d",
     "GroupedConv2d",
@@ -60,6 +62,7 @@ __all__ = [
     "XNORLinear",
     "__version__",
     "_C",
+    "compare",
     "compress",
     "convert",
     "data",

@@ -11,9 +11,7 @@ first measures and writes.
 import hashlib
 import json
 import math
-import tempfile
 import time
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -26,7 +24,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import Dataset
 
-from nncx import _files, _machine, _networks, _processes, _report, _store, data, train
+from nncx import _files, _machine, _networks, _plots, _processes, _report, _store, data, train
 from nncx.compress import XNOR, BinaryConnect, convert, freeze
 from nncx.compress._convert import Method
 from nncx.compress.binary_connect import parameter_groups
@@ -179,7 +177,7 @@ class Setup:
 
     def __post_init__(self) -> None:
         if self.plot:
-            _report.require_matplotlib()
+            _plots.require_matplotlib()
 
 
 ON_THE_CPU = Setup()
@@ -392,10 +390,7 @@ def reloaded(model: nn.Module, path: Path, images: Tensor) -> nn.Module:
 
 def saved_bytes(model: nn.Module) -> int:
     """The size of the file of `model`: written, and looked at."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a class cannot be rebuilt: nothing loads this file
-        path = Path(folder) / MODEL
-        _store.save(model, path)
+    with _store.saved_temporarily(model) as path:
         return path.stat().st_size
 
 

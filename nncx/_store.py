@@ -19,7 +19,11 @@ in it names code to run, and what does not fit is refused before anything is cha
 """
 
 import os
+import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -160,6 +164,17 @@ def load(
     if any(isinstance(module, PackedLayer) and module.frozen for module in model.modules()):
         model.requires_grad_(False)
     return model if into is None else model.to(device)
+
+
+@contextmanager
+def saved_temporarily(model: nn.Module) -> Iterator[Path]:
+    """The file of `model`, to be looked at: nobody loads it, so any class will do."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the class cannot be rebuilt
+            save(model, path)
+        yield path
 
 
 def _check_rebuildable(architecture: dict[str, Any], model: nn.Module) -> None:

@@ -9,10 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from nncx import _compress, _distill, _eval, _recipe, _reproduce, models
+from nncx import _compress, _distill, _eval, _plots, _recipe, _reproduce, models
+from nncx._compare import Comparison
 from nncx._compress import METHODS, OBSERVERS, Compression
 from nncx._distill import Distillation
 from nncx._recipe import AMP, LAYERS, LOSSES, OPTIMIZERS, Recipe, Setup
+from nncx._report import Report
 from nncx._talk import TABLES
 from nncx.data import AUGMENTATIONS, NAMED
 from nncx.distill import METHODS as DISTILLATIONS
@@ -98,6 +100,14 @@ def _name_and_value(option: str) -> tuple[str, Any]:
 
 def _options(texts: list[str] | None) -> dict[str, Any]:
     return dict(map(_name_and_value, texts or ()))
+
+
+def _sizes(shape: str) -> list[int]:
+    """What `1x28x28` says."""
+    sizes = shape.split("x")
+    if not all(size.isdecimal() and int(size) for size in sizes):
+        raise ValueError(f"a shape must be sizes of at least 1, as 1x28x28, got {shape!r}")
+    return [int(size) for size in sizes]
 
 
 def _print(result: object | None) -> None:
@@ -343,6 +353,59 @@ def evaluate(
     """
     with _readable_errors():
         print(_eval.run(model, data, root, image_size, out))
+
+
+@app.command()
+def report(
+    files: Annotated[list[str], typer.Argument(help="Of nncx.save.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="As in nncx train: the errors on its test split are reported, too."),
+    ] = None,
+    root: Root = None,
+    image_size: ImageSize = Recipe.image_size,
+    shape: Annotated[
+        str | None, typer.Option(help="Of an image, as 1x28x28, where there are no data.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="A file to compare with; else the first is.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print tables in Markdown.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw error over bytes over latency to this PNG.")
+    ] = None,
+) -> None:
+    """Report what files store, bit for bit, and what they cost: one by layers, several in a table.
+
+    The bytes are those of the file, layer by layer and with its header; latencies are measured on
+    one image, all files in turns.
+    """
+    with _readable_errors():
+        if as_json and as_markdown:
+            raise ValueError("report: pass --json or --markdown, got both; leave one out")
+        if plot is not None:
+            if data is None:
+                raise ValueError("report: --plot draws errors, got no --data; pass both")
+            _plots.require_matplotlib()  # now rather than after the measurements
+        comparison = _eval.compare(
+            files if baseline is None else [baseline, *files],
+            data=data,
+            root=root,
+            image_size=image_size,
+            shape=None if shape is None else _sizes(shape),
+        )
+        if plot is not None:
+            comparison.plot(plot)
+        if as_json:
+            print(json.dumps(comparison.to_dict(), indent=2))
+            return
+        tables: list[Report | Comparison] = [comparison]
+        if len(files) == 1:
+            tables.insert(0, comparison.networks[-1].report)
+        print("\n\n".join(each.to_markdown() if as_markdown else str(each) for each in tables))
 
 
 @app.command()
