@@ -46,6 +46,7 @@ Options = Annotated[
     typer.Option(help="Of the network, as norm=true or dropout=0.5; can be repeated."),
 ]
 Layers = Annotated[str, typer.Option(help=f"{', '.join(LAYERS)}.")]
+Loss = Annotated[str, typer.Option(help=f"{', '.join(LOSSES)}.")]
 Epochs = Annotated[int, typer.Option(help="The best on the validation split is kept.")]
 Batch = Annotated[int, typer.Option(help="Images per step.")]
 Optimizer = Annotated[str, typer.Option(help=f"{', '.join(OPTIMIZERS)}.")]
@@ -171,7 +172,7 @@ def train(
     model: Network = Recipe.model,
     option: Options = None,
     layers: Layers = Recipe.layers,
-    loss: Annotated[str, typer.Option(help=f"{', '.join(LOSSES)}.")] = Recipe.loss,
+    loss: Loss = Recipe.loss,
     epochs: Epochs = Recipe.epochs,
     batch: Batch = Recipe.batch,
     optimizer: Optimizer = Recipe.optimizer,
@@ -425,10 +426,31 @@ def compress(
         list[str] | None,
         typer.Option(help="Of a network by name, as norm=true; can be repeated."),
     ] = None,
-    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = Compression.method,
+    method: Annotated[
+        list[str], typer.Option(help=f"{', '.join(METHODS)}. Several are applied in order.")
+    ] = list(Compression.methods),  # noqa: B006
+    method_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of a method that trains, as bits=5; of several, inq.bits=5. Can be repeated."
+        ),
+    ] = None,
     data: Data = Compression.data,
     root: Root = Compression.root,
     image_size: ImageSize = Compression.image_size,
+    train_images: TrainImages = Compression.train_images,
+    augment: Augment = Compression.augment,
+    loss: Loss = Compression.loss,
+    epochs: Annotated[
+        int, typer.Option(help="Of each training, one for each step of a method; the best is kept.")
+    ] = Compression.epochs,
+    batch: Batch = Compression.batch,
+    optimizer: Optimizer = Compression.optimizer,
+    lr: Rate = Compression.lr,
+    lr_decay: RateDecay = Compression.lr_decay,
+    weight_decay: WeightDecay = Compression.weight_decay,
+    amp: Amp = Compression.amp,
+    patience: Patience = Compression.patience,
     calibration_images: Annotated[
         int, typer.Option(help="Training images, at most, from which int8 takes its ranges.")
     ] = Compression.calibration_images,
@@ -449,21 +471,38 @@ def compress(
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Print also what each int8 layer alone loses.")
     ] = Compression.sensitivity,
-    seed: Annotated[int, typer.Option(help="Of the draw of images.")] = Compression.seed,
+    seed: Seed = Compression.seed,
+    tensorboard: TensorBoard = False,
+    plot: Plot = False,
 ) -> None:
-    """Store a trained network in fewer bits, without training; report what its file does.
+    """Make a trained network smaller, by any method; report what its file does.
 
     Test error, file and latency are those of the file, loaded again, beside the float network's.
+    int8, float16 and bfloat16 need no training. The other methods train on, on the GPU if there is
+    one, and under torchrun as `nncx train`; an interrupted run continues when the same command is
+    given again.
     """
     with _readable_errors():
         compression = Compression(
             model=model,
             weights=weights,
             options=_options(option),
-            method=method,
+            methods=tuple(method),
+            method_options=_options(method_option),
             data=data,
             root=root,
             image_size=image_size,
+            train_images=train_images,
+            augment=augment,
+            loss=loss,
+            epochs=epochs,
+            batch=batch,
+            optimizer=optimizer,
+            lr=lr,
+            lr_decay=lr_decay,
+            weight_decay=weight_decay,
+            amp=amp,
+            patience=patience,
             calibration_images=calibration_images,
             observer=observer,
             symmetric=symmetric,
@@ -473,7 +512,8 @@ def compress(
             sensitivity=sensitivity,
             seed=seed,
         )
-        print(_compress.run(compression, out))
+        with processes() as device:
+            _print(_compress.run(compression, out, Setup(device, tensorboard, plot)))
 
 
 @app.command()
