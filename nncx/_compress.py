@@ -132,7 +132,7 @@ class Compression(Recipe):
         """
         names = [name for name in self.methods if name in _finetune.METHODS]
         options: dict[str, dict[str, Any]] = {name: {} for name in names}
-        for name, value in self.method_options.items():
+        for name, value in self.method_options.items() if names else ():
             owner, _, option = name.rpartition(".")
             owner = owner or (names[0] if len(names) == 1 else "")
             if owner not in options:

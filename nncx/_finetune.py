@@ -11,7 +11,7 @@ training that is through only gives it back.
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,13 @@ class Finetuned:
 
     Attributes:
         name: of the method; where it has steps, with the number of the step.
-        step: what the step said that it did, None without steps.
+        step: the figures of the step before it, None without steps.
         best_epoch: the one that was kept, counted from 1.
         history: what `train.fit` returned.
     """
 
     name: str
-    step: str | None
+    step: dict[str, Any] | None
     best_epoch: int
     history: list[dict[str, float]]
 
@@ -88,8 +88,6 @@ def finetune(
         torch.manual_seed(recipe.seed)
         model = convert(model, method, skip or None)
         for stage, step in _stages(name, method, recipe, model):
-            if step is not None and _processes.rank() == 0:
-                print(step, file=sys.stderr)
             out.mkdir(parents=True, exist_ok=True)  # not before it is clear that all can be
             optimizer = _recipe.student_optimizer(recipe, model, stage)
             training = Training(stage, [optimizer], recipe.epochs, keep_best=True)
@@ -102,8 +100,8 @@ def finetune(
 
 def _stages(
     name: str, method: Method, recipe: Recipe, model: nn.Module
-) -> Iterator[tuple[Stage, str | None]]:
-    """What is to be trained, and what the step before it did."""
+) -> Iterator[tuple[Stage, dict[str, Any] | None]]:
+    """What is to be trained, and the figures of the step before it, which is told on stderr."""
 
     def stage(name: str) -> Stage:
         return Stage(name, train.Supervised(model, LOSSES[recipe.loss]()))
@@ -112,7 +110,9 @@ def _stages(
         yield stage(name), None
         return
     for number, step in enumerate(method.steps(model), 1):
-        yield stage(f"{name}-{number}"), str(step)
+        if _processes.rank() == 0:
+            print(step, file=sys.stderr)
+        yield stage(f"{name}-{number}"), asdict(step)
 
 
 def _check_float(model: nn.Module) -> None:

@@ -427,8 +427,9 @@ def compress(
         typer.Option(help="Of a network by name, as norm=true; can be repeated."),
     ] = None,
     method: Annotated[
-        list[str], typer.Option(help=f"{', '.join(METHODS)}. Several are applied in order.")
-    ] = list(Compression.methods),  # noqa: B006
+        list[str] | None,
+        typer.Option(help=f"{', '.join(METHODS)}; by default int8. Several are applied in order."),
+    ] = None,
     method_option: Annotated[
         list[str] | None,
         typer.Option(
@@ -487,7 +488,7 @@ def compress(
             model=model,
             weights=weights,
             options=_options(option),
-            methods=tuple(method),
+            methods=tuple(method or Compression.methods),
             method_options=_options(method_option),
             data=data,
             root=root,
