@@ -91,11 +91,17 @@ def finetune(
             out.mkdir(parents=True, exist_ok=True)  # not before it is clear that all can be
             optimizer = _recipe.student_optimizer(recipe, model, stage)
             training = Training(stage, [optimizer], recipe.epochs, keep_best=True)
-            history = _recipe.fit(recipe, model, training, splits, out, out / stage.name, setup)
-            best_epoch = _recipe.best_epoch(history)
-            trainings.append(Finetuned(stage.name, step, best_epoch, history))
+            records = _recipe.fit(recipe, model, training, splits, out, out / stage.name, setup)
+            best_epoch = _recipe.best_epoch(records)
+            trainings.append(Finetuned(stage.name, step, best_epoch, records))
         model.cpu()
     return model, trainings
+
+
+def history(trainings: Sequence[Finetuned]) -> list[dict[str, float]]:
+    """That of all trainings, as if they were one."""
+    records = [record for training in trainings for record in training.history]
+    return [{**record, "epoch": epoch} for epoch, record in enumerate(records, 1)]
 
 
 def _stages(

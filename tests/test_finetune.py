@@ -156,6 +156,33 @@ def test_methods_are_applied_in_order(compression: Compression, tmp_path: Path) 
     assert "float.safetensors xnor, int8: test error" in str(result)
 
 
+class Foreign(nn.Module):
+    """A class that no file can name, with a dropout that training needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(16, 10)
+        self.middle, self.norm = nn.Linear(16, 16), nn.BatchNorm1d(16)
+        self.first, self.dropout = nn.Linear(64, 16), nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.norm(self.middle(self.dropout(self.first(x.flatten(1))))))
+
+
+def test_a_network_of_any_class_is_trained_as_it_is(
+    compression: Compression, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its dropout; and stored as a graph."""
+    trained = []
+    monkeypatch.setattr(_compress._networks, "trained", lambda *_: Foreign().eval())
+    monkeypatch.setattr(nn.Dropout, "forward", lambda self, x: trained.append(self.training) or x)
+    assert _compress.run(compression, tmp_path).float_file_bytes > 0
+    assert any(trained)
+    monkeypatch.undo()
+    graph = nncx.load(tmp_path / "model.safetensors")
+    assert type(graph) is nncx.graph.Graph and type(graph.middle) is nncx.XNORLinear
+
+
 def test_histories_are_drawn_on_demand(compression: Compression, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     _compress.run(compression, tmp_path, _recipe.Setup(plot=True))
