@@ -28,12 +28,10 @@ class _INQLayer(CodebookLayer):
 
     bits: int
     codes: Tensor | None
-    _is_partial: bool  # whether a weight was free at the last `repack`
 
     def _init_inq(self, bits: int, masked: bool) -> None:
         check_bits(type(self).__name__, bits)
         self.bits = bits
-        self._is_partial = False
         self._init_codebook(masked)
         self.register_buffer("codes", None)
         self.reset_buffers()
@@ -86,12 +84,8 @@ class _INQLayer(CodebookLayer):
     def _extra_arguments(self) -> str:
         return f", bits={self.bits}"
 
-    def _runs_native(self, input: Tensor) -> bool:
-        """Not with free weights, which no codebook has: evaluation takes torch's kernels."""
-        return not self._is_partial and super()._runs_native(input)
-
     def repack(self) -> None:
-        if not self.frozen:
+        if not self.frozen:  # free weights are in no codebook, which is what the kernel reads
             self._is_partial = not self.codes.is_meta and bool((self.codes == FREE).any())
         super().repack()
 
@@ -115,7 +109,6 @@ class _INQLayer(CodebookLayer):
     def _drop_weight(self) -> None:
         super()._drop_weight()
         self.codes = None
-        self._is_partial = False
 
 
 class INQConv2d(_INQLayer, CodebookConv2d):

@@ -35,6 +35,7 @@ class PackedLayer(NativeLayer):
     precision: ClassVar[str]
     frozen: bool  # whether the float weight is gone
     packed_weight: Tensor | None
+    _is_partial: bool = False  # whether it evaluates on torch's kernels, by intention
     _prepacked: Tensor | None
     _packed_from: list[tuple[Tensor, int | None]] | None  # `_packs()` then, with their versions
 
@@ -133,7 +134,7 @@ class PackedLayer(NativeLayer):
 
     def _runs_native(self, input: Tensor) -> bool:
         """Whether forward takes the native kernel, through which no gradient flows."""
-        if self.training and not self.frozen:
+        if not self.frozen and (self.training or self._is_partial):
             return False
         wants_gradient = self._wants_gradient(input)
         if wants_gradient and self.frozen:

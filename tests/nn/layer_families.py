@@ -1,5 +1,6 @@
 """The families of layers, and inputs for them: what tests of one and of all families share."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -172,6 +173,14 @@ def images(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def signs(x: Tensor) -> Tensor:
     return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+
+def expected_output(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """torch's layer with the weight given, in float64."""
+    plain = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+    twin = copy.deepcopy(layer).train().double()
+    twin.weight.data = weight.detach().double()
+    return plain.forward(twin, x.double()).detach()
 
 
 def evaluate(layer: nn.Module, x: Tensor) -> Tensor:
