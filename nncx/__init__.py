@@ -13,6 +13,8 @@ from nncx._report import Report, report
 from nncx._store import load, save
 from nncx._version import __version__
 from nncx.compress import (
+    INQ,
+    TTQ,
     XNOR,
     BinaryConnect,
     Half,
@@ -33,13 +35,19 @@ from nncx.nn import (
     GroupedConv2d,
     HalfConv2d,
     HalfLinear,
+    INQConv2d,
+    INQLinear,
     Int8Conv2d,
     Int8Linear,
+    TTQConv2d,
+    TTQLinear,
     XNORConv2d,
     XNORLinear,
 )
 
 __all__ = [
+    "INQ",
+    "TTQ",
     "XNOR",
     "BinaryConnect",
     "BinaryConnectConv2d",
@@ -51,11 +59,15 @@ __all__ = [
     "Half",
     "HalfConv2d",
     "HalfLinear",
+    "INQConv2d",
+    "INQLinear",
     "Int8",
     "Int8Conv2d",
     "Int8Linear",
     "Mobile",
     "Report",
+    "TTQConv2d",
+    "TTQLinear",
     "XNORConv2d",
     "XNORLinear",
     "__version__",

@@ -5,13 +5,17 @@ from nncx.compress._fold import fold_batch_norm
 from nncx.compress._freeze import freeze, repack
 from nncx.compress.binary_connect import BinaryConnect
 from nncx.compress.half import Half
+from nncx.compress.inq import INQ
 from nncx.compress.int8 import Int8
 from nncx.compress.int8_ptq import Sensitivity, quantize, sensitivity, vanhoucke
 from nncx.compress.mobile import Mobile
+from nncx.compress.ttq import TTQ
 from nncx.compress.xnor import XNOR
 
 __all__ = [
     "BinaryConnect",
+    "INQ",
+    "TTQ",
     "XNOR",
     "Half",
     "Int8",
