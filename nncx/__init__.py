@@ -35,6 +35,8 @@ from nncx.nn import (
     HalfLinear,
     Int8Conv2d,
     Int8Linear,
+    PrunedConv2d,
+    PrunedLinear,
     XNORConv2d,
     XNORLinear,
 )
@@ -55,6 +57,8 @@ __all__ = [
     "Int8Conv2d",
     "Int8Linear",
     "Mobile",
+    "PrunedConv2d",
+    "PrunedLinear",
     "Report",
     "XNORConv2d",
     "XNORLinear",

@@ -42,6 +42,8 @@ from nncx.nn import (
     Int8Conv2d,
     Int8Linear,
     PackedLayer,
+    PrunedConv2d,
+    PrunedLinear,
     XNORConv2d,
     XNORLinear,
 )
@@ -84,6 +86,8 @@ TYPES: dict[str, type[nn.Module]] = {
     "nncx.HalfLinear": HalfLinear,
     "nncx.Int8Conv2d": Int8Conv2d,
     "nncx.Int8Linear": Int8Linear,
+    "nncx.PrunedConv2d": PrunedConv2d,
+    "nncx.PrunedLinear": PrunedLinear,
     "nncx.XNORConv2d": XNORConv2d,
     "nncx.XNORLinear": XNORLinear,
     "nncx.graph.Graph": Graph,

@@ -13,6 +13,7 @@ from nncx.nn.mobile import (
 )
 from nncx.nn.native import NativeLayer
 from nncx.nn.packed import PackedLayer
+from nncx.nn.pruned import PrunedConv2d, PrunedLinear
 from nncx.nn.xnor import XNORConv2d, XNORLinear
 
 __all__ = [
@@ -28,6 +29,8 @@ __all__ = [
     "Int8Linear",
     "NativeLayer",
     "PackedLayer",
+    "PrunedConv2d",
+    "PrunedLinear",
     "SquaredHingeLoss",
     "XNORConv2d",
     "XNORLinear",

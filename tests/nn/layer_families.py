@@ -13,6 +13,8 @@ from nncx.nn import (
     HalfLinear,
     Int8Conv2d,
     Int8Linear,
+    PrunedConv2d,
+    PrunedLinear,
     XNORConv2d,
     XNORLinear,
 )
@@ -38,7 +40,7 @@ class Family:
     """The two layers of a method, built with `arguments`, which `repr` shows as `shown`.
 
     Those that must know the range of their input get `input_range` and do not follow it, so that
-    training and evaluation compute the same.
+    training and evaluation compute the same. Those that can be pruned are, to a seventh.
     """
 
     conv_class: type[nn.Conv2d]
@@ -65,6 +67,8 @@ class Family:
         if self.input_range is not None:
             layer.set_input_range(*self.input_range)
             layer.observe = False
+        if isinstance(layer, (PrunedConv2d, PrunedLinear)):
+            layer.mask.copy_(torch.rand_like(layer.weight) < 1 / 7)
         return layer
 
     def network(self) -> nn.Sequential:
@@ -120,6 +124,16 @@ FAMILIES["int8, a scale a layer, symmetric"] = Family(
     {"per_channel": False, "symmetric": True},
     ", per_channel=False, symmetric=True",
     **_INT8,
+)
+FAMILIES["pruned"] = Family(
+    PrunedConv2d,
+    PrunedLinear,
+    {},
+    "",
+    {"packed_weight", "gaps"},
+    sums_integers=False,
+    native=False,
+    buffers=frozenset({"mask"}),
 )
 
 

@@ -16,7 +16,7 @@ from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
 from nncx.compress import freeze
-from nncx.nn import Int8Conv2d, Int8Linear, XNORConv2d, XNORLinear
+from nncx.nn import Int8Conv2d, Int8Linear, PrunedConv2d, PrunedLinear, XNORConv2d, XNORLinear
 
 
 def _xnor() -> nn.Module:
@@ -44,8 +44,17 @@ def _int8() -> nn.Module:
     return net
 
 
+def _pruned() -> nn.Module:
+    net = nn.Sequential(
+        PrunedConv2d(3, 9, 3, stride=2), nn.ReLU(), nn.Flatten(), PrunedLinear(9 * 3 * 4, 5)
+    )
+    for layer in net[::3]:
+        layer.mask.copy_(torch.rand_like(layer.weight) < 0.3)
+    return net
+
+
 # Without layers whose result for one image depends on the others, on images [N, 3, 8, 10].
-NETS: dict[str, Callable[[], nn.Module]] = {"xnor": _xnor, "int8": _int8}
+NETS: dict[str, Callable[[], nn.Module]] = {"xnor": _xnor, "int8": _int8, "pruned": _pruned}
 
 
 @pytest.fixture(params=NETS)
