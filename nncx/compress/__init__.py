@@ -8,6 +8,7 @@ from nncx.compress.half import Half
 from nncx.compress.int8 import Int8
 from nncx.compress.int8_ptq import Sensitivity, quantize, sensitivity, vanhoucke
 from nncx.compress.mobile import Mobile
+from nncx.compress.pruning import Pruning
 from nncx.compress.xnor import XNOR
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Int8",
     "Method",
     "Mobile",
+    "Pruning",
     "Sensitivity",
     "convert",
     "fold_batch_norm",

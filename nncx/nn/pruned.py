@@ -23,6 +23,7 @@ class _PrunedLayer(PackedLayer):
     """What the two layers share.
 
     Attributes:
+        weight_shape: also of a frozen layer.
         mask: bool, in the shape of the weight: False where it is pruned. To be changed in place
             (`nncx.Pruning` does). None once frozen.
         packed_weight, gaps: once frozen: the entries, float32 `[E]`, and their gaps, uint8 in the
@@ -31,13 +32,14 @@ class _PrunedLayer(PackedLayer):
 
     precision = "pruned float32"
     gap_bits: int
+    weight_shape: torch.Size
     mask: Tensor | None
     gaps: Tensor | None
 
     def _init_pruned(self, gap_bits: int) -> None:
         check_gap_bits(gap_bits)
         self.gap_bits = gap_bits
-        self._weight_shape = self.weight.shape
+        self.weight_shape = self.weight.shape
         self.register_buffer("mask", None)
         self.register_buffer("gaps", None)
         self.reset_buffers()
@@ -72,7 +74,7 @@ class _PrunedLayer(PackedLayer):
         if not self.frozen:
             return self.masked_weight().float()
         gaps = unpack_codes(self.gaps, len(self.packed_weight), self.gap_bits)
-        weight = self.packed_weight.new_zeros(self._weight_shape)
+        weight = self.packed_weight.new_zeros(self.weight_shape)
         positions = gaps_to_positions(gaps, weight.numel())
         weight.view(-1)[positions] = self.packed_weight
         return weight
@@ -99,7 +101,7 @@ class _PrunedLayer(PackedLayer):
         shapes = tuple(tuple(state[name].shape) for name in names if name in state)
         entries = shapes[0][0] if shapes and shapes[0] else 0
         sound = shapes == ((entries,), (packed_size(entries, self.gap_bits),))
-        if sound and entries <= self._weight_shape.numel() and entries != len(self.packed_weight):
+        if sound and entries <= self.weight_shape.numel() and entries != len(self.packed_weight):
             self._make_room(entries)
 
     def _load_from_state_dict(
