@@ -7,6 +7,7 @@ for step in method.steps(model):  # masks 54 %, 78 %, 90 % of the weights
 nncx.freeze(model)
 """
 
+import copy
 import math
 import numbers
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -17,7 +18,9 @@ import torch
 from torch import Tensor, fx, nn
 
 from nncx._table import text_table
+from nncx.compress._convert import convert
 from nncx.compress._counterpart import GEOMETRY, check_no_hooks, counterpart
+from nncx.compress._scan import Scan, ScanRow
 from nncx.compress._signs import DROPOUTS
 from nncx.compress._skip import names_of
 from nncx.compress._trace import called_module, trace
@@ -95,7 +98,8 @@ class Pruning:
     Args:
         sparsity: the share of its weights that each layer loses, at least 0 and below 1; or by
             layer, `{name: share}`, where a layer that is not named loses nothing; or a list of
-            these, one a step. The weights of least magnitude go, exactly so many.
+            these, one a step. The weights of least magnitude go, rounded to a whole number of them;
+            one stays always.
         deviations: instead of a sparsity: the weights go whose magnitude is below so many standard
             deviations of the layer's surviving weights; a number, by layer, or a list, as above.
         rounds: steps towards the sparsity, if that is no list. Each keeps the same share of what is
@@ -219,9 +223,7 @@ class Pruning:
                     " ask for less of it, or skip it in convert"
                 )
         for weight, mask in masks.items():
-            for layer in weight.layers.values():
-                layer.mask.copy_(mask)
-                layer.repack()
+            weight.put(mask)
 
     def _scores(self, layer: PrunedLayer) -> Tensor:
         """The magnitude of each unit, float32 `[units]`; -1 where all of it is pruned already."""
@@ -257,6 +259,11 @@ class _Weight:
     def layer(self) -> PrunedLayer:
         return self.layers[self.name]
 
+    def put(self, mask: Tensor) -> None:
+        for layer in self.layers.values():
+            layer.mask.copy_(mask)
+            layer.repack()
+
     def amount(self, amount: Amount) -> float | None:
         """What of an amount is this weight's; None if nothing."""
         if not isinstance(amount, Mapping):
@@ -290,9 +297,10 @@ def _output_layer(model: nn.Module) -> nn.Module | None:
 
 
 def _all_but_the_least(scores: Tensor, share: float) -> Tensor:
-    """bool `[n]`: False for the `share` of lowest score; of equals the first ones."""
+    """bool `[n]`: False for the `share` of lowest score, but for one; of equals the first ones."""
     keep = torch.ones_like(scores, dtype=torch.bool)
-    keep[scores.argsort(stable=True)[: round(share * len(scores))]] = False
+    count = min(round(share * len(scores)), max(len(scores) - 1, 0))
+    keep[scores.argsort(stable=True)[:count]] = False
     return keep
 
 
@@ -380,6 +388,50 @@ def _check_names(amount: Amount, weights: list[_Weight]) -> None:
 
 # ---------------------------------------------------------------------------------------------
 # around it
+
+
+def sensitivity(
+    model: nn.Module,
+    metric: Callable[[nn.Module], float],
+    amounts: Sequence[float] = tuple(i / 10 for i in range(1, 10)),
+    *,
+    structure: str = "connection",
+) -> Scan:
+    """What `metric` becomes as each layer alone is pruned, without any training.
+
+    It tells how much to prune of each: `nncx.Pruning(sparsity={name: ...})`.
+
+    Args:
+        model: float or pruned so far; not changed, since all is done to a copy.
+        metric: a figure of a network, such as its error on validation data.
+        amounts: the sparsities.
+        structure: as of `nncx.Pruning`.
+
+    Returns:
+        A row for each layer of `nncx.Pruning`; with "neuron", but the last.
+
+    Raises:
+        ValueError: if the model has no such layer, or a sparsity is not at least 0 and below 1.
+    """
+    methods = {amount: Pruning(sparsity=amount, structure=structure) for amount in amounts}
+    model = copy.deepcopy(model)
+    method = Pruning(sparsity=0.0, structure=structure)
+    if any(method.replaces(module) for module in model.modules()):
+        convert(model, method, rewire=False)
+    outputs = _output_layer(model) if structure == "neuron" else None
+    rows = []
+    for weight in _weights(model, "sensitivity"):
+        if weight.layer is outputs:
+            continue
+        mask, metrics = weight.layer.mask.clone(), []
+        for amount, pruning in methods.items():
+            pruning._prune({weight: amount})
+            metrics.append(float(metric(model)))
+            weight.put(mask)
+        parts = method._units(weight.layer)
+        rows.append(ScanRow(weight.name, type(weight.layer).__name__, parts, tuple(metrics)))
+    unit = "neurons" if structure == "neuron" else "weights"
+    return Scan(unit, tuple(amounts), tuple(rows), float(metric(model)))
 
 
 def remove_masks(model: nn.Module) -> nn.Module:

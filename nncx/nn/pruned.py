@@ -16,7 +16,12 @@ from torch import Tensor
 from nncx.nn.codes import pack_codes, packed_size, unpack_codes
 from nncx.nn.expanded import ExpandedConv2d, ExpandedLinear
 from nncx.nn.packed import PackedLayer
-from nncx.nn.relative import check_gap_bits, gaps_to_positions, mask_to_gaps
+from nncx.nn.relative import (
+    check_gap_bits,
+    gaps_to_positions,
+    mask_to_gaps,
+    may_have_entries,
+)
 
 
 class _PrunedLayer(PackedLayer):
@@ -97,11 +102,12 @@ class _PrunedLayer(PackedLayer):
         self.gaps = torch.empty(size, dtype=torch.uint8, device=device)
 
     def adopt_sizes(self, state: Mapping[str, Tensor], prefix: str) -> None:
-        names = (f"{prefix}packed_weight", f"{prefix}gaps")
-        shapes = tuple(tuple(state[name].shape) for name in names if name in state)
-        entries = shapes[0][0] if shapes and shapes[0] else 0
-        sound = shapes == ((entries,), (packed_size(entries, self.gap_bits),))
-        if sound and entries <= self.weight_shape.numel() and entries != len(self.packed_weight):
+        values = state.get(f"{prefix}packed_weight")
+        if values is None or values.dim() != 1:
+            return
+        entries, count = len(values), self.weight_shape.numel()
+        possible = may_have_entries(count, entries, self.gap_bits)
+        if possible and entries != len(self.packed_weight):
             self._make_room(entries)
 
     def _load_from_state_dict(

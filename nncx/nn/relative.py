@@ -5,6 +5,9 @@ entry before it (for the first: the beginning) and itself, in `bits` bits, so at
 `2**bits - 1`. Where two survivors stand further apart, *fillers* are put in: entries of the largest
 gap, whose weight is 0. So `E` entries, fillers included, take `E` gaps and `E` values.
 
+Fillers also stand behind the last survivor, so that fewer than `2**bits` weights are left there:
+`n < (E + 1) * 2**bits`, whatever the weights are, and a small file cannot ask for much memory.
+
 Paper: Han, Mao and Dally, "Deep Compression", ICLR 2016, section 2.
 """
 
@@ -13,15 +16,14 @@ from torch import Tensor
 
 
 def mask_to_gaps(mask: Tensor, bits: int) -> Tensor:
-    """The gaps of the entries that are True, and of the fillers between them.
+    """The gaps of the entries that are True, and of the fillers before, between and behind them.
 
     Args:
         mask: bool, any shape, `n` elements.
         bits: width of a gap, 1 to 8.
 
     Returns:
-        uint8 `[E]`, each below `2 ** bits`; `gaps_to_positions` says where the entries stand. There
-        is no filler behind the last True.
+        uint8 `[E]`, each below `2 ** bits`; `gaps_to_positions` says where the entries stand.
 
     Raises:
         ValueError: for another dtype or width.
@@ -29,13 +31,15 @@ def mask_to_gaps(mask: Tensor, bits: int) -> Tensor:
     if mask.dtype != torch.bool:
         raise ValueError(f"mask_to_gaps: mask must be bool, got {mask.dtype}; compare it with 0")
     check_gap_bits(bits)
+    count = mask.numel()
     positions = mask.flatten().nonzero().flatten()
-    zeros = positions.diff(prepend=positions.new_full((1,), -1)) - 1
+    ends = positions.new_tensor([-1]), positions.new_tensor([count])
+    zeros = positions.diff(prepend=ends[0], append=ends[1]) - 1
     fillers = zeros >> bits  # each stands for 2**bits weights: its gap, and itself
-    last_of_each = (fillers + 1).cumsum(0)
-    entries = int(last_of_each[-1]) if len(positions) else 0
+    survivors = ((fillers + 1).cumsum(0) - 1)[:-1]  # where they are among the entries
+    entries = len(positions) + int(fillers.sum())
     gaps = torch.full((entries,), 2**bits - 1, dtype=torch.uint8, device=mask.device)
-    gaps[last_of_each - 1] = (zeros & (2**bits - 1)).to(torch.uint8)
+    gaps[survivors] = (zeros[:-1] & (2**bits - 1)).to(torch.uint8)
     return gaps
 
 
@@ -64,6 +68,11 @@ def gaps_to_positions(gaps: Tensor, count: int) -> Tensor:
             f" {int(positions[-1])}; the gaps are of another weight"
         )
     return positions
+
+
+def may_have_entries(count: int, entries: int, bits: int) -> bool:
+    """Whether so many weights may have so many entries, whichever of them survive."""
+    return entries <= count < (entries + 1) << bits
 
 
 def check_gap_bits(bits: int) -> None:
