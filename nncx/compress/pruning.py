@@ -162,37 +162,27 @@ class Pruning:
         """
         weights = _weights(model, "Pruning")
         amounts = self._amounts()
-        for amount in amounts:
-            _check_names(amount, weights)
         if not 0 <= done <= len(amounts):
             raise ValueError(f"Pruning: done must be 0 to {len(amounts)} steps, got {done}")
         outputs = _output_layer(model) if self.structure == "neuron" else None
-        return self._steps(weights, amounts, done, outputs)
+        return self._steps(weights, [_by_weight(a, weights, outputs) for a in amounts], done)
 
     def _steps(
-        self,
-        weights: list["_Weight"],
-        amounts: list[Amount],
-        done: int,
-        outputs: nn.Module | None,
+        self, weights: list["_Weight"], amounts: list[dict["_Weight", float]], done: int
     ) -> Iterator[PruningStep]:
         for number, amount in enumerate(amounts[done:], done + 1):
-            chosen = {w: w.amount(amount) for w in weights}
-            if not isinstance(amount, Mapping):
-                chosen = {w: share for w, share in chosen.items() if w.layer is not outputs}
-            self._prune({w: share for w, share in chosen.items() if share is not None})
+            self._prune(amount)
             rows = (PrunedRow(w.name, w.layer.mask.numel(), w.layer.survivors) for w in weights)
             yield PruningStep(number, len(amounts), tuple(rows))
 
     def _amounts(self) -> list[Amount]:
         """One a step."""
+        amount = self.deviations if self.sparsity is None else self.sparsity
+        if isinstance(amount, (list, tuple)):
+            return list(amount)
         if self.sparsity is None:
-            single, several = [self.deviations] * self.rounds, self.deviations
-        else:
-            shares = [i / self.rounds for i in range(1, self.rounds + 1)]
-            several = self.sparsity
-            single = [_each(several, lambda s, i=i: 1 - (1 - s) ** i) for i in shares]
-        return list(several) if isinstance(several, (list, tuple)) else single
+            return [amount] * self.rounds
+        return [_part_of(amount, i / self.rounds) for i in range(1, self.rounds + 1)]
 
     @torch.no_grad()
     def _prune(self, amounts: dict["_Weight", float]) -> None:
@@ -264,18 +254,6 @@ class _Weight:
             layer.mask.copy_(mask)
             layer.repack()
 
-    def amount(self, amount: Amount) -> float | None:
-        """What of an amount is this weight's; None if nothing."""
-        if not isinstance(amount, Mapping):
-            return amount
-        its = {amount[name] for name in self.layers if name in amount}
-        if len(its) > 1:
-            raise ValueError(
-                f"Pruning: layers that share a weight must lose the same, got {sorted(its)} for"
-                f" {', '.join(self.layers)}; name one of them"
-            )
-        return its.pop() if its else None
-
 
 def _weights(model: nn.Module, task: str) -> list[_Weight]:
     """Those of unfrozen pruned layers, in order of registration."""
@@ -310,10 +288,37 @@ def _deviation(layer: PrunedLayer) -> float:
     return survivors.std(correction=0).item() if len(survivors) else 0.0
 
 
-def _each(amount: Amount, change: Callable[[float], float]) -> Amount:
-    if isinstance(amount, Mapping):
-        return {name: change(each) for name, each in amount.items()}
-    return change(amount)
+def _part_of(sparsity: Amount, way: float) -> Amount:
+    """What is pruned on the way to `sparsity`, of which each part keeps the same share."""
+    if isinstance(sparsity, Mapping):
+        return {name: _part_of(each, way) for name, each in sparsity.items()}
+    return 1 - (1 - sparsity) ** way
+
+
+def _by_weight(
+    amount: Amount, weights: list[_Weight], outputs: nn.Module | None
+) -> dict[_Weight, float]:
+    """What of an amount is each weight's; `outputs` has none unless it is named."""
+    if not isinstance(amount, Mapping):
+        return {weight: amount for weight in weights if weight.layer is not outputs}
+    known = [name for weight in weights for name in weight.layers]
+    for name in amount:
+        if name not in known:
+            raise ValueError(
+                f"Pruning: an amount must be of a pruned layer, got {name!r}; the model has"
+                f" {', '.join(known)}"
+            )
+    found = {}
+    for weight in weights:
+        its = {amount[name] for name in weight.layers if name in amount}
+        if len(its) > 1:
+            raise ValueError(
+                f"Pruning: layers that share a weight must lose the same, got {sorted(its)} for"
+                f" {', '.join(weight.layers)}; name one of them"
+            )
+        if its:
+            found[weight] = its.pop()
+    return found
 
 
 def _total(rows: Iterable[PrunedRow]) -> PrunedRow:
@@ -374,16 +379,6 @@ def _check_amount(what: str, amount: object) -> None:
             f"Pruning: deviations must be at least 0 and finite, got {amount!r}; values from 0.25"
             " to 1 are usual"
         )
-
-
-def _check_names(amount: Amount, weights: list[_Weight]) -> None:
-    known = [name for weight in weights for name in weight.layers]
-    for name in amount if isinstance(amount, Mapping) else ():
-        if name not in known:
-            raise ValueError(
-                f"Pruning: an amount must be of a pruned layer, got {name!r}; the model has"
-                f" {', '.join(known)}"
-            )
 
 
 # ---------------------------------------------------------------------------------------------
