@@ -68,7 +68,7 @@ class PruningStep:
     def sparsity(self) -> float:
         """The share of the weights of all these layers that is pruned."""
         total = _total(self.layers)
-        return 1 - total.survivors / total.weights
+        return 1 - total.survivors / max(total.weights, 1)
 
     def to_dict(self) -> dict:
         """Plain dicts, lists, strings and numbers, fit for `json.dumps`."""
@@ -216,23 +216,21 @@ class Pruning:
             weight.put(mask)
 
     def _scores(self, layer: PrunedLayer) -> Tensor:
-        """The magnitude of each unit, float32 `[units]`; -1 where all of it is pruned already."""
+        """The magnitude of each unit, float64 `[units]`; -1 where all of it is pruned already."""
         weight = layer.weight if self.regrow else layer.masked_weight()
-        units = weight.float().reshape(self._units(layer), -1)
-        magnitudes = units.square().mean(1).sqrt() if self.structure == "neuron" else units.abs()
+        magnitudes = self._units(weight.double()).square().mean(1).sqrt()  # of one weight: exact
         if self.regrow:
-            return magnitudes.flatten()
-        alive = layer.mask.reshape(self._units(layer), -1).any(1)
-        return torch.where(alive, magnitudes.flatten(), -1.0)
+            return magnitudes
+        return torch.where(self._units(layer.mask).any(1), magnitudes, -1.0)
 
     def _mask(self, layer: PrunedLayer, keep: Tensor) -> Tensor:
         """The new mask, of what each unit is to become."""
-        mask = keep.view(-1, 1).expand(-1, layer.mask.numel() // max(len(keep), 1))
-        mask = mask.reshape(layer.mask.shape)
+        mask = keep.view(-1, 1).expand_as(self._units(layer.mask)).reshape(layer.mask.shape)
         return mask if self.regrow else mask & layer.mask
 
-    def _units(self, layer: PrunedLayer) -> int:
-        return len(layer.mask) if self.structure == "neuron" else layer.mask.numel()
+    def _units(self, tensor: Tensor) -> Tensor:
+        """`[units, weights of each]`: what is pruned as a whole."""
+        return tensor.flatten(1) if self.structure == "neuron" else tensor.reshape(-1, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -300,6 +298,11 @@ def _by_weight(
 ) -> dict[_Weight, float]:
     """What of an amount is each weight's; `outputs` has none unless it is named."""
     if not isinstance(amount, Mapping):
+        if all(weight.layer is outputs for weight in weights):
+            raise ValueError(
+                "Pruning: with structure='neuron' the model must have a layer before the outputs,"
+                f" got only '{weights[0].name}'; name it in the sparsity to prune outputs"
+            )
         return {weight: amount for weight in weights if weight.layer is not outputs}
     known = [name for weight in weights for name in weight.layers]
     for name in amount:
@@ -409,24 +412,24 @@ def sensitivity(
         ValueError: if the model has no such layer, or a sparsity is not at least 0 and below 1.
     """
     methods = {amount: Pruning(sparsity=amount, structure=structure) for amount in amounts}
-    model = copy.deepcopy(model)
     method = Pruning(sparsity=0.0, structure=structure)
-    if any(method.replaces(module) for module in model.modules()):
-        convert(model, method, rewire=False)
-    outputs = _output_layer(model) if structure == "neuron" else None
+    trial = copy.deepcopy(model)
+    if any(method.replaces(module) for module in trial.modules()):
+        convert(trial, method, rewire=False)
+    outputs = _output_layer(trial) if structure == "neuron" else None
     rows = []
-    for weight in _weights(model, "sensitivity"):
+    for weight in _weights(trial, "sensitivity"):
         if weight.layer is outputs:
             continue
         mask, metrics = weight.layer.mask.clone(), []
         for amount, pruning in methods.items():
             pruning._prune({weight: amount})
-            metrics.append(float(metric(model)))
+            metrics.append(float(metric(trial)))
             weight.put(mask)
-        parts = method._units(weight.layer)
-        rows.append(ScanRow(weight.name, type(weight.layer).__name__, parts, tuple(metrics)))
+        kind = type(model.get_submodule(weight.name)).__name__
+        rows.append(ScanRow(weight.name, kind, len(method._units(mask)), tuple(metrics)))
     unit = "neurons" if structure == "neuron" else "weights"
-    return Scan(unit, tuple(amounts), tuple(rows), float(metric(model)))
+    return Scan(unit, tuple(amounts), tuple(rows), float(metric(trial)))
 
 
 def remove_masks(model: nn.Module) -> nn.Module:
@@ -473,6 +476,8 @@ def _plain(layer: PrunedLayer) -> nn.Module:
         plain.weight = layer.weight
         plain.weight.copy_(layer.masked_weight())
     plain.bias = layer.bias
+    if layer.frozen:
+        plain.requires_grad_()
     return plain.train(layer.training)
 
 

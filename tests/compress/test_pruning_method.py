@@ -345,7 +345,7 @@ def test_without_masks_it_is_a_plain_network_with_zeros(frozen):
     for name, array in _weights(model).items():
         assert np.array_equal(array == 0, zeros[name])
     model(x).sum().backward()
-    assert model[4].weight.grad is not None
+    assert model[4].weight.grad is not None and model[4].bias.grad is not None
     assert repr(model) == repr(_network())
 
 
@@ -429,7 +429,8 @@ def test_the_scan_prunes_each_layer_alone_and_changes_nothing(before):
     for i, share in enumerate([0.5, 0.9] * 3):
         wanted[i][i // 2] = share
     assert np.allclose(seen, wanted, atol=0.01)
-    assert [row.name for row in scan.rows] == ["0", "4", "6"]
+    kinds = [type(model[i]).__name__ for i in (0, 4, 6)]
+    assert [(row.name, row.type) for row in scan.rows] == [*zip("046", kinds, strict=True)]
     assert [row.metrics for row in scan.rows] == [(1.0, 2.0), (3.0, 4.0), (5.0, 6.0)]
     assert scan.metric == 7.0 and scan.amounts == (0.5, 0.9) and "-90%" in str(scan)
     assert all(torch.equal(whole[name], tensor) for name, tensor in model.state_dict().items())
@@ -486,6 +487,17 @@ def test_steps_refuse_at_once_what_they_cannot_prune():
             method.steps(model, done)
     with pytest.raises(ValueError, match="must have pruned layers with float weights, got none"):
         method.steps(freeze(model))
+    with pytest.raises(ValueError, match="must have a layer before the outputs, got only '0'"):
+        single = convert(nn.Sequential(nn.Linear(4, 2)), method)
+        Pruning(sparsity=0.5, scope="global", structure="neuron").steps(single)
+
+
+@pytest.mark.filterwarnings("ignore:Initializing zero-element")
+@pytest.mark.parametrize("structure", ["connection", "neuron"])
+def test_a_layer_without_weights_is_nothing_to_prune(structure):
+    model = nn.Sequential(nn.Linear(0, 3), nn.ReLU(), nn.Linear(3, 2))
+    (step,) = _pruned(model, Pruning(sparsity={"0": 0.5, "2": 0.5}, structure=structure))
+    assert [row.survivors for row in step.layers] == [0, 3]
 
 
 def test_a_step_that_cannot_be_changes_nothing():
