@@ -245,6 +245,8 @@ class _Plan:
 
     def _expect(self, path: str, module: nn.Module) -> None:
         frozen = isinstance(module, PackedLayer) and module.frozen
+        if frozen:
+            module.adopt_sizes(self._state, join(path, ""))
         for name, tensor in _own_tensors(module):
             exact = frozen and not _is_parameter(tensor)  # its kernel takes no other dtype
             self._expect_tensor(join(path, name), tensor, exact)

@@ -9,6 +9,7 @@ from nncx.compress.inq import INQ
 from nncx.compress.int8 import Int8
 from nncx.compress.int8_ptq import Sensitivity, quantize, sensitivity, vanhoucke
 from nncx.compress.mobile import Mobile
+from nncx.compress.pruning import Pruning
 from nncx.compress.ttq import TTQ
 from nncx.compress.xnor import XNOR
 
@@ -21,6 +22,7 @@ __all__ = [
     "Int8",
     "Method",
     "Mobile",
+    "Pruning",
     "Sensitivity",
     "convert",
     "fold_batch_norm",
