@@ -14,6 +14,7 @@ from nncx.nn.mobile import (
 )
 from nncx.nn.native import NativeLayer
 from nncx.nn.packed import PackedLayer
+from nncx.nn.shared import SharedConv2d, SharedLinear
 from nncx.nn.ttq import TTQConv2d, TTQLinear
 from nncx.nn.xnor import XNORConv2d, XNORLinear
 
@@ -32,6 +33,8 @@ __all__ = [
     "Int8Linear",
     "NativeLayer",
     "PackedLayer",
+    "SharedConv2d",
+    "SharedLinear",
     "SquaredHingeLoss",
     "TTQConv2d",
     "TTQLinear",

@@ -24,7 +24,7 @@ def _lloyd(values, centroids):
 @pytest.mark.parametrize("k", [1, 2, 7, 16])
 @pytest.mark.parametrize("init", ["linear", "density"])
 def test_it_is_lloyds_algorithm(init, k):
-    values = np.random.default_rng(0).normal(size=3001)
+    values = np.random.default_rng(0).triangular(-1, 0.1, 1, size=3001)
     middles = (np.arange(k) + 0.5) / k
     start = {
         "linear": np.linspace(values.min(), values.max(), k),

@@ -16,6 +16,8 @@ from nncx.nn import (
     INQLinear,
     Int8Conv2d,
     Int8Linear,
+    SharedConv2d,
+    SharedLinear,
     TTQConv2d,
     TTQLinear,
     XNORConv2d,
@@ -56,6 +58,7 @@ class Family:
     native: bool = True  # whether it needs a kernel of nncx
     parameters: frozenset[str] = frozenset()  # besides weight and bias
     buffers: frozenset[str] = frozenset()  # before freezing
+    trained: str = "weight"  # the Parameter that its values come from
     held: bool = False  # whether no optimizer can move the weight that counts
     input_range: tuple[float, float] | None = None
 
@@ -138,6 +141,29 @@ FAMILIES["INQ"] = Family(
     held=True,
 )
 
+FAMILIES["shared"] = Family(
+    SharedConv2d,
+    SharedLinear,
+    {"bits": 4},
+    ", bits=4",
+    {"packed_weight", "codebook"},
+    sums_integers=False,
+    parameters=frozenset({"centroids"}),
+    buffers=frozenset({"codes"}),
+    trained="centroids",
+)
+FAMILIES["shared with a mask"] = Family(
+    SharedConv2d,
+    SharedLinear,
+    {"bits": 3, "masked": True},
+    ", bits=3, masked=True",
+    {"packed_weight", "codebook"},
+    sums_integers=False,
+    parameters=frozenset({"centroids"}),
+    buffers=frozenset({"codes", "mask"}),
+    trained="centroids",
+)
+
 FAMILIES |= {
     f"half, {storage}": Family(
         HalfConv2d,
@@ -160,6 +186,8 @@ FAMILIES["int8"] = Family(Int8Conv2d, Int8Linear, {}, "", **_INT8)
 FAMILIES["int8, a scale a layer, symmetric"] = Family(
     Int8Conv2d,
     Int8Linear,
+    SharedConv2d,
+    SharedLinear,
     {"per_channel": False, "symmetric": True},
     ", per_channel=False, symmetric=True",
     **_INT8,
