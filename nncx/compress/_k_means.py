@@ -23,7 +23,7 @@ def k_means(values: Tensor, k: int, init: str = "linear", seed: int = 0) -> Tens
         k: how many clusters, at least 1.
         init: where the centroids begin. "linear": evenly spaced from the least to the largest
             value, which gives the few large weights, the important ones, centroids of their own.
-            "density": at the quantiles, as many values to each. "random": at values drawn at random.
+            "density": at the quantiles, as many values to each. "random": at values that are drawn.
         seed: of "random".
 
     Returns:

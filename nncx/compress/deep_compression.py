@@ -1,10 +1,8 @@
 """Deep Compression: what pruning has left of the weights shares a few values."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
 from torch import nn
 
 from nncx.compress._counterpart import counterpart, torch_type
@@ -23,11 +21,12 @@ class DeepCompression:
     optimizer after `convert`. A pruned layer is taken with its mask, and one of its values is 0.
     Biases and BatchNorms stay float.
 
-        for step in pruning.steps(nncx.convert(model, pruning)):         # pruning = nncx.Pruning(...)
-            nncx.train.fit(model, loader, epochs=..., optimizer=...)
+        pruning = nncx.Pruning(sparsity=0.92, rounds=4)
+        for step in pruning.steps(nncx.convert(model, pruning)):
+            nncx.train.fit(model, loader, epochs=4, optimizer=new_optimizer(model))
         nncx.convert(model, nncx.DeepCompression())
-        nncx.train.fit(model, loader, epochs=..., optimizer=...)         # of the centroids
-        nncx.save(nncx.freeze(model), path, entropy=True)                # relative indices, Huffman
+        nncx.train.fit(model, loader, epochs=4, optimizer=new_optimizer(model))  # the centroids
+        nncx.save(nncx.freeze(model), path, entropy=True)  # relative indices, Huffman codes
 
     Args:
         conv_bits: width of a code in convolutions, 1 to 8: `2**bits` values, 0 included if there is

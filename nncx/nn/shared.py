@@ -42,7 +42,7 @@ class _SharedLayer(CodebookLayer):
         self._share_evenly()
 
     def _share_evenly(self) -> None:
-        """A new layer: evenly spaced values in the range of torch's, the nearest for each weight."""
+        """A new layer: evenly spaced values in torch's range, for each weight the nearest one."""
         weight, count = self.weight.detach(), self._most_centroids
         bound = (weight[:1].numel() or 1) ** -0.5
         step = 2 * bound / (count - 1 or 1)

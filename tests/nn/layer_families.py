@@ -58,7 +58,7 @@ class Family:
     native: bool = True  # whether it needs a kernel of nncx
     parameters: frozenset[str] = frozenset()  # besides weight and bias
     buffers: frozenset[str] = frozenset()  # before freezing
-    trained: str = "weight"  # the Parameter that its values come from
+    stored: str = "weight"  # where the weight is before freezing: a Parameter or a buffer
     held: bool = False  # whether no optimizer can move the weight that counts
     input_range: tuple[float, float] | None = None
 
@@ -150,7 +150,7 @@ FAMILIES["shared"] = Family(
     sums_integers=False,
     parameters=frozenset({"centroids"}),
     buffers=frozenset({"codes"}),
-    trained="centroids",
+    stored="codes",
 )
 FAMILIES["shared with a mask"] = Family(
     SharedConv2d,
@@ -161,7 +161,7 @@ FAMILIES["shared with a mask"] = Family(
     sums_integers=False,
     parameters=frozenset({"centroids"}),
     buffers=frozenset({"codes", "mask"}),
-    trained="centroids",
+    stored="codes",
 )
 
 FAMILIES |= {
@@ -186,8 +186,6 @@ FAMILIES["int8"] = Family(Int8Conv2d, Int8Linear, {}, "", **_INT8)
 FAMILIES["int8, a scale a layer, symmetric"] = Family(
     Int8Conv2d,
     Int8Linear,
-    SharedConv2d,
-    SharedLinear,
     {"per_channel": False, "symmetric": True},
     ", per_channel=False, symmetric=True",
     **_INT8,
