@@ -13,7 +13,7 @@ from torch import nn
 from nncx import _describe, _files, _rebuild, _store
 from nncx import models as nncx_models
 from nncx._store import load, save
-from nncx.compress import XNOR, BinaryConnect, Half, Int8, convert, freeze
+from nncx.compress import XNOR, BinaryConnect, DeepCompression, Half, Int8, convert, freeze
 from nncx.graph import Graph
 from nncx.models import MLP, VGG9, LeNet5, LeNet300100, MobileNet, NiN, ResNet, ShuffleNetV2
 from nncx.nn import (
@@ -27,6 +27,8 @@ from nncx.nn import (
     HalfLinear,
     Int8Conv2d,
     Int8Linear,
+    SharedConv2d,
+    SharedLinear,
     XNORConv2d,
     XNORLinear,
 )
@@ -91,6 +93,8 @@ METHODS = {
     "frozen xnor": lambda model: freeze(convert(model, XNOR())),
     "binary connect": lambda model: convert(model, BinaryConnect(stochastic=True)),
     "frozen binary connect": lambda model: freeze(convert(model, BinaryConnect())),
+    "deep compression": lambda model: convert(model, DeepCompression(4, 3)),
+    "frozen deep compression": lambda model: freeze(convert(model, DeepCompression(4, 3))),
     "frozen half": lambda model: freeze(convert(model, Half())),
     "int8": lambda model: _calibrated(convert(model, Int8(symmetric=True))),
     "frozen int8": lambda model: freeze(_calibrated(convert(model, Int8(per_channel=False)))),
@@ -326,6 +330,7 @@ SAMPLES = [
     *(BinaryConnectConv2d(4, 6, (3, 2), 2, groups=2, stochastic=True), BinaryConnectLinear(3, 4)),
     *(Int8Conv2d(4, 6, 3, padding="same", symmetric=True), Int8Linear(3, 4, per_channel=False)),
     *(HalfConv2d(4, 6, 3, storage="bfloat16"), HalfLinear(3, 4)),
+    *(SharedConv2d(4, 6, 3, bits=3, masked=True), SharedLinear(3, 4, bits=2)),
     *(DepthwiseConv2d(4, 3, 2, padding=1, multiplier=2, activation="relu6"), ChannelShuffle(2)),
     GroupedConv2d(6, 4, 1, groups=2, bias=False, shuffle=2, activation="relu"),
     DepthwiseSeparableConv2d(4, 6, (3, 5), padding="same", depthwise_activation="relu", bias=False),
