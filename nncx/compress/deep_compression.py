@@ -1,6 +1,7 @@
 """Deep Compression: what pruning has left of the weights shares a few values."""
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 from torch import nn
@@ -32,13 +33,14 @@ class DeepCompression:
         conv_bits: width of a code in convolutions, 1 to 8: `2**bits` values, 0 included if there is
             a mask.
         linear_bits: width in linear layers.
+        bits: widths of other layers, `{name: width}`, in place of the two above.
         init: where the clusters begin. "linear": evenly spaced from the least to the largest
             weight, so that the few large ones, which matter most, get centroids of their own.
             "density": at quantiles, as many weights to each. "random": at weights drawn at random.
         seed: of "random".
 
     Raises:
-        ValueError: for another width or init.
+        ValueError: for another width or init; from `convert`, for a name that is none of a layer.
 
     Paper: Han et al., "Deep Compression: Compressing Deep Neural Networks with Pruning, Trained
     Quantization and Huffman Coding", ICLR 2016.
@@ -46,6 +48,7 @@ class DeepCompression:
 
     conv_bits: int = 8
     linear_bits: int = 5
+    bits: Mapping[str, int] | None = None
     init: str = "linear"
     seed: int = 0
 
@@ -54,12 +57,32 @@ class DeepCompression:
     folds: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        for bits in (self.conv_bits, self.linear_bits):
+        if not isinstance(self.bits, Mapping | None):
+            raise ValueError(
+                f"DeepCompression: bits must be widths by the names of layers, got {self.bits!r};"
+                " conv_bits and linear_bits are for all"
+            )
+        for bits in (self.conv_bits, self.linear_bits, *(self.bits or {}).values()):
             check_width("DeepCompression", bits)
         if self.init not in INITS:
             raise ValueError(
                 f"DeepCompression: init must be one of {', '.join(INITS)}, got {self.init!r}"
             )
+
+    def for_layers(self, names: Mapping[nn.Module, list[str]]) -> "DeepCompression":
+        """The method for a model with these modules: what `bits` names is found.
+
+        Raises:
+            ValueError: if `bits` names what is no layer of the method.
+        """
+        modules = {name: module for module, its in names.items() for name in its}
+        for name in self.bits or ():
+            if name not in modules or not self.replaces(modules[name]):
+                raise ValueError(
+                    "DeepCompression: bits must name nn.Conv2d, nn.Linear and pruned layers, got"
+                    f" {name!r}; take names from model.named_modules()"
+                )
+        return replace(self, bits={modules[name]: bits for name, bits in (self.bits or {}).items()})
 
     def replaces(self, module: nn.Module) -> bool:
         """Whether the method has a layer for `module`: of torch exactly, or a pruned one."""
@@ -69,6 +92,7 @@ class DeepCompression:
         """The layer of the clustered weights, with the very bias of `module` and its mask."""
         kind = torch_type(module)
         bits = self.conv_bits if kind is nn.Conv2d else self.linear_bits
+        bits = (self.bits or {}).get(module, bits)
         layer = counterpart(module, _LAYERS[kind], bits=bits)
         weight, mask = module.weight.detach(), layer.mask
         survivors = weight if mask is None else weight[mask]

@@ -41,7 +41,7 @@ def test_convolutions_and_linear_layers_get_their_widths_and_nothing_else_change
 
 @pytest.mark.parametrize("init", ["linear", "density", "random"])
 def test_each_weight_becomes_the_mean_of_those_it_is_with(init):
-    plain, model = _network(), convert(_network(), DeepCompression(3, 2, init))
+    plain, model = _network(), convert(_network(), DeepCompression(3, 2, init=init))
     for before, layer in [(plain[0], model[0]), (plain[5], model[5])]:
         weights = before.weight.detach().double().numpy().ravel()
         codes = layer.codes.numpy().ravel()
@@ -91,11 +91,20 @@ def test_after_xnor_it_takes_the_layers_that_xnor_left_float():
     assert kinds == ["SharedConv2d", "XNORConv2d", "XNORLinear", "SharedLinear"]
 
 
-def test_other_bits_for_one_layer_by_converting_it_first():
+def test_a_layer_may_have_a_width_of_its_own():
+    method = DeepCompression(linear_bits=4, bits={"fc3": 6})
+    for _ in range(2):  # the method is of no model
+        model = convert(LeNet300100(), method)
+        assert [layer.bits for layer in _shared(model)] == [4, 4, 6]
+    assert method.bits == {"fc3": 6}
+
+
+@pytest.mark.parametrize("name", ["fc4", "relu1", "", "fc3.weight"])
+def test_a_name_of_no_layer_is_refused_and_the_model_stays(name):
     model = LeNet300100()
-    convert(model, DeepCompression(linear_bits=6), skip=["fc1", "fc2"])
-    convert(model, DeepCompression(linear_bits=4))
-    assert [layer.bits for layer in _shared(model)] == [4, 4, 6]
+    with pytest.raises(ValueError, match=f"^DeepCompression: bits must name .*, got '{name}'; tak"):
+        convert(model, DeepCompression(bits={name: 4}))
+    assert not _shared(model)
 
 
 def test_modes_gradients_and_devices_stay():
@@ -125,6 +134,8 @@ def test_weights_that_are_not_finite_are_refused_and_the_model_stays(bad):
         ({"conv_bits": 0}, "bits must be an integer from 1 to 8, got 0"),
         ({"linear_bits": 9}, "bits must be an integer from 1 to 8, got 9"),
         ({"linear_bits": 4.0}, "bits must be an integer from 1 to 8, got 4.0"),
+        ({"bits": {"fc1": 0}}, "bits must be an integer from 1 to 8, got 0"),
+        ({"bits": 4}, "bits must be widths by the names of layers, got 4; conv_bits and linear"),
         ({"init": "kmeans++"}, "init must be one of linear, density, random, got 'kmeans\\+\\+'"),
         ({"init": ["linear"]}, "init must be one of linear, density, random, got \\['linear'\\]"),
     ],

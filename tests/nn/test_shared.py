@@ -160,7 +160,9 @@ def test_training_moves_the_centroids_and_no_code_nor_zero(optimizer, build, sha
     assert torch.equal(layer.codes, codes) and layer.centroids.ne(before).all()
     assert _by_hand(layer)[~layer.mask].eq(0).all() and _by_hand(layer)[layer.mask].ne(0).all()
     trained = layer(x).detach()
-    torch.testing.assert_close(evaluate(layer, x), trained, rtol=1e-5, atol=1e-5 * trained.abs().max())
+    torch.testing.assert_close(
+        evaluate(layer, x), trained, rtol=1e-5, atol=1e-5 * trained.abs().max()
+    )
     expected, centroids = evaluate(layer, x), layer.centroids.detach()
     assert torch.equal(evaluate(layer.freeze(), x), expected)
     assert layer.codebook[0] == 0 and torch.equal(layer.codebook[1:], centroids)
