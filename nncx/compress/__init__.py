@@ -4,6 +4,7 @@ from nncx.compress._convert import Method, convert
 from nncx.compress._fold import fold_batch_norm
 from nncx.compress._freeze import freeze, repack
 from nncx.compress.binary_connect import BinaryConnect
+from nncx.compress.deep_compression import DeepCompression
 from nncx.compress.half import Half
 from nncx.compress.inq import INQ
 from nncx.compress.int8 import Int8
@@ -15,6 +16,7 @@ from nncx.compress.xnor import XNOR
 
 __all__ = [
     "BinaryConnect",
+    "DeepCompression",
     "INQ",
     "TTQ",
     "XNOR",

@@ -12,7 +12,11 @@ from nncx.compress._trace import called_module, read_value, trace
 
 
 class Method(Protocol):
-    """What a compression method tells `convert`."""
+    """What a compression method tells `convert`.
+
+    One whose settings name layers also has `for_layers(names)`: itself for a model whose modules
+    have these names, with the modules in their place.
+    """
 
     keeps_first_and_last: ClassVar[bool]
     """Whether the first and last layer with weights stay as they are by default."""
@@ -67,6 +71,8 @@ def convert(
     """
     _check_arguments(model, method)
     names = names_of(model)
+    if hasattr(method, "for_layers"):
+        method = method.for_layers(names)
     by_order = skip is None and method.keeps_first_and_last
     folds = rewire and method.folds and not model.training
     looks = rewire and (method.binarizes_input or by_order)

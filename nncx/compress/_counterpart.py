@@ -16,7 +16,7 @@ GEOMETRY = {
 }
 
 # Layers that are torch's but for a `mask` of their weight, which layers of a codebook take over.
-_PRUNED = {PrunedConv2d: nn.Conv2d, PrunedLinear: nn.Linear}
+PRUNED = {PrunedConv2d: nn.Conv2d, PrunedLinear: nn.Linear}
 
 Layer = TypeVar("Layer", bound=PackedLayer)
 
@@ -25,7 +25,7 @@ def torch_type(module: nn.Module) -> type[nn.Module] | None:
     """nn.Conv2d or nn.Linear, if `module` is exactly that, or a pruned one with a float weight."""
     if type(module) in GEOMETRY:
         return type(module)
-    return None if module._parameters.get("weight") is None else _PRUNED.get(type(module))
+    return None if module._parameters.get("weight") is None else PRUNED.get(type(module))
 
 
 def counterpart(module: nn.Module, cls: type[Layer], **extras: object) -> Layer:

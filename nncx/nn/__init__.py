@@ -15,6 +15,7 @@ from nncx.nn.mobile import (
 from nncx.nn.native import NativeLayer
 from nncx.nn.packed import PackedLayer
 from nncx.nn.pruned import PrunedConv2d, PrunedLinear
+from nncx.nn.shared import SharedConv2d, SharedLinear
 from nncx.nn.ttq import TTQConv2d, TTQLinear
 from nncx.nn.xnor import XNORConv2d, XNORLinear
 
@@ -35,6 +36,8 @@ __all__ = [
     "PackedLayer",
     "PrunedConv2d",
     "PrunedLinear",
+    "SharedConv2d",
+    "SharedLinear",
     "SquaredHingeLoss",
     "TTQConv2d",
     "TTQLinear",

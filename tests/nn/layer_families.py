@@ -18,6 +18,8 @@ from nncx.nn import (
     Int8Linear,
     PrunedConv2d,
     PrunedLinear,
+    SharedConv2d,
+    SharedLinear,
     TTQConv2d,
     TTQLinear,
     XNORConv2d,
@@ -58,6 +60,7 @@ class Family:
     native: bool = True  # whether it needs a kernel of nncx
     parameters: frozenset[str] = frozenset()  # besides weight and bias
     buffers: frozenset[str] = frozenset()  # before freezing
+    stored: str = "weight"  # where the weight is before freezing: a Parameter or a buffer
     held: bool = False  # whether no optimizer can move the weight that counts
     input_range: tuple[float, float] | None = None
 
@@ -140,6 +143,29 @@ FAMILIES["INQ"] = Family(
     sums_integers=False,
     buffers=frozenset({"codes", "codebook"}),
     held=True,
+)
+
+FAMILIES["shared"] = Family(
+    SharedConv2d,
+    SharedLinear,
+    {"bits": 4},
+    ", bits=4",
+    {"packed_weight", "codebook"},
+    sums_integers=False,
+    parameters=frozenset({"centroids"}),
+    buffers=frozenset({"codes"}),
+    stored="codes",
+)
+FAMILIES["shared with a mask"] = Family(
+    SharedConv2d,
+    SharedLinear,
+    {"bits": 3, "masked": True},
+    ", bits=3, masked=True",
+    {"packed_weight", "codebook"},
+    sums_integers=False,
+    parameters=frozenset({"centroids"}),
+    buffers=frozenset({"codes", "mask"}),
+    stored="codes",
 )
 
 FAMILIES |= {
