@@ -7,7 +7,9 @@ from nncx.compress.binary_connect import BinaryConnect
 from nncx.compress.half import Half
 from nncx.compress.int8 import Int8
 from nncx.compress.int8_ptq import Sensitivity, quantize, sensitivity, vanhoucke
+from nncx.compress.low_rank import LowRank
 from nncx.compress.mobile import Mobile
+from nncx.compress.reconstruction import Reconstruction, reconstruct
 from nncx.compress.xnor import XNOR
 
 __all__ = [
@@ -15,13 +17,16 @@ __all__ = [
     "XNOR",
     "Half",
     "Int8",
+    "LowRank",
     "Method",
     "Mobile",
+    "Reconstruction",
     "Sensitivity",
     "convert",
     "fold_batch_norm",
     "freeze",
     "quantize",
+    "reconstruct",
     "repack",
     "sensitivity",
     "vanhoucke",
