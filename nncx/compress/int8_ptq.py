@@ -179,11 +179,19 @@ def sensitivity(
 
 
 def _float_graph(model: nn.Module, example: Tensor, task: str) -> Graph:
-    graph = model if isinstance(model, Graph) else trace(model, example)
+    graph = model if _is_flat(model) else trace(model, example)
     for name, layer in graph.named_layers().items():
         check_weight(layer, name, task)
         check_no_hooks(layer, name, task)
     return fold_batch_norm(copy.deepcopy(graph).eval(), example)
+
+
+def _is_flat(model: nn.Module) -> bool:
+    """Whether it is a graph all of whose layers are nodes: those that `nncx.LowRank` puts in the
+    place of one are a network of their own."""
+    return isinstance(model, Graph) and not any(
+        isinstance(layer, nn.Sequential) for layer in model.named_layers().values()
+    )
 
 
 def _calibrated(

@@ -345,6 +345,21 @@ def test_low_rank_then_int8(build, tmp_path):
     assert error < 0.1
 
 
+def test_an_expanded_graph_is_quantized_within_its_expansions():
+    torch.manual_seed(0)
+    model, x = LeNet5(), torch.randn(4, 1, 28, 28)
+    graph = nncx.graph.trace(model.eval(), x)
+    convert(graph, LowRank(rank={"conv2": 8, "fc1": 9}), rewire=False)
+    quantized = nncx.quantize(graph, [x])
+    kinds = {path: type(layer) for path, layer in quantized.named_layers().items()}
+    conv, linear = nncx.Int8Conv2d, nncx.Int8Linear
+    assert kinds == {
+        **{"conv1": conv, "conv2.0": conv, "conv2.1": conv},
+        **{"fc1.0": linear, "fc1.1": linear, "fc2": linear},
+    }
+    assert isinstance(graph.conv2[0], nn.Conv2d)
+
+
 def test_it_trains():
     torch.manual_seed(0)
     model = convert(LeNet5(), LowRank(speedup=2))
