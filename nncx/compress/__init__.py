@@ -9,8 +9,10 @@ from nncx.compress.half import Half
 from nncx.compress.inq import INQ
 from nncx.compress.int8 import Int8
 from nncx.compress.int8_ptq import Sensitivity, quantize, sensitivity, vanhoucke
+from nncx.compress.low_rank import LowRank
 from nncx.compress.mobile import Mobile
 from nncx.compress.pruning import Pruning
+from nncx.compress.reconstruction import Reconstruction, reconstruct
 from nncx.compress.ttq import TTQ
 from nncx.compress.xnor import XNOR
 
@@ -22,14 +24,17 @@ __all__ = [
     "XNOR",
     "Half",
     "Int8",
+    "LowRank",
     "Method",
     "Mobile",
     "Pruning",
+    "Reconstruction",
     "Sensitivity",
     "convert",
     "fold_batch_norm",
     "freeze",
     "quantize",
+    "reconstruct",
     "repack",
     "sensitivity",
     "vanhoucke",

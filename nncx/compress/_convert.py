@@ -33,7 +33,7 @@ class Method(Protocol):
         """Whether the method has a layer for `module`."""
 
     def replace(self, module: nn.Module) -> nn.Module:
-        """That layer, with the Parameters and the mode of `module`."""
+        """That layer, with the mode of `module` and, where they still fit, its Parameters."""
 
 
 def convert(
@@ -41,7 +41,8 @@ def convert(
 ) -> nn.Module:
     """Swap every layer that `method` has a counterpart for, in place; all of it or nothing.
 
-    The new layers hold the old layers' Parameters, so optimizers stay valid. A method that
+    The new layers hold the old layers' Parameters, so optimizers stay valid (but for
+    `nncx.LowRank`, whose layers have fewer). A method that
     binarises inputs also removes each ReLU (or another activation that is never negative) and each
     dropout that feeds only its layers: the sign of what a ReLU gives, and of the zeros of a
     dropout, is +1. A method that folds replaces what its layers do of what is behind them, if the
