@@ -25,6 +25,7 @@ class _BinaryConnectLayer(PackedLayer):
     """What the two layers share: real weights in [-1, 1], their signs packed to one bit."""
 
     precision = "binary weights"
+    bits = 1
     stochastic: bool
     _codebook: Tensor  # what the bits 0 and 1 stand for, where the packed weights are
 

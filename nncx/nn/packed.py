@@ -54,6 +54,15 @@ class PackedLayer(NativeLayer):
     def reset_buffers(self) -> None:
         """Give the buffers of a new layer their first values, where its weight is."""
 
+    def code_widths(self) -> dict[str, int]:
+        """The buffers of a frozen layer that are dense codes, uint8 `[bytes]`: bits of a code.
+
+        `nncx.save(entropy=True)` makes them smaller. By default `packed_weight` is one, if the
+        layer has `bits`.
+        """
+        bits = getattr(self, "bits", None)
+        return {} if bits is None else {"packed_weight": bits}
+
     def why_not_freezable(self) -> str | None:
         """What the layer lacks to run without its float weight, the end of a sentence."""
         return None
