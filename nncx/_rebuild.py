@@ -67,6 +67,7 @@ def plan(
 
     Args:
         architecture: of `nncx._describe`, or anything that JSON can say.
+        state: only dtypes and shapes are looked at.
         into: the user's model, which stays as it is; None if the file shall do alone.
         types: the closed list of layers.
 
@@ -174,10 +175,13 @@ class _Plan:
                     f" {tensor.dtype} {list(tensor.shape)}"
                 )
 
-    def fill(self, tied: Mapping[str, str], device: torch.device | str) -> nn.Module:
+    def fill(
+        self, state: Mapping[str, Tensor], tied: Mapping[str, str], device: torch.device | str
+    ) -> nn.Module:
         """The model, in eval mode, with its tensors on `device`.
 
         Args:
+            state: of the shapes and dtypes that were planned for.
             tied: the names whose tensors are those of others.
 
         Raises:
@@ -187,7 +191,7 @@ class _Plan:
             if _is_parameter(self._expected[name]) != _is_parameter(self._expected[source]):
                 raise RefusalError(f"its tensor '{name}' cannot be that of '{source}'")
         model = self._resolved[""].module
-        state = {name: tensor.to(device) for name, tensor in self._state.items()}
+        state = {name: tensor.to(device) for name, tensor in state.items()}
         try:
             with _restored_on_error(model):
                 self._swap()

@@ -65,6 +65,15 @@ class PackedLayer(NativeLayer):
             state: from anywhere; the names of this layer's tensors begin with `prefix`.
         """
 
+    def code_widths(self) -> dict[str, int]:
+        """The buffers of a frozen layer that are dense codes, uint8 `[bytes]`: bits of a code.
+
+        `nncx.save(entropy=True)` makes them smaller. By default `packed_weight` is one, if the
+        layer has `bits`.
+        """
+        bits = getattr(self, "bits", None)
+        return {} if bits is None else {"packed_weight": bits}
+
     def why_not_freezable(self) -> str | None:
         """What the layer lacks to run without its float weight, the end of a sentence."""
         return None
