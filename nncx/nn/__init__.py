@@ -3,6 +3,7 @@
 from nncx.nn.binary_connect import BinaryConnectConv2d, BinaryConnectLinear
 from nncx.nn.fold import fold_sign
 from nncx.nn.half import HalfConv2d, HalfLinear
+from nncx.nn.hashed import HashedLinear
 from nncx.nn.int8 import Int8Conv2d, Int8Linear
 from nncx.nn.losses import SquaredHingeLoss
 from nncx.nn.mobile import (
@@ -24,6 +25,7 @@ __all__ = [
     "GroupedConv2d",
     "HalfConv2d",
     "HalfLinear",
+    "HashedLinear",
     "Int8Conv2d",
     "Int8Linear",
     "NativeLayer",

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from nncx import ops
 from nncx.nn.codes import pack_weight_signs
-from nncx.nn.geometry import PackedConv2d, PackedLinear
+from nncx.nn.geometry import PackedConv2d, PackedLinear, kernel_input
 from nncx.nn.packed import PackedLayer
 from nncx.nn.quantizers import binary_connect_sample, binary_connect_sign
 
@@ -63,15 +63,6 @@ class _BinaryConnectLayer(PackedLayer):
 
     def _kernel_bias(self) -> Tensor | None:
         return None if self.bias is None else self.bias.float()
-
-
-def _kernel_input(input: Tensor) -> Tensor:
-    """In a dtype that the native ops take, which is that of their output: under autocast its."""
-    if input.dtype == torch.float64:
-        return input.float()
-    if torch.is_autocast_enabled(input.device.type):
-        return input.to(torch.get_autocast_dtype(input.device.type))
-    return input
 
 
 class BinaryConnectConv2d(_BinaryConnectLayer, PackedConv2d):
@@ -130,7 +121,7 @@ class BinaryConnectConv2d(_BinaryConnectLayer, PackedConv2d):
 
     def _kernel(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
         output = ops.codebook_conv2d(
-            _kernel_input(input),
+            kernel_input(input),
             self._prepacked,
             self._codebook,
             1,
@@ -183,7 +174,7 @@ class BinaryConnectLinear(_BinaryConnectLayer, PackedLinear):
 
     def _kernel(self, rows: Tensor) -> Tensor:
         output = ops.codebook_linear(
-            _kernel_input(rows),
+            kernel_input(rows),
             self._prepacked,
             self._codebook,
             1,
