@@ -6,6 +6,7 @@ from nncx.compress._freeze import freeze, repack
 from nncx.compress.binary_connect import BinaryConnect
 from nncx.compress.deep_compression import DeepCompression
 from nncx.compress.half import Half
+from nncx.compress.hashed import Hashed
 from nncx.compress.inq import INQ
 from nncx.compress.int8 import Int8
 from nncx.compress.int8_ptq import Sensitivity, quantize, sensitivity, vanhoucke
@@ -23,6 +24,7 @@ __all__ = [
     "TTQ",
     "XNOR",
     "Half",
+    "Hashed",
     "Int8",
     "LowRank",
     "Method",

@@ -33,7 +33,11 @@ class Method(Protocol):
         """Whether the method has a layer for `module`."""
 
     def replace(self, module: nn.Module) -> nn.Module:
-        """That layer, with the mode of `module` and, where they still fit, its Parameters."""
+        """That layer, with the mode of `module` and, where they still fit, its Parameters.
+
+        Of a method with a true `numbers_layers`, which others need not have, it takes as well how
+        many layers are replaced before this one.
+        """
 
 
 def convert(
@@ -101,10 +105,8 @@ def convert(
         check_no_hooks(module, names[module][0], "convert")
     _check_held_once(names, {*targets, *removed})
     swaps = {
-        module: method.replace(module, behind[module])
-        if module in behind
-        else method.replace(module)
-        for module in targets
+        module: method.replace(module, *_particulars(method, number, behind.get(module)))
+        for number, module in enumerate(targets)
     }
     swaps |= {module: nn.Identity() for module in removed}
     for module, new in swaps.items():
@@ -112,6 +114,15 @@ def convert(
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, new)
     return model
+
+
+def _particulars(
+    method: Method, number: int, behind: tuple[nn.Module, ...] | None
+) -> tuple[object, ...]:
+    """What else the method wants to know of a layer."""
+    if getattr(method, "numbers_layers", False):
+        return (number,)
+    return () if behind is None else (behind,)
 
 
 def _check_arguments(model: nn.Module, method: Method) -> None:

@@ -3,6 +3,7 @@
 from nncx.nn.binary_connect import BinaryConnectConv2d, BinaryConnectLinear
 from nncx.nn.fold import fold_sign
 from nncx.nn.half import HalfConv2d, HalfLinear
+from nncx.nn.hashed import HashedLinear
 from nncx.nn.inq import INQConv2d, INQLinear
 from nncx.nn.int8 import Int8Conv2d, Int8Linear
 from nncx.nn.losses import SquaredHingeLoss
@@ -30,6 +31,7 @@ __all__ = [
     "HalfLinear",
     "INQConv2d",
     "INQLinear",
+    "HashedLinear",
     "Int8Conv2d",
     "Int8Linear",
     "NativeLayer",
