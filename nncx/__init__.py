@@ -8,6 +8,7 @@ print(nncx.report(student, example))                         # measured, layer b
 """
 
 from nncx import compress, data, distill, graph, models, nn, ops, train
+from nncx._compare import Comparison, compare
 from nncx._native import _C
 from nncx._report import Report, report
 from nncx._store import load, save
@@ -63,6 +64,7 @@ __all__ = [
     "BinaryConnectLinear",
     "ChannelShuffle",
     "DeepCompression",
+    "Comparison",
     "DepthwiseConv2d",
     "DepthwiseSeparableConv2d",
     "GroupedConv2d",
@@ -90,6 +92,7 @@ __all__ = [
     "XNORLinear",
     "__version__",
     "_C",
+    "compare",
     "compress",
     "convert",
     "data",

@@ -20,8 +20,11 @@ in it names code to run, and what does not fit is refused before anything is cha
 """
 
 import os
+import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -247,6 +250,17 @@ def _each(payloads: Mapping[str, Tensor], read: Callable[[Tensor], Tensor]) -> d
         except ValueError as error:
             raise RefusalError(f"its tensor '{name}' cannot be decoded: {error}") from error
     return tensors
+
+
+@contextmanager
+def saved_temporarily(model: nn.Module) -> Iterator[Path]:
+    """The file of `model`, to be looked at: nobody loads it, so any class will do."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the class cannot be rebuilt
+            save(model, path)
+        yield path
 
 
 def _check_rebuildable(architecture: dict[str, Any], model: nn.Module) -> None:

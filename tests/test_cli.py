@@ -349,7 +349,7 @@ def test_compress_prints_what_the_file_does(tmp_path: Path) -> None:
     [
         (["--model=no.safetensors"], "No such file or directory"),
         (["--model=lenet5"], "or have weights, got 'lenet5'"),
-        (["--model=lenet5", "--method=int3"], "method must be one of int8, float16, bfloat16"),
+        (["--model=lenet5", "--method=int3"], "a method must be one of"),
         (["--model=lenet5", "--option=norm"], "an option must be a name and a JSON value"),
         (["--model=lenet5", "--vanhoucke", "--symmetric"], "symmetric means nothing to vanhoucke"),
         (["--model=lenet5", "--data=no-such-thing"], "a data set is one of"),
