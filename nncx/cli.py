@@ -312,6 +312,7 @@ def reproduce(
     student: Annotated[str | None, typer.Option(help="Else the talk's for these data.")] = None,
     option: Options = None,
     epochs: Annotated[int | None, typer.Option(help="Of each training.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of the first epoch.")] = None,
 ) -> None:
     """Train what a table of the talk compares, on your data; print it beside the talk's figures.
@@ -324,6 +325,7 @@ def reproduce(
             "teacher": teacher,
             "model": student,
             "epochs": epochs,
+            "batch": batch,
             "lr": lr,
         }
         distillation = _reproduce.settings(
