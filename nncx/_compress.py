@@ -329,7 +329,7 @@ def _measured(
 ) -> dict[str, Any]:
     """Of the file of `compressed`, which is written and loaded again, beside the float `model`."""
     images = torch.stack([splits.test[i % len(splits.test)][0] for i in range(TIMED_BATCHES[-1])])
-    loaded = _recipe.reloaded(_networks.storable(compressed, images), path, images)
+    loaded = _recipe.reloaded(_networks.storable(compressed, images), path, images, entropy=True)
     float_file_bytes = _recipe.saved_bytes(_networks.storable(model, images))
     file_bytes = path.stat().st_size
     latencies = {}

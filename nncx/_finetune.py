@@ -20,11 +20,17 @@ from torch import nn
 
 from nncx import _processes, _recipe, data, train
 from nncx._recipe import LOSSES, Recipe, Setup, Training
-from nncx.compress import XNOR, Method, convert
+from nncx.compress import INQ, TTQ, XNOR, DeepCompression, Hashed, LowRank, Method, Pruning, convert
 from nncx.distill import Stage
 from nncx.nn import PackedLayer
 
 METHODS: dict[str, Callable[..., Method]] = {
+    "deep-compression": DeepCompression,
+    "hashed": Hashed,
+    "inq": INQ,
+    "low-rank": LowRank,
+    "prune": Pruning,
+    "ttq": TTQ,
     "xnor": XNOR,
 }
 

@@ -16,6 +16,12 @@ from nncx._finetune import METHODS
 
 # Settings of each method, and how many times smaller they at least make the file of `network`.
 SETTINGS: dict[str, tuple[dict, float]] = {
+    "deep-compression": ({"conv_bits": 4, "linear_bits": 3}, 4),
+    "hashed": ({"compression": 0.25}, 1.5),
+    "inq": ({"bits": 4, "fractions": [0.5, 1]}, 4),
+    "low-rank": ({"speedup": 2}, 1.2),
+    "prune": ({"sparsity": 0.8, "rounds": 2}, 3),
+    "ttq": ({}, 3),
     "xnor": ({}, 2.5),
 }
 
