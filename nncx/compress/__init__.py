@@ -3,7 +3,10 @@
 from nncx.compress._convert import Method, convert
 from nncx.compress._fold import fold_batch_norm
 from nncx.compress._freeze import freeze, repack
+from nncx.compress._scan import Scan, ScanRow
 from nncx.compress.binary_connect import BinaryConnect
+from nncx.compress.dead_filters import remove_dead_filters
+from nncx.compress.filter_pruning import filter_sensitivity, prune_filters
 from nncx.compress.half import Half
 from nncx.compress.int8 import Int8
 from nncx.compress.int8_ptq import Sensitivity, quantize, sensitivity, vanhoucke
@@ -17,11 +20,16 @@ __all__ = [
     "Int8",
     "Method",
     "Mobile",
+    "Scan",
+    "ScanRow",
     "Sensitivity",
     "convert",
+    "filter_sensitivity",
     "fold_batch_norm",
     "freeze",
+    "prune_filters",
     "quantize",
+    "remove_dead_filters",
     "repack",
     "sensitivity",
     "vanhoucke",
