@@ -150,11 +150,14 @@ class _Candidates(NamedTuple):
         kept = skipped(names_of(network.graph), skip, task)
         found = []
         for each in sets(network.graph, network.channels):
+            layers = [network.graph.get_submodule(path) for path in each.layers]
             reason = each.reason if not each.free else None
-            if any(network.graph.get_submodule(path) in kept for path in each.layers):
+            if any(layer in kept for layer in layers):
                 reason = "it is skipped"
+            elif reason is None and len(each.units) == 1 < len(filters(layers[0])):
+                reason = "groups and shuffles tie all its channels together"
             elif reason is None and len(each.layers) > 1 and not tied:
-                reason = f"it is tied to {_listed(each.layers)}; pass tied=True to prune them all"
+                reason = f"{_listed(each.layers)} are tied; pass tied=True to prune them together"
             found.append((each, reason))
         return cls(network, found, task)
 
