@@ -19,11 +19,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from nncx import _finetune, _machine, _networks, _processes, _recipe, _report, data, train
-from nncx._finetune import Finetuned
+from nncx._finetune import AnyMethod, Finetuned
 from nncx._recipe import Recipe, Setup
 from nncx.compress import (
     Half,
-    Method,
     Sensitivity,
     convert,
     freeze,
@@ -124,7 +123,7 @@ class Compression(Recipe):
         if self.vanhoucke:
             self._refuse(_NOT_VANHOUCKE, "vanhoucke")
 
-    def trained(self) -> dict[str, Method]:
+    def trained(self) -> dict[str, AnyMethod]:
         """The methods that train, by name, with their settings.
 
         Raises:

@@ -17,6 +17,7 @@ from nncx._finetune import METHODS
 # Settings of each method, and how many times smaller they at least make the file of `network`.
 SETTINGS: dict[str, tuple[dict, float]] = {
     "deep-compression": ({"conv_bits": 4, "linear_bits": 3}, 4),
+    "filters": ({"amount": 0.5}, 1.5),
     "hashed": ({"compression": 0.25}, 1.5),
     "inq": ({"bits": 4, "fractions": [0.5, 1]}, 4),
     "low-rank": ({"speedup": 2}, 1.2),
