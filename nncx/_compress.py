@@ -30,6 +30,7 @@ from nncx.compress import (
     sensitivity,
     vanhoucke,
 )
+from nncx.compress._counterpart import GEOMETRY
 from nncx.compress.observers import MSE, Entropy, MinMax, MovingAverage, Observer, Percentile
 from nncx.graph import Graph, trace
 from nncx.nn import PackedLayer
@@ -329,7 +330,7 @@ def _measured(
     """Of the file of `compressed`, which is written and loaded again, beside the float `model`."""
     images = torch.stack([splits.test[i % len(splits.test)][0] for i in range(TIMED_BATCHES[-1])])
     loaded = _recipe.reloaded(_networks.storable(compressed, images), path, images, entropy=True)
-    float_file_bytes = _recipe.saved_bytes(_networks.storable(model, images))
+    float_file_bytes = _recipe.saved_bytes(_networks.storable(_in_float(model), images))
     file_bytes = path.stat().st_size
     latencies = {}
     with torch.inference_mode():
@@ -352,3 +353,19 @@ def _measured(
         "float_latency_ms": {batch: before for batch, (before, _) in latencies.items()},
         "macs": _report.report(loaded, images[:1], repeats=1).macs,
     }
+
+
+def _in_float(model: nn.Module) -> nn.Module:
+    """A network like `model` but for its values, whose layers store floats, and no masks or codes.
+
+    `model` has others where it is the file of a method that has not been frozen yet.
+    """
+    plain = copy.deepcopy(model)
+    for name, layer in model.named_modules(remove_duplicate=False):
+        if isinstance(layer, PackedLayer) and name:
+            kind = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+            geometry = {each: getattr(layer, each) for each in GEOMETRY[kind]}
+            parent, _, attribute = name.rpartition(".")
+            new = kind(**geometry, bias=layer.bias is not None).eval()
+            setattr(plain.get_submodule(parent), attribute, new)
+    return plain

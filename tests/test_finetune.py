@@ -163,6 +163,24 @@ def test_methods_are_applied_in_order(compression: Compression, tmp_path: Path) 
     assert "float.safetensors xnor, int8: test error" in str(result)
 
 
+def test_a_file_with_masks_goes_on_and_is_compared_with_one_without(
+    compression: Compression, network: Path, tmp_path: Path
+) -> None:
+    """As pruning leaves it before freezing: with masks the float file is a quarter larger."""
+    pruning = nncx.Pruning(sparsity=0.5)
+    model = nncx.convert(nncx.load(network), pruning)
+    assert len(list(pruning.steps(model))) == 1
+    nncx.save(model, tmp_path / "masked.safetensors")
+    settings = replace(
+        compression, model=str(tmp_path / "masked.safetensors"), methods=("deep-compression",)
+    )
+    result = _compress.run(settings, tmp_path / "shared")
+    assert result.float_file_bytes == network.stat().st_size
+    assert (tmp_path / "masked.safetensors").stat().st_size > 1.2 * network.stat().st_size
+    layers = nncx.load(tmp_path / "shared" / "model.safetensors").modules()
+    assert sum(isinstance(layer, nncx.SharedConv2d | nncx.SharedLinear) for layer in layers) == 4
+
+
 class Foreign(nn.Module):
     """A class that no file can name, with a dropout that training needs."""
 
