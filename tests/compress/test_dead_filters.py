@@ -9,6 +9,7 @@ from torch import nn
 
 import nncx
 from nncx.compress import remove_dead_filters
+from nncx.compress.pruning import remove_masks
 from nncx.graph import trace
 
 X = torch.randn(3, 2, 8, 8, dtype=torch.float64)
@@ -108,6 +109,16 @@ def test_a_residual_channel_goes_when_all_that_is_added_is_constant():
     model.stage2.get_submodule("0").conv2.weight.data[3] = 0
     model.stage3.get_submodule("0").conv2.weight.data[7] = 0
     _check_same(model, remove_dead_filters(model, X))
+
+
+def test_pruned_neurons_go():
+    model = randomized(_chain())
+    pruned = nncx.convert(copy.deepcopy(model), nncx.Pruning(0.5, structure="neuron"))
+    for _ in nncx.Pruning(0.5, structure="neuron").steps(pruned):
+        pass
+    smaller = remove_dead_filters(remove_masks(pruned.eval()), X)
+    assert sizes(smaller) == {"0": 2, "3": 2, "5": 2} or sizes(smaller) == {"0": 2, "3": 3, "5": 2}
+    _check_same(pruned, smaller)
 
 
 def test_every_layer_keeps_a_channel():
