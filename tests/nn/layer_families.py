@@ -16,6 +16,10 @@ from nncx.nn import (
     INQLinear,
     Int8Conv2d,
     Int8Linear,
+    PrunedConv2d,
+    PrunedLinear,
+    SharedConv2d,
+    SharedLinear,
     TTQConv2d,
     TTQLinear,
     XNORConv2d,
@@ -43,8 +47,8 @@ class Family:
     """The two layers of a method, built with `arguments`, which `repr` shows as `shown`.
 
     Those that must know the range of their input get `input_range` and do not follow it, so that
-    training and evaluation compute the same. A mask gets some False; weights that are quantised in
-    steps are all quantised.
+    training and evaluation compute the same. A mask gets some False, that of a pruned layer six in
+    seven; weights that are quantised in steps are all quantised.
     """
 
     conv_class: type[nn.Conv2d]
@@ -56,6 +60,7 @@ class Family:
     native: bool = True  # whether it needs a kernel of nncx
     parameters: frozenset[str] = frozenset()  # besides weight and bias
     buffers: frozenset[str] = frozenset()  # before freezing
+    stored: str = "weight"  # where the weight is before freezing: a Parameter or a buffer
     held: bool = False  # whether no optimizer can move the weight that counts
     input_range: tuple[float, float] | None = None
 
@@ -73,7 +78,9 @@ class Family:
         if self.input_range is not None:
             layer.set_input_range(*self.input_range)
             layer.observe = False
-        if "mask" in self.buffers:
+        if isinstance(layer, PrunedConv2d | PrunedLinear):
+            layer.mask.copy_(torch.rand_like(layer.weight) < 1 / 7)
+        elif "mask" in self.buffers:
             layer.mask.flatten()[::3] = False
             layer.reset_buffers()
         if self.held and not layer.weight.is_meta:
@@ -138,6 +145,29 @@ FAMILIES["INQ"] = Family(
     held=True,
 )
 
+FAMILIES["shared"] = Family(
+    SharedConv2d,
+    SharedLinear,
+    {"bits": 4},
+    ", bits=4",
+    {"packed_weight", "codebook"},
+    sums_integers=False,
+    parameters=frozenset({"centroids"}),
+    buffers=frozenset({"codes"}),
+    stored="codes",
+)
+FAMILIES["shared with a mask"] = Family(
+    SharedConv2d,
+    SharedLinear,
+    {"bits": 3, "masked": True},
+    ", bits=3, masked=True",
+    {"packed_weight", "codebook"},
+    sums_integers=False,
+    parameters=frozenset({"centroids"}),
+    buffers=frozenset({"codes", "mask"}),
+    stored="codes",
+)
+
 FAMILIES |= {
     f"half, {storage}": Family(
         HalfConv2d,
@@ -163,6 +193,16 @@ FAMILIES["int8, a scale a layer, symmetric"] = Family(
     {"per_channel": False, "symmetric": True},
     ", per_channel=False, symmetric=True",
     **_INT8,
+)
+FAMILIES["pruned"] = Family(
+    PrunedConv2d,
+    PrunedLinear,
+    {},
+    "",
+    {"packed_weight", "gaps"},
+    sums_integers=False,
+    native=False,
+    buffers=frozenset({"mask"}),
 )
 
 

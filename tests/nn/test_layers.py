@@ -42,17 +42,24 @@ def test_signature_is_torchs_plus_keyword_only_extras(family):
         assert extras and inspect.Parameter.empty not in extras.values()
 
 
+def _assert_takes_the_checkpoint(ours, theirs, family):
+    names, plain = list(ours.state_dict()), list(theirs.state_dict())
+    extras = family.parameters | family.buffers
+    if family.stored != "weight":
+        assert set(names) == set(plain) - {"weight"} | extras
+        return
+    assert names[: len(plain)] == plain and set(names[len(plain) :]) == extras
+    ours.load_state_dict(theirs.state_dict())
+    assert torch.equal(ours.weight, theirs.weight)
+
+
 def test_checkpoints_and_repr_are_torchs(family):
     for ours, theirs in [
         (family.conv(4, 6, stride=2, padding=1, groups=2), nn.Conv2d(4, 6, 3, 2, 1, groups=2)),
         (family.conv(4, 6, kernel_size=(3, 5), bias=False), nn.Conv2d(4, 6, (3, 5), bias=False)),
         (family.linear(5, 7), nn.Linear(5, 7)),
     ]:
-        names, plain = list(ours.state_dict()), list(theirs.state_dict())
-        assert names[: len(plain)] == plain
-        assert set(names[len(plain) :]) == family.parameters | family.buffers
-        ours.load_state_dict(theirs.state_dict())
-        assert torch.equal(ours.weight, theirs.weight)
+        _assert_takes_the_checkpoint(ours, theirs, family)
         name, _, arguments = repr(theirs).partition("(")
         assert repr(ours) == f"{type(ours).__name__}({arguments[:-1]}{family.shown})"
         assert type(ours).__name__.endswith(name)
@@ -105,7 +112,7 @@ def test_weights_in_channels_last_give_the_same(family):
     layer, x = family.conv(padding=1), images()
     expected = evaluate(layer, x)
     layer.to(memory_format=torch.channels_last)
-    assert not layer.weight.is_contiguous()
+    assert not getattr(layer, family.stored).is_contiguous()
     assert torch.equal(evaluate(layer, x), expected)
     family.assert_equal(layer.train()(x).detach(), expected)
     assert torch.equal(evaluate(layer.freeze(), x), expected)
@@ -138,7 +145,7 @@ def test_eval_with_gradients_runs_the_float_path_and_says_so_once(family):
     with pytest.warns(UserWarning, match=r"torch.no_grad\(\) or nncx.freeze\(model\)") as caught:
         layer(x).sum().backward()
     assert caught[0].filename == __file__
-    assert layer.weight.grad is not None
+    assert all(parameter.grad is not None for parameter in layer.parameters())
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         layer(x)
@@ -183,8 +190,9 @@ def test_another_weight_is_refused_until_repack(frozen, family):
     _skip_if_held(family)
     layer, other, x = family.conv().eval(), family.conv().eval(), images()
     with torch.no_grad():
-        other.weight.neg_()
-    name = "packed_weight" if frozen else "weight"
+        stored = getattr(other, family.stored)
+        stored.copy_(-stored if stored.is_floating_point() else stored.flip(0))
+    name = "packed_weight" if frozen else family.stored
     if frozen:
         layer.freeze()
         other.freeze()
@@ -242,7 +250,7 @@ def test_averaged_model_in_eval_while_the_model_trains(use_buffers, family):
     averaged, expected = average.module, copy.deepcopy(average.module).train()
     expected[1].eval()
     family.assert_equal(expected(x).detach(), evaluate(average, x))
-    assert not torch.equal(averaged[0].weight, model[0].weight)
+    assert not torch.equal(averaged[0].bias, model[0].bias)
 
 
 def test_buffers_do_not_depend_on_the_mode(family):
@@ -342,7 +350,8 @@ def test_a_frozen_layer_is_rebuilt_on_meta(build, family):
 
 def test_loading_a_state_dict_repacks(family):
     source, layer, x = family.conv(), family.conv().eval(), images()
-    source.weight.data = torch.randn_like(source.weight)
+    for parameter in source.parameters():
+        parameter.data = torch.randn_like(parameter)
     for assign in (False, True):
         nn.Sequential(layer).load_state_dict(nn.Sequential(source).state_dict(), assign=assign)
         with torch.no_grad():
