@@ -190,24 +190,30 @@ const char* huffman_decode(const HuffmanStream& stream, uint8_t* packed) {
   Tables tables;
   fill_tables(stream.code, stream.width, tables);
   const int64_t bits = stream.count * stream.width, size = (bits + 7) / 8;
-  int64_t from = 0, to = 0;  // bits of the stream, bits of the output
+  int64_t to = 0;  // bits of the output
 
-  uint64_t waiting = 0;  // bits of the byte that is not full yet
-  while (from / 8 + 8 <= stream.size && to / 8 + 8 <= size && to + kStride <= bits) {
-    uint64_t window = load(stream.bytes + from / 8) >> from % 8;
+  // `held` bits of the stream are in the window, or more; the next load begins behind them, where a
+  // byte may be there already: the same one. Its address never waits for the look-ups before it.
+  uint64_t window = 0, waiting = 0;  // of the output, the bits of the byte that is not full yet
+  int64_t next = 0, held = 0;
+  while (next + 8 <= stream.size && to / 8 + 8 <= size && to + kStride <= bits) {
+    window |= load(stream.bytes + next) << held;
+    next += (63 - held) / 8;
+    held |= 56;
     int filled = to % 8;
     for (int i = 0; i < kLookups; ++i) {
       const uint32_t run = tables.run[window & (kWindows - 1)];
       waiting |= static_cast<uint64_t>(run >> 16) << filled;
       filled += run >> 4 & 31;
       window >>= run & 15;
-      from += run & 15;
+      held -= run & 15;
     }
     store(packed + to / 8, waiting);
     waiting >>= filled & ~7;
     to += filled - to % 8;
   }
 
+  int64_t from = 8 * next - held;  // bits of the stream
   std::memset(packed + to / 8, 0, size - to / 8);
   if (to % 8) packed[to / 8] = static_cast<uint8_t>(waiting);
   for (; to < bits; to += stream.width) {
