@@ -20,7 +20,9 @@ from torch.nn.modules.module import (
 from torch.overrides import TorchFunctionMode
 
 from nncx._describe import MAX_DEPTH, argument, arguments, config, foreign_name, join
+from nncx.compress._counterpart import GEOMETRY
 from nncx.compress._rewire import REMOVABLE_MODULES
+from nncx.compress.low_rank import expansion_like
 from nncx.compress.mobile import may_have_made
 from nncx.graph import Graph
 from nncx.nn import PackedLayer
@@ -135,6 +137,9 @@ class _Plan:
         if "same_as" in node:
             return self._repeat(node["same_as"], present, path, users)
         made, first = self._made, len(self._names)
+        before = present
+        if users and (expansion := self._expansion(node, present)):
+            present = expansion
         module = self._choose(node, present, path, users)
         users = users and module is present
         children = node.get("children", {})
@@ -152,7 +157,7 @@ class _Plan:
             if not users or new is not now:
                 self._swaps.append((module, name, new))
         inside = slice(first, len(self._names))
-        self._resolved[path] = _Resolved(module, present, self._made - made, inside)
+        self._resolved[path] = _Resolved(module, before, self._made - made, inside)
         return module
 
     def compare(self) -> None:
@@ -249,6 +254,8 @@ class _Plan:
 
     def _expect(self, path: str, module: nn.Module) -> None:
         frozen = isinstance(module, PackedLayer) and module.frozen
+        if frozen:
+            module.adopt_sizes(self._state, join(path, ""))
         for name, tensor in _own_tensors(module):
             exact = frozen and not _is_parameter(tensor)  # its kernel takes no other dtype
             self._expect_tensor(join(path, name), tensor, exact)
@@ -314,6 +321,20 @@ class _Plan:
         self._made += modules
         if self._made > _MAX_MODULES:
             raise RefusalError(f"it has more than {_MAX_MODULES} modules")
+
+    def _expansion(self, node: dict[str, Any], present: nn.Module | None) -> nn.Module | None:
+        """The layers that low rank could have put in the place of `present`, if those of `node` may
+        be such, or what other methods made of such."""
+        factors = node.get("children")
+        is_block = node.get("type") == "torch.nn.Sequential" and isinstance(factors, dict)
+        if type(present) not in GEOMETRY or not is_block:
+            return None
+        first = factors.get("0")
+        name = first.get("type") if isinstance(first, dict) else None
+        if not isinstance(name, str) or name not in self._types:
+            return None
+        like = self._construct(self._types[name], first.get("config"), frozen=False)
+        return expansion_like(present, len(factors), like)
 
     def _may_become(self, present: nn.Module, fresh: nn.Module) -> bool:
         """Whether `convert` or `freeze` could have made `fresh` of `present`."""

@@ -20,8 +20,11 @@ in it names code to run, and what does not fit is refused before anything is cha
 """
 
 import os
+import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -41,9 +44,18 @@ from nncx.nn import (
     GroupedConv2d,
     HalfConv2d,
     HalfLinear,
+    HashedLinear,
+    INQConv2d,
+    INQLinear,
     Int8Conv2d,
     Int8Linear,
     PackedLayer,
+    PrunedConv2d,
+    PrunedLinear,
+    SharedConv2d,
+    SharedLinear,
+    TTQConv2d,
+    TTQLinear,
     XNORConv2d,
     XNORLinear,
 )
@@ -84,8 +96,17 @@ TYPES: dict[str, type[nn.Module]] = {
     "nncx.GroupedConv2d": GroupedConv2d,
     "nncx.HalfConv2d": HalfConv2d,
     "nncx.HalfLinear": HalfLinear,
+    "nncx.INQConv2d": INQConv2d,
+    "nncx.INQLinear": INQLinear,
+    "nncx.HashedLinear": HashedLinear,
     "nncx.Int8Conv2d": Int8Conv2d,
     "nncx.Int8Linear": Int8Linear,
+    "nncx.SharedConv2d": SharedConv2d,
+    "nncx.SharedLinear": SharedLinear,
+    "nncx.TTQConv2d": TTQConv2d,
+    "nncx.TTQLinear": TTQLinear,
+    "nncx.PrunedConv2d": PrunedConv2d,
+    "nncx.PrunedLinear": PrunedLinear,
     "nncx.XNORConv2d": XNORConv2d,
     "nncx.XNORLinear": XNORLinear,
     "nncx.graph.Graph": Graph,
@@ -229,6 +250,17 @@ def _each(payloads: Mapping[str, Tensor], read: Callable[[Tensor], Tensor]) -> d
         except ValueError as error:
             raise RefusalError(f"its tensor '{name}' cannot be decoded: {error}") from error
     return tensors
+
+
+@contextmanager
+def saved_temporarily(model: nn.Module) -> Iterator[Path]:
+    """The file of `model`, to be looked at: nobody loads it, so any class will do."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the class cannot be rebuilt
+            save(model, path)
+        yield path
 
 
 def _check_rebuildable(architecture: dict[str, Any], model: nn.Module) -> None:
