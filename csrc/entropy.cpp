@@ -111,11 +111,19 @@ uint32_t window_at(const HuffmanStream& stream, int64_t bit) {
   return bits >> bit % 8 & (kWindows - 1);
 }
 
-// A write of `bits` into zeros, at a bit of them; the bytes that it does not reach stay as they
-// are.
-void put(uint8_t* packed, int64_t bit, uint32_t bits) {
-  bits <<= bit % 8;
-  for (int64_t byte = bit / 8; bits; bits >>= 8) packed[byte++] |= static_cast<uint8_t>(bits);
+// A write of a code of at most 8 bits into zeros, at a bit of them; it ends within `size` bytes. Two
+// bytes at once, where there are two: to ask whether the code reaches into the second takes twice as
+// long.
+void put(uint8_t* packed, int64_t size, int64_t bit, uint32_t code) {
+  code <<= bit % 8;
+  if (bit / 8 + 1 == size) {
+    packed[bit / 8] |= static_cast<uint8_t>(code);
+    return;
+  }
+  uint16_t word;
+  std::memcpy(&word, packed + bit / 8, sizeof word);
+  word |= static_cast<uint16_t>(code);
+  std::memcpy(packed + bit / 8, &word, sizeof word);
 }
 
 }  // namespace
@@ -218,7 +226,7 @@ const char* huffman_decode(const HuffmanStream& stream, uint8_t* packed) {
   if (to % 8) packed[to / 8] = static_cast<uint8_t>(waiting);
   for (; to < bits; to += stream.width) {
     const uint32_t window = window_at(stream, from);
-    put(packed, to, tables.symbol[window]);
+    put(packed, size, to, tables.symbol[window]);
     from += tables.length[window];
     if (from > 8 * stream.size) return "its stream ends early";
   }
@@ -241,7 +249,7 @@ const char* relative_decode(const RelativeIndex& index, uint8_t* packed) {
     const int64_t bit = at++ * index.width;
     if (code >> index.width) return "a code of it is too large";
     if (bit + std::bit_width(code) > 8 * size) return "its last code does not fit";
-    put(packed, bit, code);
+    put(packed, size, bit, code);
   }
   if (taken < index.code_count) return "it has more nonzero codes than gaps";
   return at > codes || codes - at >= full ? "its gaps do not lead to its end" : nullptr;

@@ -380,6 +380,27 @@ def test_what_entropy_coding_brings_nothing_for_is_stored_as_without(method, fil
     assert torch.equal(_output(load(file), x), _output(model, x))
 
 
+def test_the_gaps_of_pruned_layers_are_coded(file):
+    layer = PrunedLinear(300, 20, gap_bits=8)
+    layer.mask.copy_(torch.rand(20, 300) < 0.1)
+    model, x = freeze(nn.Sequential(layer)), torch.randn(2, 300)
+    save(model, file, entropy=True)
+    tensors, metadata = _files.read(file)
+    assert metadata["coded"] == ["0.gaps"] and len(tensors["0.gaps"]) < len(layer.gaps)
+    assert torch.equal(load(file)(x), model(x))
+
+
+def test_codes_of_a_codebook_are_coded_by_the_gaps_between_zeros(file):
+    model, x = nn.Sequential(PrunedLinear(300, 20)), torch.randn(2, 300)
+    model[0].mask.copy_(torch.rand(20, 300) < 0.05)
+    freeze(convert(model, DeepCompression()))
+    save(model, file, entropy=True)
+    tensors, metadata = _files.read(file)
+    assert metadata["coded"] == ["0.packed_weight"] and tensors["0.packed_weight"][0] == 2
+    assert len(tensors["0.packed_weight"]) < model[0].packed_weight.numel() / 6
+    assert torch.equal(load(file)(x), model(x))
+
+
 def test_tied_codes_are_coded_once(file):
     layer = BinaryConnectLinear(100, 100)
     nn.init.constant_(layer.weight, 1.0)
