@@ -81,7 +81,7 @@ def run(bench: ModuleType, name: str, *arguments: str) -> int:
 
 def test_every_benchmark_is_tested_and_collected(bench: ModuleType) -> None:
     shared = {"bench", "cpu", "gpu", "int8", "rivals", "roofline", "test_speed"}
-    own_tables = {"break_even", "hashed_real_data", "train_loop"}
+    own_tables = {"break_even", "hashed_real_data", "low_rank", "train_loop"}
     files = {path.stem for path in FOLDER.glob("*.py")} - shared - own_tables
     assert files == set(SMALLEST)
     assert files == {op.name for op in importlib.import_module("test_speed").BENCHMARKS}

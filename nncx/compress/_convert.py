@@ -12,7 +12,11 @@ from nncx.compress._trace import called_module, read_value, trace
 
 
 class Method(Protocol):
-    """What a compression method tells `convert`."""
+    """What a compression method tells `convert`.
+
+    One whose settings name layers also has `for_layers(names)`: itself for a model whose modules
+    have these names, with the modules in their place.
+    """
 
     keeps_first_and_last: ClassVar[bool]
     """Whether the first and last layer with weights stay as they are by default."""
@@ -29,7 +33,7 @@ class Method(Protocol):
         """Whether the method has a layer for `module`."""
 
     def replace(self, module: nn.Module) -> nn.Module:
-        """That layer, with the Parameters and the mode of `module`.
+        """That layer, with the mode of `module` and, where they still fit, its Parameters.
 
         Of a method with a true `numbers_layers`, which others need not have, it takes as well how
         many layers are replaced before this one.
@@ -41,7 +45,8 @@ def convert(
 ) -> nn.Module:
     """Swap every layer that `method` has a counterpart for, in place; all of it or nothing.
 
-    The new layers hold the old layers' Parameters, so optimizers stay valid. A method that
+    The new layers hold the old layers' Parameters, so optimizers stay valid (but for
+    `nncx.LowRank`, whose layers have fewer). A method that
     binarises inputs also removes each ReLU (or another activation that is never negative) and each
     dropout that feeds only its layers: the sign of what a ReLU gives, and of the zeros of a
     dropout, is +1. A method that folds replaces what its layers do of what is behind them, if the
@@ -71,6 +76,8 @@ def convert(
     """
     _check_arguments(model, method)
     names = names_of(model)
+    if hasattr(method, "for_layers"):
+        method = method.for_layers(names)
     by_order = skip is None and method.keeps_first_and_last
     folds = rewire and method.folds and not model.training
     looks = rewire and (method.binarizes_input or by_order)

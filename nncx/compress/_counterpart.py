@@ -5,6 +5,7 @@ from typing import TypeVar
 from torch import nn
 
 from nncx.nn.packed import PackedLayer
+from nncx.nn.pruned import PrunedConv2d, PrunedLinear
 
 GEOMETRY = {
     nn.Conv2d: (
@@ -14,20 +15,35 @@ GEOMETRY = {
     nn.Linear: ("in_features", "out_features"),
 }
 
+# Layers that are torch's but for a `mask` of their weight, which layers of a codebook take over.
+PRUNED = {PrunedConv2d: nn.Conv2d, PrunedLinear: nn.Linear}
+
 Layer = TypeVar("Layer", bound=PackedLayer)
 
 
+def torch_type(module: nn.Module) -> type[nn.Module] | None:
+    """nn.Conv2d or nn.Linear, if `module` is exactly that, or a pruned one with a float weight."""
+    if type(module) in GEOMETRY:
+        return type(module)
+    return None if module._parameters.get("weight") is None else PRUNED.get(type(module))
+
+
 def counterpart(module: nn.Module, cls: type[Layer], **extras: object) -> Layer:
-    """A `cls` with the geometry, the mode and the very Parameters of `module`.
+    """A `cls` with the geometry, the mode, the very Parameters and the mask of `module`.
 
     Args:
-        module: a layer whose type is in `GEOMETRY`.
-        cls: a drop-in for that type.
+        module: a layer that has a `torch_type`.
+        cls: a drop-in for that type; if `module` has a mask, one that takes it.
         extras: the constructor arguments that torch's layer lacks.
     """
-    geometry = {name: getattr(module, name) for name in GEOMETRY[type(module)]}
+    geometry = {name: getattr(module, name) for name in GEOMETRY[torch_type(module)]}
+    mask = getattr(module, "mask", None)
+    if mask is not None:
+        extras["masked"] = True
     layer = cls(**geometry, bias=module.bias is not None, device="meta", **extras)
     layer.weight, layer.bias = module.weight, module.bias
+    if mask is not None:
+        layer.mask = mask
     layer.reset_buffers()
     return layer.train(module.training)
 

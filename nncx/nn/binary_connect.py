@@ -11,61 +11,47 @@ change of sign.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from nncx import ops
-from nncx.nn.codes import pack_weight_signs
-from nncx.nn.geometry import PackedConv2d, PackedLinear, kernel_input
-from nncx.nn.packed import PackedLayer
+from nncx.nn.codebook import CodebookConv2d, CodebookLayer, CodebookLinear
 from nncx.nn.quantizers import binary_connect_sample, binary_connect_sign
 
 
-class _BinaryConnectLayer(PackedLayer):
-    """What the two layers share: real weights in [-1, 1], their signs packed to one bit."""
+class _BinaryConnectLayer(CodebookLayer):
+    """What the two layers share: real weights in [-1, 1], of which the signs count."""
 
+    bits = 1
+    constant_codebook = True
     precision = "binary weights"
+    bits = 1
     stochastic: bool
-    _codebook: Tensor  # what the bits 0 and 1 stand for, where the packed weights are
 
     def _init_binary_connect(self, stochastic: bool) -> None:
         self.stochastic = stochastic
-        self._init_packing()
+        self._init_codebook()
 
     def reset_parameters(self) -> None:
         super().reset_parameters()  # the bias, as torch's
         nn.init.uniform_(self.weight, -1, 1)
 
-    def extra_repr(self) -> str:
-        stochastic = ", stochastic=True" if self.stochastic else ""
-        frozen = ", frozen=True" if self.frozen else ""
-        return f"{super().extra_repr()}{stochastic}{frozen}"
+    def _extra_arguments(self) -> str:
+        return ", stochastic=True" if self.stochastic else ""
 
-    def _drop_weight(self) -> None:
-        self.packed_weight = pack_weight_signs(self.weight)
-
-    def _pack(self) -> None:
-        bits = self.packed_weight if self.frozen else pack_weight_signs(self.weight)
-        self._prepacked = self._prepack(bits)
-        self._codebook = torch.tensor([-1.0, 1.0], device=self._prepacked.device)
-
-    def _prepack(self, bits: Tensor) -> Tensor:
-        raise NotImplementedError
-
-    def _float_weight_and_bias(self, dtype: torch.dtype) -> tuple[Tensor, Tensor | None]:
-        """What torch's function takes; +1 and -1 are in every dtype."""
+    def _values(self) -> Tensor:
         if self.training and torch.is_grad_enabled() and self.weight.requires_grad:
             with torch.no_grad():
                 self.weight.clamp_(-1, 1)
         sampled = self.training and self.stochastic
-        weight = (binary_connect_sample if sampled else binary_connect_sign)(self.weight)
-        return weight.to(dtype), None if self.bias is None else self.bias.to(dtype)
+        return (binary_connect_sample if sampled else binary_connect_sign)(self.weight)
 
-    def _kernel_bias(self) -> Tensor | None:
-        return None if self.bias is None else self.bias.float()
+    def _codes(self) -> Tensor:
+        return self.weight >= 0
+
+    def _levels(self) -> Tensor:
+        return torch.tensor([-1.0, 1.0], device=self._prepacked.device)
 
 
-class BinaryConnectConv2d(_BinaryConnectLayer, PackedConv2d):
+class BinaryConnectConv2d(_BinaryConnectLayer, CodebookConv2d):
     """`nn.Conv2d` with the weights +1 and -1, without a scale: a BatchNorm should follow.
 
     Forward: `conv2d(x, w_b) + bias`; `w_b = sign(W)` with `sign(0) = +1`, or if `stochastic`, in
@@ -85,8 +71,6 @@ class BinaryConnectConv2d(_BinaryConnectLayer, PackedConv2d):
     Args:
         stochastic: draw the weights of each forward in training at random.
     """
-
-    op = "codebook_conv2d"
 
     def __init__(
         self,
@@ -119,34 +103,8 @@ class BinaryConnectConv2d(_BinaryConnectLayer, PackedConv2d):
         )
         self._init_binary_connect(stochastic)
 
-    def _kernel(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
-        output = ops.codebook_conv2d(
-            kernel_input(input),
-            self._prepacked,
-            self._codebook,
-            1,
-            self.in_channels,
-            self.out_channels,
-            self.kernel_size,
-            self.stride,
-            padding,
-            self.dilation,
-            self.groups,
-            bias=self._kernel_bias(),
-        )
-        return output.double() if input.dtype == torch.float64 else output
 
-    def _float(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
-        weight, bias = self._float_weight_and_bias(input.dtype)
-        return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
-
-    def _prepack(self, bits: Tensor) -> Tensor:
-        return ops.codebook_conv2d_prepack(
-            bits, 1, self.in_channels, self.out_channels, self.kernel_size, self.groups
-        )
-
-
-class BinaryConnectLinear(_BinaryConnectLayer, PackedLinear):
+class BinaryConnectLinear(_BinaryConnectLayer, CodebookLinear):
     """`nn.Linear` with the weights +1 and -1, without a scale: a BatchNorm should follow.
 
     Forward: `linear(x, w_b) + bias`; w_b, pseudo-gradient, paper, dtypes: as `BinaryConnectConv2d`.
@@ -156,8 +114,6 @@ class BinaryConnectLinear(_BinaryConnectLayer, PackedLinear):
     Args:
         stochastic: draw the weights of each forward in training at random.
     """
-
-    op = "codebook_linear"
 
     def __init__(
         self,
@@ -171,21 +127,3 @@ class BinaryConnectLinear(_BinaryConnectLayer, PackedLinear):
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
         self._init_binary_connect(stochastic)
-
-    def _kernel(self, rows: Tensor) -> Tensor:
-        output = ops.codebook_linear(
-            kernel_input(rows),
-            self._prepacked,
-            self._codebook,
-            1,
-            self.in_features,
-            self.out_features,
-            bias=self._kernel_bias(),
-        )
-        return output.double() if rows.dtype == torch.float64 else output
-
-    def _float(self, rows: Tensor) -> Tensor:
-        return F.linear(rows, *self._float_weight_and_bias(rows.dtype))
-
-    def _prepack(self, bits: Tensor) -> Tensor:
-        return ops.codebook_linear_prepack(bits, 1, self.in_features, self.out_features)

@@ -13,7 +13,7 @@ code, any. What exists in one mode only is no buffer: `buffers()` must not depen
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -35,8 +35,9 @@ class PackedLayer(NativeLayer):
     precision: ClassVar[str]
     frozen: bool  # whether the float weight is gone
     packed_weight: Tensor | None
+    _is_partial: bool = False  # whether it evaluates on torch's kernels, by intention
     _prepacked: Tensor | None
-    _packed_from: tuple[Tensor, int | None] | None  # what `_prepacked` was made of, its version
+    _packed_from: list[tuple[Tensor, int | None]] | None  # `_packs()` then, with their versions
 
     def _init_packing(self) -> None:
         self.frozen = False
@@ -52,7 +53,26 @@ class PackedLayer(NativeLayer):
         raise NotImplementedError
 
     def reset_buffers(self) -> None:
-        """Give the buffers of a new layer their first values, where its weight is."""
+        """Give what a new layer has besides weight and bias first values, where its weight is."""
+
+    def adopt_sizes(self, state: Mapping[str, Tensor], prefix: str) -> None:
+        """Give a frozen layer's buffers the sizes they have in a state dict that it is to load.
+
+        Most have only those that follow from the constructor's arguments. What cannot be is left
+        as it is: whoever loads compares.
+
+        Args:
+            state: from anywhere; the names of this layer's tensors begin with `prefix`.
+        """
+
+    def code_widths(self) -> dict[str, int]:
+        """The buffers of a frozen layer that are dense codes, uint8 `[bytes]`: bits of a code.
+
+        `nncx.save(entropy=True)` makes them smaller. By default `packed_weight` is one, if the
+        layer has `bits`.
+        """
+        bits = getattr(self, "bits", None)
+        return {} if bits is None else {"packed_weight": bits}
 
     def why_not_freezable(self) -> str | None:
         """What the layer lacks to run without its float weight, the end of a sentence."""
@@ -79,14 +99,14 @@ class PackedLayer(NativeLayer):
     def repack(self) -> None:
         """Rebuild what the native kernel reads; a layer in training has no use for it."""
         self._prepacked = self._packed_from = None
-        stored = self._stored_weight
-        if (self.frozen or not self.training) and self._has_kernel(stored.device):
+        packs = self._packs()
+        if (self.frozen or not self.training) and self._has_kernel(packs[0].device):
             self._pack()
-            self._packed_from = (stored, _version(stored))
+            self._packed_from = _with_versions(packs)
 
-    @property
-    def _stored_weight(self) -> Tensor:
-        return self.packed_weight if self.frozen else self.weight
+    def _packs(self) -> list[Tensor]:
+        """What is packed."""
+        return [self.packed_weight if self.frozen else self.weight]
 
     def _is_stale(self) -> bool:
         """Whether the weight is not the one that was packed; not to be asked in compiled code.
@@ -94,9 +114,9 @@ class PackedLayer(NativeLayer):
         That of a frozen layer is a buffer, which DistributedDataParallel writes anew, with the same
         bits, before every forward: packed once more, they tell.
         """
-        stored = self._stored_weight
-        found = (stored, _version(stored))
-        if stored is self._packed_from[0] and found[1] == self._packed_from[1]:
+        found = _with_versions(self._packs())
+        pairs = zip(found, self._packed_from, strict=True)
+        if all(now is then and version == before for (now, version), (then, before) in pairs):
             return False
         if not self.frozen:
             return True
@@ -114,6 +134,13 @@ class PackedLayer(NativeLayer):
         if not self.frozen:
             self.repack()
         return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        if self.frozen:
+            self.adopt_sizes(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLayer":
         before = dict(self._buffers)
@@ -133,7 +160,7 @@ class PackedLayer(NativeLayer):
 
     def _runs_native(self, input: Tensor) -> bool:
         """Whether forward takes the native kernel, through which no gradient flows."""
-        if self.training and not self.frozen:
+        if not self.frozen and (self.training or self._is_partial):
             return False
         wants_gradient = self._wants_gradient(input)
         if wants_gradient and self.frozen:
@@ -187,9 +214,9 @@ class PackedLayer(NativeLayer):
         )
 
 
-def _version(tensor: Tensor) -> int | None:
-    """Autograd's count of in-place changes, which inference tensors lack."""
-    return None if tensor.is_inference() else tensor._version
+def _with_versions(tensors: list[Tensor]) -> list[tuple[Tensor, int | None]]:
+    """Each with autograd's count of its in-place changes, which inference tensors lack."""
+    return [(each, None if each.is_inference() else each._version) for each in tensors]
 
 
 def _repack_after_load(layer: PackedLayer, incompatible_keys: Any) -> None:

@@ -3,6 +3,8 @@
 Each docstring states the forward formula, the pseudo-gradient, the paper: in that order.
 """
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -68,6 +70,73 @@ def binary_connect_sample(weight: Tensor) -> Tensor:
     # Of [-1, 1): strictly above it are all draws of w = 1 and none of w = -1.
     threshold = 2 * torch.rand_like(weight, dtype=torch.float32) - 1
     return _PassThrough.apply(weight, weight > threshold)
+
+
+def ternary_regions(weight: Tensor, threshold: float) -> tuple[Tensor, Tensor]:
+    """Where weights are large: above D, and below -D, with `D = threshold * max |weight|`.
+
+    Returns:
+        Two bool tensors like `weight`. Neither has a weight of 0, nor any if one weight is NaN.
+    """
+    weight = weight.detach()
+    if not weight.numel():
+        return weight > 0, weight < 0
+    limit = threshold * weight.abs().amax()
+    return weight > limit, weight < -limit
+
+
+def ternary(weight: Tensor, positive: Tensor, negative: Tensor, threshold: float) -> Tensor:
+    """Quantise weights to three values, two of which are learned; in the dtype of `weight`.
+
+    Forward: `positive` above D, `-negative` below -D, else 0: regions of `ternary_regions`.
+    Gradient: `dC/dpositive` is the sum of `dC/dy` above D; `dC/dnegative` minus the sum below -D.
+    Pseudo-gradient: `dC/dW = dC/dy * {positive, 1, negative}`: above D, between, below -D.
+    Paper: Zhu et al., "Trained Ternary Quantization", ICLR 2017.
+
+    Args:
+        positive, negative: `[]`.
+    """
+    return _Ternary.apply(weight, positive, negative, *ternary_regions(weight, threshold))
+
+
+def inq_codebook(weight: Tensor, bits: int) -> Tensor:
+    """The values of Incremental Network Quantization for a weight: 0 and powers of two.
+
+    `{0, 2**n2 ... 2**n1, -2**n2 ... -2**n1}` in this order, then zeros that no code stands for;
+    `n1 = floor(log2(4 * max |weight| / 3))`, hence `2**n1` is the nearest power of two to the
+    largest magnitude, and `n2 = n1 + 1 - 2**(bits - 2)`. Zeros alone get zeros.
+
+    Args:
+        weight: any shape.
+        bits: 2 to 8: 3, 5, 9, 17, 33, 65 or 129 values.
+
+    Returns:
+        float32 `[2**bits]`.
+
+    Paper: Zhou et al., "Incremental Network Quantization", ICLR 2017.
+    """
+    if weight.is_meta or not weight.numel():  # as in load, at once
+        return weight.new_zeros(2**bits, dtype=torch.float32)
+    largest = weight.detach().abs().amax().item()
+    mantissa, exponent = math.frexp(largest)  # exact, unlike a logarithm
+    n1 = exponent if mantissa >= 0.75 else exponent - 1
+    powers = [math.ldexp(float(largest > 0), n1 - i) for i in reversed(range(2 ** (bits - 2)))]
+    values = [0.0, *powers, *(-power for power in powers)]
+    return weight.new_tensor(values + [0.0] * (2**bits - len(values)), dtype=torch.float32)
+
+
+def inq_codes(weight: Tensor, codebook: Tensor) -> Tensor:
+    """Codes of weights into a codebook of `inq_codebook`: uint8, in the shape of `weight`.
+
+    Of two adjacent magnitudes a < b of the codebook, 0 the smallest, `|w|` becomes b from
+    `(a + b) / 2` on, up to `3 * b / 2`. That is the paper's rule, but for what is larger than all
+    of it: there is none of that at first, and what training makes so large becomes `2**n1`, not 0.
+    """
+    count = len(codebook) // 4
+    magnitudes = codebook[1 : count + 1]
+    edges = torch.cat([magnitudes[:1] / 2, magnitudes[1:] * 0.75])
+    steps = torch.bucketize(weight.detach().abs().float().contiguous(), edges, right=True)
+    return torch.where((weight < 0) & (steps > 0), steps + count, steps).to(torch.uint8)
 
 
 INT8_MIN, INT8_MAX = -128, 127  # of activations; weights are in [-127, 127]
@@ -204,6 +273,19 @@ class _PassThrough(torch.autograd.Function):
     @staticmethod
     def backward(ctx, grad):
         return grad, None
+
+
+class _Ternary(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, weight, positive, negative, above, below):
+        ctx.save_for_backward(positive, negative, above, below)
+        return torch.where(above, positive, torch.where(below, -negative, 0)).to(weight.dtype)
+
+    @staticmethod
+    def backward(ctx, grad):
+        positive, negative, above, below = ctx.saved_tensors
+        scale = torch.where(above, positive, torch.where(below, negative, 1))
+        return grad * scale, (grad * above).sum(), -(grad * below).sum(), None, None
 
 
 class _Round(torch.autograd.Function):

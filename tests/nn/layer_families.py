@@ -1,5 +1,6 @@
 """The families of layers, and inputs for them: what tests of one and of all families share."""
 
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,8 +12,16 @@ from nncx.nn import (
     BinaryConnectLinear,
     HalfConv2d,
     HalfLinear,
+    INQConv2d,
+    INQLinear,
     Int8Conv2d,
     Int8Linear,
+    PrunedConv2d,
+    PrunedLinear,
+    SharedConv2d,
+    SharedLinear,
+    TTQConv2d,
+    TTQLinear,
     XNORConv2d,
     XNORLinear,
 )
@@ -38,7 +47,8 @@ class Family:
     """The two layers of a method, built with `arguments`, which `repr` shows as `shown`.
 
     Those that must know the range of their input get `input_range` and do not follow it, so that
-    training and evaluation compute the same.
+    training and evaluation compute the same. A mask gets some False, that of a pruned layer six in
+    seven; weights that are quantised in steps are all quantised.
     """
 
     conv_class: type[nn.Conv2d]
@@ -48,23 +58,33 @@ class Family:
     frozen_buffers: set[str]
     sums_integers: bool
     native: bool = True  # whether it needs a kernel of nncx
+    parameters: frozenset[str] = frozenset()  # besides weight and bias
     buffers: frozenset[str] = frozenset()  # before freezing
+    stored: str = "weight"  # where the weight is before freezing: a Parameter or a buffer
+    held: bool = False  # whether no optimizer can move the weight that counts
     input_range: tuple[float, float] | None = None
 
     def conv(self, in_channels: int = 6, out_channels: int = 9, **arguments: Any) -> nn.Conv2d:
         torch.manual_seed(0)
         arguments = {"kernel_size": 3} | self.arguments | arguments
-        return self._ready(self.conv_class(in_channels, out_channels, **arguments))
+        return self.ready(self.conv_class(in_channels, out_channels, **arguments))
 
     def linear(self, in_features: int, out_features: int, **arguments: Any) -> nn.Linear:
         torch.manual_seed(0)
         arguments = self.arguments | arguments
-        return self._ready(self.linear_class(in_features, out_features, **arguments))
+        return self.ready(self.linear_class(in_features, out_features, **arguments))
 
-    def _ready(self, layer: nn.Module) -> nn.Module:
+    def ready(self, layer: nn.Module) -> nn.Module:
         if self.input_range is not None:
             layer.set_input_range(*self.input_range)
             layer.observe = False
+        if isinstance(layer, PrunedConv2d | PrunedLinear):
+            layer.mask.copy_(torch.rand_like(layer.weight) < 1 / 7)
+        elif "mask" in self.buffers:
+            layer.mask.flatten()[::3] = False
+            layer.reset_buffers()
+        if self.held and not layer.weight.is_meta:
+            layer.quantize_largest(1)
         return layer
 
     def network(self) -> nn.Sequential:
@@ -95,6 +115,59 @@ FAMILIES = {
     ),
 }
 
+FAMILIES["TTQ"] = Family(
+    TTQConv2d,
+    TTQLinear,
+    {},
+    ", threshold=0.05",
+    {"packed_weight", "codebook"},
+    sums_integers=False,
+    parameters=frozenset({"positive", "negative"}),
+)
+FAMILIES["TTQ with a mask"] = Family(
+    TTQConv2d,
+    TTQLinear,
+    {"threshold": 0.3, "masked": True},
+    ", threshold=0.3, masked=True",
+    {"packed_weight", "codebook"},
+    sums_integers=False,
+    parameters=frozenset({"positive", "negative"}),
+    buffers=frozenset({"mask"}),
+)
+FAMILIES["INQ"] = Family(
+    INQConv2d,
+    INQLinear,
+    {},
+    ", bits=5",
+    {"packed_weight", "codebook"},
+    sums_integers=False,
+    buffers=frozenset({"codes", "codebook"}),
+    held=True,
+)
+
+FAMILIES["shared"] = Family(
+    SharedConv2d,
+    SharedLinear,
+    {"bits": 4},
+    ", bits=4",
+    {"packed_weight", "codebook"},
+    sums_integers=False,
+    parameters=frozenset({"centroids"}),
+    buffers=frozenset({"codes"}),
+    stored="codes",
+)
+FAMILIES["shared with a mask"] = Family(
+    SharedConv2d,
+    SharedLinear,
+    {"bits": 3, "masked": True},
+    ", bits=3, masked=True",
+    {"packed_weight", "codebook"},
+    sums_integers=False,
+    parameters=frozenset({"centroids"}),
+    buffers=frozenset({"codes", "mask"}),
+    stored="codes",
+)
+
 FAMILIES |= {
     f"half, {storage}": Family(
         HalfConv2d,
@@ -121,6 +194,16 @@ FAMILIES["int8, a scale a layer, symmetric"] = Family(
     ", per_channel=False, symmetric=True",
     **_INT8,
 )
+FAMILIES["pruned"] = Family(
+    PrunedConv2d,
+    PrunedLinear,
+    {},
+    "",
+    {"packed_weight", "gaps"},
+    sums_integers=False,
+    native=False,
+    buffers=frozenset({"mask"}),
+)
 
 
 def images(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -130,6 +213,14 @@ def images(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
 
 def signs(x: Tensor) -> Tensor:
     return torch.where(x >= 0, 1.0, -1.0).to(x.dtype)
+
+
+def expected_output(layer: nn.Module, x: Tensor, weight: Tensor) -> Tensor:
+    """torch's layer with the weight given, in float64."""
+    plain = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
+    twin = copy.deepcopy(layer).train().double()
+    twin.weight.data = weight.detach().double()
+    return plain.forward(twin, x.double()).detach()
 
 
 def evaluate(layer: nn.Module, x: Tensor) -> Tensor:

@@ -1,11 +1,9 @@
 """BinaryConnect's layers: their arithmetic, the clipping of real weights, stochastic training."""
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
-from layer_families import FAMILIES, GEOMETRIES, evaluate, images, signs
+from layer_families import FAMILIES, evaluate, expected_output, images, signs
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -15,37 +13,8 @@ from nncx.nn.quantizers import binary_connect_sample, binary_connect_sign
 _conv, _linear = FAMILIES["BinaryConnect"].conv, FAMILIES["BinaryConnect"].linear
 
 
-def _expected(layer, x, weight):
-    """torch's layer with the weight given, in float64."""
-    plain = nn.Conv2d if isinstance(layer, nn.Conv2d) else nn.Linear
-    twin = copy.deepcopy(layer).train().double()
-    twin.weight.data = weight.detach().double()
-    return plain.forward(twin, x.double()).detach()
-
-
 # ---------------------------------------------------------------------------------------------
 # values
-
-
-@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")
-@pytest.mark.parametrize("geometry", GEOMETRIES)
-def test_conv_is_torchs_with_the_signs_of_its_weight(geometry, isa):
-    layer, x = _conv(**GEOMETRIES[geometry]), images()
-    expected = _expected(layer, x, signs(layer.weight))
-    torch.testing.assert_close(layer(x).double().detach(), expected, rtol=1e-5, atol=1e-5)
-    evaluated = evaluate(layer, x)
-    torch.testing.assert_close(evaluated.double(), expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(evaluate(layer.freeze(), x), evaluated)
-
-
-@pytest.mark.parametrize("shape", [(3, 70), (70,), (2, 3, 4, 70), (0, 70)])
-def test_linear_is_torchs_with_the_signs_of_its_weight(shape, isa):
-    layer, x = _linear(70, 5), images(*shape)
-    expected = _expected(layer, x, signs(layer.weight))
-    torch.testing.assert_close(layer(x).double().detach(), expected, rtol=1e-5, atol=1e-5)
-    evaluated = evaluate(layer, x)
-    torch.testing.assert_close(evaluated.double(), expected, rtol=1e-5, atol=1e-5)
-    assert torch.equal(evaluate(layer.freeze(), x), evaluated)
 
 
 @pytest.mark.parametrize("features", [1, 63, 64, 65, 4999])
@@ -55,7 +24,7 @@ def test_widths_around_the_word(features):
         (_linear(features, 3), x),
         (_conv(features, 3, kernel_size=1), x[:, :, None, None]),
     ]:
-        expected = _expected(layer, inputs, signs(layer.weight))
+        expected = expected_output(layer, inputs, signs(layer.weight))
         evaluated = evaluate(layer, inputs).double()
         torch.testing.assert_close(evaluated, expected, rtol=1e-5, atol=1e-4)
 
@@ -208,7 +177,7 @@ def test_the_mean_of_stochastic_training_is_the_forward_of_the_real_weights():
         layer.stochastic = True
         with torch.no_grad():
             outputs = torch.stack([layer(x) for _ in range(count)]).double()
-        expected = _expected(layer, x, layer.weight)
+        expected = expected_output(layer, x, layer.weight)
         deviation = outputs.std(0) / count**0.5
         assert deviation.min() > 0
         assert ((outputs.mean(0) - expected).abs() < 5 * deviation).all()
@@ -230,34 +199,6 @@ def test_the_float_path_of_evaluation_is_deterministic_too():
 
 # ---------------------------------------------------------------------------------------------
 # dtypes, freezing
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-@pytest.mark.parametrize("layer_dtype", [torch.float32, None])
-def test_output_has_the_dtype_of_the_input(dtype, layer_dtype):
-    for layer, x in [(_conv(padding=1), images(dtype=dtype)), (_linear(8, 4), images(dtype=dtype))]:
-        layer.to(layer_dtype or dtype)
-        trained = layer(x).detach()
-        evaluated = evaluate(layer, x)
-        assert trained.dtype == evaluated.dtype == dtype
-        tolerance = 1e-5 if dtype == torch.float64 else 8 * torch.finfo(dtype).eps
-        torch.testing.assert_close(evaluated, trained, rtol=tolerance, atol=10 * tolerance)
-        assert torch.equal(evaluate(layer.freeze(), x), evaluated)
-
-
-@pytest.mark.parametrize("frozen", [True, False])
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_autocast_gives_its_dtype_as_in_torchs_layers(dtype, frozen):
-    for layer, x in [(_conv(padding=1), images()), (_linear(8, 4), images())]:
-        with torch.autocast("cpu", dtype=dtype):
-            trained = layer.train()(x).detach()
-            if frozen:
-                layer.freeze()
-            evaluated = evaluate(layer, x)
-        assert trained.dtype == evaluated.dtype == dtype
-        tolerance = 8 * torch.finfo(dtype).eps
-        torch.testing.assert_close(evaluated, trained, rtol=tolerance, atol=10 * tolerance)
-        layer.train()
 
 
 @pytest.mark.parametrize("frozen", [True, False])
