@@ -1,12 +1,12 @@
 // How the vector paths run the hashed ops; a path brings its vectors.
 //
-//   hashed_linear   lanes are outputs. For each block of 16, kChunk k's of the weight are hashed to a
-//                   panel [k][16], which stays in L1 while the rows of a strip meet it, kRows at a
-//                   time, in registers. Sums wait in scratch between chunks.
+//   hashed_linear   lanes are outputs. For each block of 16, kChunk k's of the weight are hashed to
+//                   a panel [k][16], which stays in L1 while the rows of a strip meet it, kRows at
+//                   a time, in registers. Sums wait in scratch between chunks.
 //   the others      lanes are neighbours in a row of the weight
 //
-// Hashing and looking up a weight costs some 20 instructions a vector: as much as multiplying it with
-// 10 rows. One row skips no step: to store the panel and read it again is a tenth of it.
+// To hash and look up a vector of weights takes some 20 instructions and a gather. One row has no
+// kernel of its own: beside that, to store the panel and read it again is little.
 //
 // V, a path's vectors: what it does with 8 or 16 floats and as many 32-bit words, and how many rows
 // its registers hold.
@@ -131,7 +131,8 @@ void run_linear(const HashedLinearParams& p, const Conv2dTile& tile, uint8_t* sc
   }
 }
 
-// Calls vector(k, places of V::kLanes neighbours) along a row of the weight, scalar(k, place) at its end.
+// Along a row of the weight calls vector(k, places of V::kLanes neighbours), and at its end
+// scalar(k, place).
 template <class V, class Vector, class Scalar>
 NNCX_INLINE inline void along_row(const HashedWeight& w, int64_t o, const Vector& vector,
                                   const Scalar& scalar) {
