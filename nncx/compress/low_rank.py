@@ -152,8 +152,6 @@ def expand(layer: nn.Module, rank: int, scheme: int = 2) -> nn.Sequential:
             not finite.
     """
     kernel, form = kernel_of(layer), _form(layer, scheme)
-    if not kernel.isfinite().all():
-        raise ValueError(f"LowRank: weights must be finite, got NaN or infinity in {layer}")
     full = len(form.energies(kernel))
     if not 1 <= rank <= full:
         raise ValueError(f"LowRank: the rank of {layer} must be from 1 to {full}, got {rank}")
@@ -235,8 +233,14 @@ def form_of(layer: nn.Module, expansion: nn.Module) -> Form | None:
 
 
 def kernel_of(layer: nn.Module) -> Tensor:
-    """The weight as `[groups, filters, channels, height, width]` in float64."""
+    """The weight as `[groups, filters, channels, height, width]` in float64.
+
+    Raises:
+        ValueError: if it is not finite.
+    """
     weight = layer.weight.detach().double()
+    if not weight.isfinite().all():
+        raise ValueError(f"LowRank: weights must be finite, got NaN or infinity in {layer}")
     if isinstance(layer, nn.Linear):
         return weight[None, :, :, None, None]
     return weight.unflatten(0, (layer.groups, -1))
