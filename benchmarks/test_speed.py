@@ -12,6 +12,7 @@ import codebook_linear
 import depthwise_conv2d
 import depthwise_separable_conv2d
 import grouped_conv2d
+import hashed_linear
 import int8_conv2d
 import int8_linear
 import max_pool2d_signs
@@ -32,6 +33,7 @@ MODULES = (
     max_pool2d_signs,
     codebook_linear,
     codebook_conv2d,
+    hashed_linear,
     xnor_conv2d,
     quantize_int8,
     int8_linear,

@@ -8,6 +8,7 @@ print(nncx.report(student, example))                         # measured, layer b
 """
 
 from nncx import compress, data, distill, graph, models, nn, ops, train
+from nncx._compare import Comparison, compare
 from nncx._native import _C
 from nncx._report import Report, report
 from nncx._store import load, save
@@ -19,8 +20,11 @@ from nncx.compress import (
     BinaryConnect,
     DeepCompression,
     Half,
+    Hashed,
     Int8,
+    LowRank,
     Mobile,
+    Pruning,
     convert,
     freeze,
     quantize,
@@ -36,10 +40,13 @@ from nncx.nn import (
     GroupedConv2d,
     HalfConv2d,
     HalfLinear,
+    HashedLinear,
     INQConv2d,
     INQLinear,
     Int8Conv2d,
     Int8Linear,
+    PrunedConv2d,
+    PrunedLinear,
     SharedConv2d,
     SharedLinear,
     TTQConv2d,
@@ -57,6 +64,7 @@ __all__ = [
     "BinaryConnectLinear",
     "ChannelShuffle",
     "DeepCompression",
+    "Comparison",
     "DepthwiseConv2d",
     "DepthwiseSeparableConv2d",
     "GroupedConv2d",
@@ -65,10 +73,16 @@ __all__ = [
     "HalfLinear",
     "INQConv2d",
     "INQLinear",
+    "Hashed",
+    "HashedLinear",
     "Int8",
     "Int8Conv2d",
     "Int8Linear",
+    "LowRank",
     "Mobile",
+    "PrunedConv2d",
+    "PrunedLinear",
+    "Pruning",
     "Report",
     "SharedConv2d",
     "SharedLinear",
@@ -78,6 +92,7 @@ __all__ = [
     "XNORLinear",
     "__version__",
     "_C",
+    "compare",
     "compress",
     "convert",
     "data",

@@ -1,13 +1,15 @@
-"""`nncx compress`: a trained network in fewer bits, without training; what its file does is shown.
+"""`nncx compress`: a trained network made smaller, by any method; what its file does is shown.
 
-The network is read, traced, and compressed with the help of a few training images. Its file is
-written and loaded again, and what comes back is measured beside the network in float. The
-validation split is there to choose a method by, the test split for the figure that is reported.
+The network is read, and goes through the methods one after the other: first those that train, which
+`nncx._finetune` has, then perhaps one that does not, which needs a few training images at most. The
+file is written and loaded again, and what comes back is measured beside the network in float. The
+validation split is there to choose by, the test split for the figure that is reported.
 """
 
 import copy
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,22 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from nncx import _machine, _networks, _recipe, _report, data, train
-from nncx.compress import Half, Sensitivity, convert, freeze, quantize, sensitivity, vanhoucke
+from nncx import _finetune, _machine, _networks, _processes, _recipe, _report, data, train
+from nncx._finetune import Finetuned
+from nncx._recipe import Recipe, Setup
+from nncx.compress import (
+    Half,
+    Method,
+    Sensitivity,
+    convert,
+    freeze,
+    quantize,
+    sensitivity,
+    vanhoucke,
+)
 from nncx.compress.observers import MSE, Entropy, MinMax, MovingAverage, Observer, Percentile
 from nncx.graph import Graph, trace
+from nncx.nn import PackedLayer
 from nncx.nn.half import STORAGES
 
 OBSERVERS: dict[str, type[Observer]] = {
@@ -29,20 +43,25 @@ OBSERVERS: dict[str, type[Observer]] = {
     "entropy": Entropy,
     "mse": MSE,
 }
-METHODS = ("int8", *STORAGES)
+WITHOUT_TRAINING = ("int8", *STORAGES)
+METHODS = (*_finetune.METHODS, *WITHOUT_TRAINING)
 
 CALIBRATION_BATCH = 64
 TIMED_BATCHES = (1, 16)
 TIMED_RUNS = 20
 
-# What only int8 knows, and what Vanhoucke's scheme decides.
+# What only int8 knows, what Vanhoucke's scheme decides, and what only a training knows.
 _INT8 = ("calibration_images", "observer", "symmetric", "per_layer", "vanhoucke", "sensitivity")
 _NOT_VANHOUCKE = ("observer", "symmetric", "per_layer", "skip", "sensitivity")
+_TRAINING = (
+    *("method_options", "train_images", "augment", "loss", "epochs", "batch", "optimizer"),
+    *("lr", "lr_decay", "weight_decay", "amp", "patience"),
+)
 
 
 @dataclass(frozen=True)
-class Compression:
-    """All that a compression depends on.
+class Compression(Recipe):
+    """All that a compression depends on: the recipe of its trainings, if it trains, and
 
     Args:
         model: a file of `nncx.save`; or the name of a network, as `models.by_name`, whose weights
@@ -50,30 +69,28 @@ class Compression:
         weights: a state dict: a safetensors file, one of `nncx.save`, or one of `torch.save` with
             nothing but tensors. None takes what the model's file holds, or torchvision's own.
         options: of a network by name: more arguments of its constructor.
-        method: "int8", or 16-bit storage: "float16", "bfloat16".
-        data, root: as `data.load`.
-        image_size: of an image folder; the other data sets have their own.
-        calibration_images: how many of the training images at most, drawn at random.
+        epochs: of each training: of each step of a method that has steps.
+        methods: of `_finetune.METHODS`, in order; as the last or the only one also "int8", or
+            16-bit storage: "float16", "bfloat16".
+        method_options: settings of the methods that train, as "bits"; where there are several
+            methods with the name of its own, as "inq.bits".
+        calibration_images: how many of the training images int8 draws at random, at most.
         observer: "minmax", "moving-average", "percentile", "entropy", "mse".
-        symmetric: inputs of layers have the zero point 0.
-        per_layer: one scale for the weight of a layer instead of one for each output channel.
+        symmetric: inputs of int8 layers have the zero point 0.
+        per_layer: one scale for the weight of an int8 layer instead of one for each output channel.
         skip: names of layers and blocks that stay float.
         vanhoucke: the scheme of `compress.vanhoucke`.
-        sensitivity: measure also what each layer alone loses, on the validation split.
-        seed: of the draw.
+        sensitivity: measure also what each int8 layer alone loses, on the validation split.
+        seed: of all that is random.
 
     Raises:
         ValueError: for a value that cannot be, or that another one leaves without a meaning; that
             of data and model when they are read.
     """
 
-    model: str
     weights: str | None = None
-    options: Mapping[str, Any] = field(default_factory=dict)
-    method: str = "int8"
-    data: str = "digits"
-    root: str | None = None
-    image_size: int = 32
+    methods: tuple[str, ...] = ("int8",)
+    method_options: Mapping[str, Any] = field(default_factory=dict)
     calibration_images: int = 512
     observer: str = "minmax"
     symmetric: bool = False
@@ -81,25 +98,77 @@ class Compression:
     skip: tuple[str, ...] = ()
     vanhoucke: bool = False
     sensitivity: bool = False
-    seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, known in (("method", METHODS), ("observer", OBSERVERS)):
-            value = getattr(self, name)
-            if value not in known:
-                raise ValueError(f"{name} must be one of {', '.join(known)}, got {value!r}")
+        super().__post_init__()
+        if self.layers != Recipe.layers:
+            raise ValueError(
+                f"the layers of a compression are its methods', got layers {self.layers!r}; leave"
+                " it out"
+            )
+        self._check_methods()
+        if self.observer not in OBSERVERS:
+            known = ", ".join(OBSERVERS)
+            raise ValueError(f"observer must be one of {known}, got {self.observer!r}")
         if self.calibration_images < 1:
             raise ValueError(
                 f"calibration_images must be at least 1, got {self.calibration_images}"
             )
-        if self.method != "int8":
-            self._refuse(_INT8, f"the method {self.method}")
+        whose = f"the method {', '.join(self.methods)}"
+        if "int8" not in self.methods:
+            self._refuse(_INT8, whose)
+        if not self.trained():
+            self._refuse(_TRAINING, whose)
+        elif self.sensitivity:
+            self._refuse(("sensitivity",), f"int8 behind {', '.join(self.trained())}")
         if self.vanhoucke:
             self._refuse(_NOT_VANHOUCKE, "vanhoucke")
 
+    def trained(self) -> dict[str, Method]:
+        """The methods that train, by name, with their settings.
+
+        Raises:
+            ValueError: for settings that they do not have or that cannot be.
+        """
+        names = [name for name in self.methods if name in _finetune.METHODS]
+        options: dict[str, dict[str, Any]] = {name: {} for name in names}
+        for name, value in self.method_options.items() if names else ():
+            owner, _, option = name.rpartition(".")
+            owner = owner or (names[0] if len(names) == 1 else "")
+            if owner not in options:
+                raise ValueError(
+                    f"an option must be of one of the methods {', '.join(names)}, as"
+                    f" {names[0]}.NAME, got {name!r}"
+                )
+            options[owner][option] = value
+        return {name: _finetune.made(name, its) for name, its in options.items()}
+
+    def depends_on(self) -> dict[str, Any]:
+        """Files count by their content."""
+        return _recipe.with_contents(super().depends_on(), ("model", "weights"))
+
+    def _check_methods(self) -> None:
+        if not self.methods:
+            raise ValueError(f"methods must be some of {', '.join(METHODS)}, got none")
+        for name in self.methods:
+            if name not in METHODS:
+                raise ValueError(f"a method must be one of {', '.join(METHODS)}, got {name!r}")
+            if self.methods.count(name) > 1:
+                raise ValueError(f"a method must stand once, got {name!r} twice; leave out one")
+        for name in self.methods[:-1]:
+            if name in WITHOUT_TRAINING:
+                raise ValueError(
+                    f"{name} must be the last method, got {self.methods[-1]} behind it, which it"
+                    " leaves no float weight; change the order"
+                )
+
     def _refuse(self, names: tuple[str, ...], whose: str) -> None:
+        defaults = {
+            each.name: each.default if each.default_factory is MISSING else each.default_factory()
+            for each in fields(self)
+        }
         for name in names:
-            if (value := getattr(self, name)) != getattr(type(self), name):
+            if (value := getattr(self, name)) != defaults[name]:
                 raise ValueError(f"{name} means nothing to {whose}, got {value!r}; leave it out")
 
 
@@ -113,6 +182,9 @@ class Result:
         ratio: the latter by the former.
         latency_ms: median milliseconds of a batch, by its size; float and compressed took turns.
         macs: of one image, by precision.
+        trainings: of the methods that train, in order.
+        seconds: of training, in this call: not those before an interruption.
+        trained_on: how many processes on what device; the other figures are of the CPU.
         sensitivity: if it was asked for; its metric is the validation error.
     """
 
@@ -129,6 +201,9 @@ class Result:
     float_latency_ms: dict[str, float]
     macs: dict[str, int]
     machine: str
+    trainings: list[Finetuned]
+    seconds: float
+    trained_on: str
     sensitivity: Sensitivity | None = None
 
     def __str__(self) -> str:
@@ -137,35 +212,70 @@ class Result:
             f"batch {batch}: {before:.2f} -> {self.latency_ms[batch]:.2f} ms"
             for batch, before in self.float_latency_ms.items()
         )
+        seconds = f"; {self.seconds:.0f} s of training" if self.trainings else ""
         return (
-            f"{table}{self.compression.data} {self.compression.model} {self.compression.method}: "
+            f"{table}{self.compression.data} {self.compression.model} "
+            f"{', '.join(self.compression.methods)}: "
             f"test error {self.float_test_error:.2f} -> {self.test_error:.2f} % of "
             f"{self.test_images} images (validation {self.float_validation_error:.2f} -> "
             f"{self.validation_error:.2f} %); {self.float_file_bytes:,} -> {self.file_bytes:,} B, "
-            f"{self.ratio:.1f}x smaller; {latencies} (median) on {self.machine}"
+            f"{self.ratio:.1f}x smaller; {latencies} (median) on {self.machine}{seconds}"
         )
 
 
-def run(compression: Compression, out: Path) -> Result:
+def run(compression: Compression, out: Path, setup: Setup = _recipe.ON_THE_CPU) -> Result | None:
     """Do what `compression` says; write model.safetensors and result.json to the folder `out`.
+
+    Returns:
+        None in all processes but the first.
 
     Raises:
         ValueError: for data or a network that cannot be, that do not fit each other, or a network
             that cannot be compressed.
         FileNotFoundError, ImportError: as `data.load`, or for a file or torchvision.
+        FloatingPointError: if a training diverges.
+        KeyboardInterrupt: as it came; the same call continues from the checkpoints.
     """
     if out.is_file():  # found now, not after the work
         raise ValueError(f"out must be a folder, got the file {out}; pass another name")
-    splits = _recipe.load_data(compression.data, compression.root, compression.image_size)
+    if setup.plot and not compression.trained():
+        raise ValueError(
+            f"plot draws trainings, got only {', '.join(compression.methods)}; leave it out"
+        )
+    splits = _recipe.splits_of(compression)
     model = _networks.trained(compression.model, splits, compression.options, compression.weights)
-    graph = trace(model, splits.train[0][0].unsqueeze(0))
-    images = calibration_images(splits, compression.calibration_images, compression.seed)
-    table = _sensitivity(compression, graph, images, splits) if compression.sensitivity else None
-    compressed = freeze(_compressed(compression, graph, images))
+    model = _networks.storable(model, splits.train[0][0].unsqueeze(0))
+    start = time.monotonic()
+    compressed, trainings = _finetune.finetune(
+        compression,
+        compression.trained(),
+        compression.skip,
+        copy.deepcopy(model),
+        splits,
+        out,
+        setup,
+    )
+    seconds = time.monotonic() - start
+    if _processes.rank() > 0:
+        return None
+    if setup.plot:
+        records = [record for each in trainings for record in each.history]
+        history = [{**record, "epoch": epoch} for epoch, record in enumerate(records, 1)]
+        train.plot(history, out / _recipe.CURVES)
+    table = _sensitivity(compression, model, splits) if compression.sensitivity else None
+    compressed = _frozen(_stored_smaller(compression, compressed.eval(), splits))
     out.mkdir(parents=True, exist_ok=True)
-    result = _measure(compression, splits, model, graph, compressed, out / _recipe.MODEL)
-    result = replace(result, sensitivity=table)
+    result = Result(
+        compression=compression,
+        **_measured(splits, model, compressed, out / _recipe.MODEL),
+        machine=_machine.describe(),
+        trainings=trainings,
+        seconds=seconds,
+        trained_on=_recipe.trained_on(setup.device),
+        sensitivity=table,
+    )
     _recipe.write_result(result, out)
+    _recipe.remove_checkpoints(compression, splits, out)
     return result
 
 
@@ -184,33 +294,47 @@ def _int8_settings(compression: Compression) -> dict[str, Any]:
     }
 
 
-def _compressed(compression: Compression, graph: Graph, images: DataLoader) -> Graph:
-    if compression.method != "int8":
-        method = Half(STORAGES[compression.method])
-        return convert(copy.deepcopy(graph), method, compression.skip)
+def _stored_smaller(compression: Compression, model: nn.Module, splits: data.Splits) -> nn.Module:
+    """What the last method makes of `model`, if it is one that does not train."""
+    method = compression.methods[-1]
+    if method in STORAGES:
+        return convert(model, Half(STORAGES[method]), compression.skip)
+    if method != "int8":
+        return model
+    graph, images = _graph(model, splits), _calibration_images(compression, splits)
     if compression.vanhoucke:
         return vanhoucke(graph, images)
     return quantize(graph, images, **_int8_settings(compression))
 
 
-def _sensitivity(
-    compression: Compression, graph: Graph, images: DataLoader, splits: data.Splits
-) -> Sensitivity:
+def _frozen(model: nn.Module) -> nn.Module:
+    """Without float weights in layers that need none, if there are such layers."""
+    if any(isinstance(module, PackedLayer) for module in model.modules()):
+        return freeze(model)
+    return model
+
+
+def _graph(model: nn.Module, splits: data.Splits) -> Graph:
+    return trace(model, splits.train[0][0].unsqueeze(0))
+
+
+def _calibration_images(compression: Compression, splits: data.Splits) -> DataLoader:
+    return calibration_images(splits, compression.calibration_images, compression.seed)
+
+
+def _sensitivity(compression: Compression, model: nn.Module, splits: data.Splits) -> Sensitivity:
     metric = partial(train.error_rate, data=_recipe.evaluation(splits.validation))
+    graph, images = _graph(model, splits), _calibration_images(compression, splits)
     return sensitivity(graph, images, metric=metric, **_int8_settings(compression))
 
 
-def _measure(
-    compression: Compression,
-    splits: data.Splits,
-    model: nn.Module,
-    graph: Graph,
-    compressed: Graph,
-    path: Path,
-) -> Result:
+def _measured(
+    splits: data.Splits, model: nn.Module, compressed: nn.Module, path: Path
+) -> dict[str, Any]:
+    """Of the file of `compressed`, which is written and loaded again, beside the float `model`."""
     images = torch.stack([splits.test[i % len(splits.test)][0] for i in range(TIMED_BATCHES[-1])])
     loaded = _recipe.reloaded(compressed, path, images)
-    file_bytes, float_file_bytes = path.stat().st_size, _recipe.saved_bytes(graph)
+    file_bytes, float_file_bytes = path.stat().st_size, _recipe.saved_bytes(model)
     latencies = {}
     with torch.inference_mode():
         for batch in TIMED_BATCHES:
@@ -219,18 +343,16 @@ def _measure(
         [train.error_rate(each, _recipe.evaluation(split)) for each in (model, loaded)]
         for split in (splits.test, splits.validation)
     )
-    return Result(
-        compression=compression,
-        test_error=test_error,
-        float_test_error=float_test_error,
-        test_images=len(splits.test),
-        validation_error=validation_error,
-        float_validation_error=float_validation_error,
-        file_bytes=file_bytes,
-        float_file_bytes=float_file_bytes,
-        ratio=float_file_bytes / file_bytes,
-        latency_ms={batch: after for batch, (_, after) in latencies.items()},
-        float_latency_ms={batch: before for batch, (before, _) in latencies.items()},
-        macs=_report.report(loaded, images[:1], repeats=1).macs,
-        machine=_machine.describe(),
-    )
+    return {
+        "test_error": test_error,
+        "float_test_error": float_test_error,
+        "test_images": len(splits.test),
+        "validation_error": validation_error,
+        "float_validation_error": float_validation_error,
+        "file_bytes": file_bytes,
+        "float_file_bytes": float_file_bytes,
+        "ratio": float_file_bytes / file_bytes,
+        "latency_ms": {batch: after for batch, (_, after) in latencies.items()},
+        "float_latency_ms": {batch: before for batch, (before, _) in latencies.items()},
+        "macs": _report.report(loaded, images[:1], repeats=1).macs,
+    }

@@ -23,7 +23,9 @@ from torch import nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from nncx import _compress, _files, _machine, _recipe, _report, data, distill, train
+from nncx import _compress, _files, _machine, _plots, _recipe, _report, data, distill, train
+from nncx._plots import Point
+from nncx._table import markdown_table
 from nncx.compress import XNOR, convert, freeze, quantize
 from nncx.models import ResNet
 
@@ -72,7 +74,7 @@ def run(settings: Settings, out: Path, console: Console) -> list[Result]:
     """
     if settings.epochs is not None and settings.epochs < 1:
         raise ValueError(f"epochs must be at least 1, got {settings.epochs}")
-    _report.require_matplotlib()  # now rather than after the trainings
+    _plots.require_matplotlib()  # now rather than after the trainings
     splits = _recipe.load_data(settings.data, settings.root, settings.image_size)
     out.mkdir(parents=True, exist_ok=True)
     console.print(
@@ -247,9 +249,7 @@ def _notes(results: Sequence[Result]) -> str:
 
 
 def _write(results: Sequence[Result], settings: Settings, out: Path) -> None:
-    header, *rows = _rows(results)
-    lines = [header, ["---", *["---:"] * len(results)], *rows]
-    table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+    table = markdown_table(_rows(results), texts=1)
     _files.replace(out / "table.md", f"{table}\n\n{_notes(results)}\n".encode())
     record = {
         "settings": asdict(settings),
@@ -257,8 +257,8 @@ def _write(results: Sequence[Result], settings: Settings, out: Path) -> None:
         "results": [asdict(result) for result in results],
     }
     _files.replace(out / "results.json", (json.dumps(record, indent=2) + "\n").encode())
-    points = [(result.name, result.file_bytes, result.test_error) for result in results]
-    _report.scatter(points, out / "plot.png")
+    points = [Point(result.name, result.file_bytes, result.test_error) for result in results]
+    _plots.scatter(points, out / "plot.png")
 
 
 def _print(results: Sequence[Result], out: Path, console: Console) -> None:

@@ -5,7 +5,6 @@ file is written and loaded again, and only then is the test split looked at. The
 trained network, or one by name that is trained first, with labels.
 """
 
-import hashlib
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
@@ -69,12 +68,7 @@ class Distillation(Recipe):
 
     def depends_on(self) -> dict[str, Any]:
         """Files of the teacher count by their content."""
-        settings = super().depends_on()
-        for name in ("teacher", "teacher_weights"):
-            file = settings[name]
-            if file is not None and Path(file).is_file():
-                settings[name] = hashlib.sha256(Path(file).read_bytes()).hexdigest()
-        return settings
+        return _recipe.with_contents(super().depends_on(), ("teacher", "teacher_weights"))
 
 
 @dataclass(frozen=True)

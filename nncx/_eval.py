@@ -1,9 +1,15 @@
-"""`nncx eval`: what a file does on the test split, and what it costs."""
+"""`nncx eval` and `nncx report`: what files do on the test split, and what they cost."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from nncx import _machine, _networks, _recipe, _report, _store, train
+import torch
+
+from nncx import _compare, _machine, _networks, _recipe, _report, _store, train
+from nncx._compare import Comparison
+
+TIMED_RUNS = 20
 
 
 @dataclass(frozen=True)
@@ -67,3 +73,49 @@ def run(
         out.mkdir(parents=True, exist_ok=True)
         _recipe.write_result(result, out)
     return result
+
+
+def compare(
+    files: Sequence[str],
+    *,
+    data: str | None = None,
+    root: str | None = None,
+    image_size: int = 32,
+    shape: Sequence[int] | None = None,
+) -> Comparison:
+    """Measure files of `nncx.save`, one image at a time, all in turns.
+
+    Args:
+        data, root: as `data.load`; the errors are those on its test split. None leaves them out.
+        image_size: of an image folder; the other data sets have their own.
+        shape: of an image, where there are no data.
+
+    Raises:
+        ValueError: for data or a file that cannot be, or that do not fit each other.
+        FileNotFoundError, ImportError: as `data.load`, or for a file.
+    """
+    if (data is None) == (shape is None):
+        raise ValueError(
+            f"report: pass data, or else the shape of an image, got data {data!r} and shape"
+            f" {shape!r}"
+        )
+    models = [_store.load(file) for file in files]
+    errors: list[float | None] = [None] * len(files)
+    if data is None:
+        image = torch.zeros(1, *shape)
+        for model in models:
+            _networks.outputs(model, image)
+    else:
+        splits = _recipe.load_data(data, root, image_size)
+        image = splits.test[0][0].unsqueeze(0)
+        test = _recipe.evaluation(splits.test)
+        errors = [train.error_rate(_networks.checked(model, splits), test) for model in models]
+    reports = _report.measure(models, files, (image,), TIMED_RUNS)
+    return _compare.compare(zip(_names(files), reports, errors, strict=True))
+
+
+def _names(files: Sequence[str]) -> list[str]:
+    """As short as they tell the files apart: that of the folder, else the whole path."""
+    paths = [Path(file) for file in files]
+    names = [path.parent.name if path.name == _recipe.MODEL else path.stem for path in paths]
+    return names if all(names) and len(set(names)) == len(names) else list(files)

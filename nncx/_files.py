@@ -8,14 +8,19 @@ safetensors file; its metadata has the single key "nncx", whose value is the JSO
 The SHA-256 is that of the whole file, taken with 64 zeros in the place of the digest. So it covers
 every name, dtype, shape and byte of every tensor and all other metadata. It guards against damage,
 not against forgery: whoever can write the file can write its digest too.
+
+Format 2 differs in one thing: "metadata" is a string, the JSON compressed by zlib, in base64. That
+matters where the tensors are small too; docs/files.md has both formats byte by byte.
 """
 
+import base64
 import hashlib
 import json
 import os
 import re
 import shutil
 import uuid
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +29,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
-FORMAT_VERSION = 1
+PLAIN, COMPACT = FORMAT_VERSIONS = (1, 2)
 
 _KEY = "nncx"
 _BLANK = b"0" * 64
@@ -35,7 +40,10 @@ _MAX_LISTS = 150_000  # and dictionaries
 
 
 def write(
-    path: str | os.PathLike[str], tensors: Mapping[str, Tensor], metadata: dict[str, Any]
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Tensor],
+    metadata: dict[str, Any],
+    version: int = PLAIN,
 ) -> None:
     """Write `tensors` and `metadata` to `path`: afterwards it holds the new file or the old one.
 
@@ -43,13 +51,14 @@ def write(
         path: the file, replaced if it exists, with its permissions; its folder must exist.
         tensors: by name. Any device, strides and storage; they are stored dense and apart.
         metadata: what JSON can say: dicts with string keys, lists, strings, finite numbers, None.
+        version: of the format, `PLAIN` or `COMPACT`.
 
     Raises:
         ValueError: for a tensor the format cannot hold, for NaN and infinity in `metadata`, or for
             more names and metadata than 4 MB.
         OSError: if the folder is missing or the file cannot be written.
     """
-    replace(path, *_serialize(tensors, metadata))
+    replace(path, *_serialize(tensors, metadata, version))
 
 
 def replace(path: str | os.PathLike[str], *parts: bytes | memoryview) -> None:
@@ -99,8 +108,8 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         if envelope is None:
             raise refuse("it was not written by nncx, or its header is damaged")
         version, digest = envelope["format_version"], envelope["sha256"]
-        if version != FORMAT_VERSION:
-            raise refuse(f"this nncx reads format {FORMAT_VERSION}, the file says {version!r}")
+        if version not in FORMAT_VERSIONS:
+            raise refuse(f"this nncx reads formats 1 and 2, the file says {version!r}")
         file.seek(0)
         data = file.read()
 
@@ -113,13 +122,29 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         raise refuse(f"safetensors cannot read it ({error})") from error
 
 
+def stored_bytes(path: str | os.PathLike[str]) -> dict[str, int]:
+    """How many bytes of a file of `write` are those of each tensor; all others are its header.
+
+    Raises:
+        As `read`.
+    """
+    read(path)  # refuses what is not whole
+    with open(path, "rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(_LENGTH_BYTES), "little")))
+    del header["__metadata__"]
+    offsets = {name: tensor["data_offsets"] for name, tensor in header.items()}
+    return {name: end - begin for name, (begin, end) in offsets.items()}
+
+
 def is_ours(path: str | os.PathLike[str]) -> bool:
     """Whether nncx wrote this safetensors file; `read` tells whether it is whole."""
     with safetensors.safe_open(path, "pt") as file:
         return _KEY in (file.metadata() or {})
 
 
-def _serialize(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> tuple[bytes, memoryview]:
+def _serialize(
+    tensors: Mapping[str, Tensor], metadata: dict[str, Any], version: int
+) -> tuple[bytes, memoryview]:
     """The file's header, stamped with the digest, and the bytes after it."""
     for name, tensor in tensors.items():
         if name == "__metadata__":
@@ -130,8 +155,8 @@ def _serialize(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> tuple
             raise ValueError(f"tensor '{name}' is complex128, which safetensors lacks; convert it")
     # The digest comes first in the JSON, and safetensors puts its metadata first in the header:
     # hence the first run of 64 zeros in the file is the place of the digest.
-    envelope = {"sha256": _BLANK.decode(), "format_version": FORMAT_VERSION, "metadata": metadata}
-    text = json.dumps(envelope, allow_nan=False, separators=(",", ":"))
+    stored = metadata if version == PLAIN else _compressed(_dumps(metadata))
+    text = _dumps({"sha256": _BLANK.decode(), "format_version": version, "metadata": stored})
     dense = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
@@ -146,6 +171,23 @@ def _serialize(tensors: Mapping[str, Tensor], metadata: dict[str, Any]) -> tuple
             " one file"
         )
     return header.replace(_BLANK, _sha256(header, body).encode(), 1), body
+
+
+def _dumps(value: Any) -> str:
+    return json.dumps(value, allow_nan=False, separators=(",", ":"))
+
+
+def _compressed(text: str) -> str:
+    return base64.b64encode(zlib.compress(text.encode(), 9)).decode()
+
+
+def _expanded(text: str) -> str:
+    """Undo `_compressed`, if that gives no more than a header may have."""
+    stream = zlib.decompressobj()
+    expanded = stream.decompress(base64.b64decode(text), _MAX_HEADER)
+    if not stream.eof:
+        raise ValueError("too long, or cut short")
+    return expanded.decode()
 
 
 def _parse(text: str) -> Any:
@@ -165,11 +207,13 @@ def _envelope(header: bytes) -> dict[str, Any] | None:
     """What `write` put under our key in a safetensors header; None if that is not there."""
     try:
         envelope = _parse(_parse(header.decode())["__metadata__"][_KEY])
+        if envelope["format_version"] == COMPACT:
+            envelope["metadata"] = _parse(_expanded(envelope["metadata"]))
         whole = (
             envelope.keys() == {"sha256", "format_version", "metadata"}
             and isinstance(envelope["metadata"], dict)
             and re.fullmatch("[0-9a-f]{64}", envelope["sha256"])
         )
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError, zlib.error):
         return None
     return envelope if whole else None

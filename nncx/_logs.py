@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from nncx import _files, _report
+from nncx import _files, _plots
 
 Record = dict[str, float]
 
@@ -75,7 +75,7 @@ def plot(history: Sequence[Record], path: str | os.PathLike[str]) -> None:
     """
     if not history:
         raise ValueError("plot: the history must have at least one epoch, got none; train first")
-    _report.require_matplotlib()
+    _plots.require_matplotlib()
     from matplotlib.figure import Figure  # without pyplot: no display, no global state
 
     names = [name for name in _columns(history) if name != "epoch"]

@@ -78,16 +78,7 @@ def trained(
 
 def checked(model: nn.Module, splits: data.Splits) -> nn.Module:
     """`model`, which was found to take the images and to tell the classes apart."""
-    image = splits.train[0][0].unsqueeze(0)
-    try:
-        with torch.no_grad():
-            logits = model(image)
-    except (RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(
-            f"the network must take images {list(image.shape[1:])} of {splits.name}, got one that"
-            f" does not: {reason}"
-        ) from error
+    logits = outputs(model, splits.train[0][0].unsqueeze(0), f" of {splits.name}")
     got = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if got != [1, splits.num_classes]:
         raise ValueError(
@@ -95,6 +86,19 @@ def checked(model: nn.Module, splits: data.Splits) -> nn.Module:
             f" {splits.name}, got {got}; pass the data set that it was trained on"
         )
     return model
+
+
+def outputs(model: nn.Module, images: Tensor, origin: str = "") -> Any:
+    """What `model` makes of `images`; a ValueError where it does not take them."""
+    try:
+        with torch.no_grad():
+            return model(images)
+    except (RuntimeError, TypeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"the network must take images {list(images.shape[1:])}{origin}, got one that does"
+            f" not: {reason}"
+        ) from error
 
 
 def storable(model: nn.Module, images: Tensor) -> nn.Module:

@@ -20,7 +20,9 @@ from torch.nn.modules.module import (
 from torch.overrides import TorchFunctionMode
 
 from nncx._describe import MAX_DEPTH, argument, arguments, config, foreign_name, join
+from nncx.compress._counterpart import GEOMETRY
 from nncx.compress._rewire import REMOVABLE_MODULES
+from nncx.compress.low_rank import expansion_like
 from nncx.compress.mobile import may_have_made
 from nncx.graph import Graph
 from nncx.nn import PackedLayer
@@ -65,6 +67,7 @@ def plan(
 
     Args:
         architecture: of `nncx._describe`, or anything that JSON can say.
+        state: only dtypes and shapes are looked at.
         into: the user's model, which stays as it is; None if the file shall do alone.
         types: the closed list of layers.
 
@@ -134,6 +137,9 @@ class _Plan:
         if "same_as" in node:
             return self._repeat(node["same_as"], present, path, users)
         made, first = self._made, len(self._names)
+        before = present
+        if users and (expansion := self._expansion(node, present)):
+            present = expansion
         module = self._choose(node, present, path, users)
         users = users and module is present
         children = node.get("children", {})
@@ -151,7 +157,7 @@ class _Plan:
             if not users or new is not now:
                 self._swaps.append((module, name, new))
         inside = slice(first, len(self._names))
-        self._resolved[path] = _Resolved(module, present, self._made - made, inside)
+        self._resolved[path] = _Resolved(module, before, self._made - made, inside)
         return module
 
     def compare(self) -> None:
@@ -169,10 +175,13 @@ class _Plan:
                     f" {tensor.dtype} {list(tensor.shape)}"
                 )
 
-    def fill(self, tied: Mapping[str, str], device: torch.device | str) -> nn.Module:
+    def fill(
+        self, state: Mapping[str, Tensor], tied: Mapping[str, str], device: torch.device | str
+    ) -> nn.Module:
         """The model, in eval mode, with its tensors on `device`.
 
         Args:
+            state: of the shapes and dtypes that were planned for.
             tied: the names whose tensors are those of others.
 
         Raises:
@@ -182,7 +191,7 @@ class _Plan:
             if _is_parameter(self._expected[name]) != _is_parameter(self._expected[source]):
                 raise RefusalError(f"its tensor '{name}' cannot be that of '{source}'")
         model = self._resolved[""].module
-        state = {name: tensor.to(device) for name, tensor in self._state.items()}
+        state = {name: tensor.to(device) for name, tensor in state.items()}
         try:
             with _restored_on_error(model):
                 self._swap()
@@ -245,6 +254,8 @@ class _Plan:
 
     def _expect(self, path: str, module: nn.Module) -> None:
         frozen = isinstance(module, PackedLayer) and module.frozen
+        if frozen:
+            module.adopt_sizes(self._state, join(path, ""))
         for name, tensor in _own_tensors(module):
             exact = frozen and not _is_parameter(tensor)  # its kernel takes no other dtype
             self._expect_tensor(join(path, name), tensor, exact)
@@ -310,6 +321,20 @@ class _Plan:
         self._made += modules
         if self._made > _MAX_MODULES:
             raise RefusalError(f"it has more than {_MAX_MODULES} modules")
+
+    def _expansion(self, node: dict[str, Any], present: nn.Module | None) -> nn.Module | None:
+        """The layers that low rank could have put in the place of `present`, if those of `node` may
+        be such, or what other methods made of such."""
+        factors = node.get("children")
+        is_block = node.get("type") == "torch.nn.Sequential" and isinstance(factors, dict)
+        if type(present) not in GEOMETRY or not is_block:
+            return None
+        first = factors.get("0")
+        name = first.get("type") if isinstance(first, dict) else None
+        if not isinstance(name, str) or name not in self._types:
+            return None
+        like = self._construct(self._types[name], first.get("config"), frozen=False)
+        return expansion_like(present, len(factors), like)
 
     def _may_become(self, present: nn.Module, fresh: nn.Module) -> bool:
         """Whether `convert` or `freeze` could have made `fresh` of `present`."""

@@ -11,10 +11,8 @@ first measures and writes.
 import hashlib
 import json
 import math
-import tempfile
 import time
-import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,7 +24,7 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import Dataset
 
-from nncx import _files, _machine, _networks, _processes, _report, _store, data, train
+from nncx import _files, _machine, _networks, _plots, _processes, _report, _store, data, train
 from nncx.compress import XNOR, BinaryConnect, convert, freeze
 from nncx.compress._convert import Method
 from nncx.compress.binary_connect import parameter_groups
@@ -179,7 +177,7 @@ class Setup:
 
     def __post_init__(self) -> None:
         if self.plot:
-            _report.require_matplotlib()
+            _plots.require_matplotlib()
 
 
 ON_THE_CPU = Setup()
@@ -227,16 +225,9 @@ def train_stages(
     history: list[dict[str, float]] = []
     *_, final = stages
     for (stage, optimizers), epochs in zip(stages.items(), _epochs(recipe, stages), strict=True):
-        stage.task.to(setup.device)
-        settings = {
-            "epochs": epochs,
-            "optimizer": optimizers,
-            "keep_best": stage is final,
-            "checkpoint": out / f"{_key(recipe, splits)}-{stage.name}.checkpoint",
-            "log": out if len(stages) == 1 else out / stage.name,
-            "tensorboard": setup.tensorboard,
-        }
-        records = _fit(recipe, model, stage.task, splits, settings)
+        training = Training(stage, optimizers, epochs, keep_best=stage is final)
+        log = out if len(stages) == 1 else out / stage.name
+        records = fit(recipe, model, training, splits, out, log, setup)
         last = [{**record, "epoch": len(history) + record["epoch"]} for record in records]
         history += last
     seconds = time.monotonic() - start
@@ -250,9 +241,9 @@ def train_stages(
     return Result(
         recipe=recipe,
         **_measured(recipe, model, splits, out / MODEL),
-        best_epoch=int(min(last, key=lambda record: record["validation"])["epoch"]),
+        best_epoch=best_epoch(last),
         seconds=seconds,
-        trained_on=_trained_on(setup.device),
+        trained_on=trained_on(setup.device),
         machine=_machine.describe(),
         history=history,
     )
@@ -308,24 +299,49 @@ def student_optimizer(recipe: Recipe, model: nn.Module, stage: Stage) -> Optimiz
     return make(groups, lr=recipe.lr, weight_decay=recipe.weight_decay)
 
 
-def _fit(
+@dataclass(frozen=True)
+class Training:
+    """One call of `train.fit`; `keep_best`: whether its best epoch is kept rather than its last."""
+
+    stage: Stage
+    optimizers: Sequence[Optimizer]
+    epochs: int
+    keep_best: bool
+
+
+def fit(
     recipe: Recipe,
     model: nn.Module,
-    task: nn.Module,
+    training: Training,
     splits: data.Splits,
-    settings: dict[str, Any],
+    out: Path,
+    log: Path,
+    setup: Setup,
 ) -> list[dict[str, float]]:
-    per_epoch = recipe.lr_decay ** (1 / max(1, settings["epochs"] - 1))
+    """Train `model` as `recipe` says; the checkpoint stays in `out`, see `remove_checkpoints`."""
+    stage, optimizers = training.stage, training.optimizers
+    per_epoch = recipe.lr_decay ** (1 / max(1, training.epochs - 1))
+    stage.task.to(setup.device)
     torch.manual_seed(recipe.seed)
     return train.fit(
-        task,
+        stage.task,
         batches(recipe, splits),
-        scheduler=[ExponentialLR(optimizer, per_epoch) for optimizer in settings["optimizer"]],
+        epochs=training.epochs,
+        optimizer=optimizers,
+        scheduler=[ExponentialLR(optimizer, per_epoch) for optimizer in optimizers],
         validate=partial(train.error_rate, model, evaluation(splits.validation)),
-        patience=recipe.patience if settings["keep_best"] else None,
+        keep_best=training.keep_best,
+        patience=recipe.patience if training.keep_best else None,
         amp=AMP[recipe.amp],
-        **settings,
+        checkpoint=out / f"{_key(recipe, splits)}-{stage.name}.checkpoint",
+        log=log,
+        tensorboard=setup.tensorboard,
     )
+
+
+def best_epoch(history: Iterable[Mapping[str, float]]) -> int:
+    """The first of those with the lowest validation error."""
+    return int(min(history, key=lambda record: record["validation"])["epoch"])
 
 
 def _measured(
@@ -347,7 +363,7 @@ def _measured(
     }
 
 
-def _trained_on(device: torch.device) -> str:
+def trained_on(device: torch.device) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     return f"{_processes.count()} x {name}"
 
@@ -380,6 +396,16 @@ def run_key(settings: dict[str, Any], splits: data.Splits) -> str:
     return hashlib.sha256(json.dumps(depends_on).encode()).hexdigest()[:8]
 
 
+def with_contents(settings: dict[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """`settings` where those of these names that are files are their SHA-256."""
+    files = {name: settings[name] for name in names if settings[name] is not None}
+    return settings | {
+        name: hashlib.sha256(Path(file).read_bytes()).hexdigest()
+        for name, file in files.items()
+        if Path(file).is_file()
+    }
+
+
 def reloaded(model: nn.Module, path: Path, images: Tensor) -> nn.Module:
     """Save `model` and load it again; what comes back was found to give the same bits."""
     _store.save(model, path)
@@ -392,10 +418,7 @@ def reloaded(model: nn.Module, path: Path, images: Tensor) -> nn.Module:
 
 def saved_bytes(model: nn.Module) -> int:
     """The size of the file of `model`: written, and looked at."""
-    with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a class cannot be rebuilt: nothing loads this file
-        path = Path(folder) / MODEL
-        _store.save(model, path)
+    with _store.saved_temporarily(model) as path:
         return path.stat().st_size
 
 

@@ -1,10 +1,9 @@
 """``nncx.report``: what a network costs, measured layer by layer."""
 
-import importlib.util
 import os
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from itertools import chain
@@ -17,8 +16,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
+from nncx import _files
 from nncx._modes import evaluated
-from nncx._table import elide, text_table
+from nncx._store import saved_temporarily
+from nncx._table import elide, markdown_table, text_table
+from nncx.nn import PackedLayer
 
 WARM_UP = 3  # runs before any is timed: allocator, thread pool, choice of kernels
 
@@ -32,8 +34,11 @@ class Row:
         type: Class name.
         precision: ``"float32"``, ``"binary"``, ...; ``"binary (unfrozen)"`` while the float weights
             are still there; ``"mixed"`` for a whole with several.
-        parameters: Logical parameters: a packed layer counts its weights, not its bytes.
-        bytes: What ``state_dict`` holds, buffers included.
+        parameters: Logical parameters: a packed layer counts the weights that it stands for (its
+            geometry says how many), pruned and shared ones too, and its bias.
+        bytes: What is stored, buffers (codebooks, scales, running statistics) included: in the file
+            if one was named, else in ``state_dict``.
+        bits_per_weight: Bits of those bytes per parameter; ``None`` where there is no parameter.
         macs: Multiply-accumulates *per sample* of convolutions and linear layers.
         latency_ms: Median milliseconds *per batch*; ``None`` for a layer that was not called.
     """
@@ -43,6 +48,7 @@ class Row:
     precision: str
     parameters: int
     bytes: int
+    bits_per_weight: float | None
     macs: int
     latency_ms: float | None
 
@@ -55,10 +61,12 @@ class Report:
         layers: One row per module that itself owns parameters or buffers. Its latency includes the
             hooks that measure it and its submodules, and what owns nothing (activations, pooling,
             functions) has no row: the latencies do not add up to the total.
-        total: The whole network, timed on its own, without hooks.
+        total: The whole network, timed on its own, without hooks. With a file its bytes are the
+            file's: those of the layers and of the header.
         macs: Multiply-accumulates per sample, by precision.
         batch, device, threads, repeats: How the latencies were measured.
         file_bytes: Size of the file, if one was named.
+        header_bytes: What of it is in no tensor: names, architecture, digest.
         baseline: Report of the network compared with, if one was given.
     """
 
@@ -70,13 +78,15 @@ class Report:
     threads: int
     repeats: int
     file_bytes: int | None = None
+    header_bytes: int | None = None
     baseline: "Report | None" = None
 
     @property
     def ratios(self) -> dict[str, float]:
         """Baseline over this network: above 1 means smaller or faster.
 
-        Empty without a baseline; a ratio with a zero or an unknown side is left out.
+        Empty without a baseline; a ratio with a zero or an unknown side is left out, and that of
+        bytes where one side is a file and the other is not.
         """
         if self.baseline is None:
             return {}
@@ -84,10 +94,11 @@ class Report:
         pairs = {
             "parameters": (before.total.parameters, after.total.parameters),
             "bytes": (before.total.bytes, after.total.bytes),
-            "file": (before.file_bytes, after.file_bytes),
             "macs": (before.total.macs, after.total.macs),
             "latency": (before.total.latency_ms, after.total.latency_ms),
         }
+        if (before.file_bytes is None) != (after.file_bytes is None):
+            del pairs["bytes"]
         return {name: old / new for name, (old, new) in pairs.items() if old and new}
 
     def to_dict(self) -> dict:
@@ -102,8 +113,7 @@ class Report:
     def to_markdown(self) -> str:
         """Table with a footer of how it was measured."""
         header, *rows = self._cells()
-        lines = [header, ["---"] * 3 + ["---:"] * 4, *rows]
-        table = "\n".join(f"| {' | '.join(line)} |" for line in lines)
+        table = markdown_table([header, *rows], texts=3)
         return "\n\n".join((table, *self._notes()))
 
     def __str__(self) -> str:
@@ -112,22 +122,12 @@ class Report:
         return "\n".join((text_table(cells, texts=3, footer=True), "", *self._notes()))
 
     def _cells(self) -> list[list[str]]:
-        """Header, layers, total: three columns of text, four of numbers."""
-        return [
-            ["layer", "type", "precision", "parameters", "bytes", "MACs", "ms"],
-            *(
-                [
-                    row.name or "(itself)",
-                    row.type,
-                    row.precision,
-                    f"{row.parameters:,}",
-                    f"{row.bytes:,}",
-                    _short(row.macs),
-                    "-" if row.latency_ms is None else f"{row.latency_ms:.3f}",
-                ]
-                for row in (*self.layers, self.total)
-            ),
-        ]
+        """Header, layers, perhaps that of the file, total: 3 columns of text, 5 of numbers."""
+        header = ["layer", "type", "precision", "parameters", "bytes", "bits", "MACs", "ms"]
+        cells = [header, *map(_cells_of, self.layers)]
+        if self.header_bytes is not None:
+            cells.append(["(header)", "", "", "", f"{self.header_bytes:,}", "", "", ""])
+        return [*cells, _cells_of(self.total)]
 
     def _notes(self) -> Iterator[str]:
         yield (
@@ -136,11 +136,26 @@ class Report:
         )
         if len(self.macs) > 1:
             yield "MACs: " + ", ".join(f"{_short(n)} {name}" for name, n in self.macs.items())
-        if self.file_bytes is not None:
-            yield f"file: {self.file_bytes:,} bytes"
+        stored_in = "state dict" if self.file_bytes is None else "file"
+        yield f"bytes, and bits per parameter, as stored in the {stored_in}"
         if self.baseline is not None:
             ratios = ", ".join(f"{name} {ratio:.2f}x" for name, ratio in self.ratios.items())
             yield f"{self.baseline.total.type} (baseline) over this: {ratios}"
+
+
+def _cells_of(row: Row) -> list[str]:
+    return [row.name or "(itself)", row.type, row.precision, *figures(row)]
+
+
+def figures(row: Row) -> list[str]:
+    """Parameters, bytes, bits, MACs and milliseconds as a table has them."""
+    return [
+        f"{row.parameters:,}",
+        f"{row.bytes:,}",
+        "-" if row.bits_per_weight is None else f"{row.bits_per_weight:.2f}",
+        _short(row.macs),
+        "-" if row.latency_ms is None else f"{row.latency_ms:.3f}",
+    ]
 
 
 def report(
@@ -153,20 +168,23 @@ def report(
 ) -> Report:
     """Measure what ``model`` costs on ``example``, per layer and in total.
 
-    Bytes are those of ``state_dict``, MACs follow from the shapes that passed through the layers,
-    latencies are wall-clock medians, device-synchronised; model and baseline take turns. The model
-    runs in eval mode without gradients; its modes and hooks are left as they were. Report the
-    original of a compiled model: compilation hides the layers.
+    Bytes are those of ``file`` or else of ``state_dict``, MACs follow from the shapes that passed
+    through the layers, latencies are wall-clock medians, device-synchronised; model and baseline
+    take turns. The model runs in eval mode without gradients; its modes and hooks are left as they
+    were. Report the original of a compiled model: compilation hides the layers.
 
     Args:
         model: Any network, on one device.
         example: Input batch (a tuple for several inputs), on the model's device.
-        baseline: Network or report to compare with; a network is measured on the same example.
+        baseline: Network or report to compare with; a network is measured on the same example and,
+            if there is a ``file``, saved to a temporary one.
         repeats: Timed runs for the total, and again for the layers.
-        file: File that the network was saved to, whose size is reported.
+        file: File that ``nncx.save`` wrote of the network. Each layer counts what it takes there,
+            and what no layer does, the header, is a line of its own: the sum is the file's size.
 
     Raises:
-        ValueError: If ``repeats`` is not positive or the example holds no sample.
+        ValueError: If ``repeats`` is not positive, the example holds no sample, or ``file`` is not
+            whole or holds other tensors than the network.
         OSError: If ``file`` cannot be read.
     """
     inputs = example if isinstance(example, tuple) else (example,)
@@ -182,80 +200,43 @@ def report(
             "report: the example must be a batch of at least one sample, got shape "
             f"{tuple(inputs[0].shape)}: add a batch dimension"
         )
-    file_bytes = None if file is None else Path(file).stat().st_size
-    if isinstance(baseline, nn.Module):
-        this, baseline = _measure([model, baseline], inputs, repeats)
-    else:
-        (this,) = _measure([model], inputs, repeats)
-    return replace(this, file_bytes=file_bytes, baseline=baseline)
+    if not isinstance(baseline, nn.Module):
+        (this,) = measure([model], [file], inputs, repeats)
+        return replace(this, baseline=baseline)
+    with nullcontext() if file is None else saved_temporarily(baseline) as baseline_file:
+        files = [file, baseline_file]
+        this, baseline = measure([model, baseline], files, inputs, repeats)
+    return replace(this, baseline=baseline)
 
 
-def scatter(points: Sequence[tuple[str, float, float]], path: str | os.PathLike) -> None:
-    """Plot error over size and write it to ``path`` (PNG unless its suffix says otherwise).
-
-    Args:
-        points: ``(label, bytes, error in percent)``; bytes are positive, their axis logarithmic.
-        path: File to write.
-
-    Raises:
-        ValueError: If there are no points or a size is not positive.
-        ImportError: If matplotlib is not installed.
-    """
-    if not points or not all(size > 0 for _, size, _ in points):
-        raise ValueError(
-            f"scatter: needs points (label, bytes > 0, error %), got {list(points)}: "
-            "take bytes from a report"
-        )
-    require_matplotlib()
-    from matplotlib.figure import Figure  # without pyplot: no display, no global state
-    from matplotlib.ticker import EngFormatter
-
-    figure = Figure(figsize=(8, 5), layout="constrained")
-    axes = figure.add_subplot(
-        xscale="log", xlabel="stored bytes", ylabel="error (%)", title="error over size"
-    )
-    axes.scatter([size for _, size, _ in points], [error for *_, error in points], zorder=3)
-    axes.margins(0.25, 0.15)
-    axes.set_ylim(bottom=0)
-    axes.xaxis.set_major_formatter(EngFormatter(unit="B"))
-    axes.grid(alpha=0.3)
-    texts = [
-        axes.annotate(label, (size, error), (6, 4), textcoords="offset points", fontsize=9)
-        for label, size, error in sorted(points, key=lambda point: point[2])
-    ]
-    figure.draw_without_rendering()  # settles where the texts are
-    for above, text in enumerate(texts):  # from below, each rises until it covers no other
-        while any(
-            text.get_window_extent().overlaps(lower.get_window_extent()) for lower in texts[:above]
-        ):
-            text.xyann = (text.xyann[0], text.xyann[1] + 3)
-    figure.savefig(path, dpi=150)
-
-
-def require_matplotlib() -> None:
-    """Raises ImportError, in one sentence, where `scatter` could not plot."""
-    if importlib.util.find_spec("matplotlib") is None:
-        raise ImportError(
-            "plots need matplotlib: pip install 'nncx[demo]' (in a checkout: pip install '.[demo]')"
-        )
-
-
-def _measure(models: Sequence[nn.Module], inputs: tuple[Tensor, ...], repeats: int) -> list[Report]:
+def measure(
+    models: Sequence[nn.Module],
+    files: Sequence[str | os.PathLike | None],
+    inputs: tuple[Tensor, ...],
+    repeats: int,
+) -> list[Report]:
+    """A report of each model, perhaps with its file; for the latencies they take turns."""
+    stored = [_stored_bytes(*pair) for pair in zip(models, files, strict=True)]
     with ExitStack() as modes, torch.no_grad():
         for model in models:
             modes.enter_context(evaluated(model))
         latencies = latency(models, inputs, repeats)
         return [
-            _profile(model, inputs, repeats, latency)
-            for model, latency in zip(models, latencies, strict=True)
+            _profile(model, *sizes, inputs, repeats, latency)
+            for model, sizes, latency in zip(models, stored, latencies, strict=True)
         ]
 
 
 def _profile(
-    model: nn.Module, inputs: tuple[Tensor, ...], repeats: int, latency_ms: float
+    model: nn.Module,
+    stored: Counter[str],
+    header_bytes: int | None,
+    inputs: tuple[Tensor, ...],
+    repeats: int,
+    latency_ms: float,
 ) -> Report:
     layers = _layers(model)
-    stored, parameters = _stored_bytes(model), _parameters(layers)
+    parameters = _parameters(layers)
     macs, latencies = _macs(model, layers, inputs), _latencies(model, layers, inputs, repeats)
     batch, device = inputs[0].shape[0], inputs[0].device
     rows = tuple(
@@ -265,6 +246,7 @@ def _profile(
             precision=_precision(layer),
             parameters=parameters[name],
             bytes=stored[name],
+            bits_per_weight=_bits_per_weight(stored[name], parameters[name]),
             macs=macs[name] // batch,
             latency_ms=latencies.get(name),
         )
@@ -274,15 +256,17 @@ def _profile(
     for row in rows:
         macs_by_precision[row.precision] += row.macs
     precisions = {row.precision for row in rows}
+    all_bytes, all_parameters = stored.total() + (header_bytes or 0), parameters.total()
     return Report(
         layers=rows,
         total=Row(
             name="total",
             type=type(model).__name__,
             precision="mixed" if len(precisions) > 1 else "".join(precisions),
-            parameters=sum(parameters.values()),
-            bytes=sum(stored.values()),
-            macs=sum(macs_by_precision.values()),
+            parameters=all_parameters,
+            bytes=all_bytes,
+            bits_per_weight=_bits_per_weight(all_bytes, all_parameters),
+            macs=macs_by_precision.total(),
             latency_ms=latency_ms,
         ),
         macs={name: count for name, count in macs_by_precision.items() if count},
@@ -290,6 +274,8 @@ def _profile(
         device=torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         threads=torch.get_num_threads(),
         repeats=repeats,
+        file_bytes=None if header_bytes is None else all_bytes,
+        header_bytes=header_bytes,
     )
 
 
@@ -303,29 +289,49 @@ def _layers(model: nn.Module) -> dict[str, nn.Module]:
     }
 
 
-def _stored_bytes(model: nn.Module) -> Counter[str]:
-    """Bytes in ``state_dict`` by module; a tensor shared by several counts for the first."""
+def _stored_bytes(
+    model: nn.Module, file: str | os.PathLike | None
+) -> tuple[Counter[str], int | None]:
+    """Bytes by module, and those of the file's header; a shared tensor counts for the first."""
     tensors: dict[int, tuple[str, Tensor]] = {}
-    for key, value in model.state_dict(keep_vars=True).items():
+    for name, value in model.state_dict(keep_vars=True).items():
         if isinstance(value, Tensor):
-            tensors.setdefault(id(value), (key.rpartition(".")[0], value))
+            tensors.setdefault(id(value), (name, value))
+    sizes = {name: tensor.nbytes for name, tensor in tensors.values()}
+    header_bytes = None
+    if file is not None:
+        in_file = _files.stored_bytes(file)
+        if strange := sizes.keys() ^ in_file.keys():
+            raise ValueError(
+                f"report: the file must hold the tensors of the model, got {os.fspath(file)}, where"
+                f" '{min(strange)}' is {'missing' if min(strange) in sizes else 'too many'}; save"
+                " the model as it is"
+            )
+        sizes, header_bytes = in_file, Path(file).stat().st_size - sum(in_file.values())
     stored: Counter[str] = Counter()
-    for name, tensor in tensors.values():
-        stored[name] += tensor.nbytes
-    return stored
+    for name, size in sizes.items():
+        stored[name.rpartition(".")[0]] += size
+    return stored, header_bytes
 
 
-def _parameters(layers: dict[str, nn.Module]) -> dict[str, int]:
+def _parameters(layers: dict[str, nn.Module]) -> Counter[str]:
     """Logical parameters by layer; one shared by several counts for the first."""
-    counts: dict[str, int] = {}
+    counts: Counter[str] = Counter()
     seen: set[nn.Parameter] = set()
     for name, layer in layers.items():
         own = dict(layer.named_parameters(recurse=False))
-        counts[name] = sum(parameter.numel() for parameter in set(own.values()) - seen)
-        seen.update(own.values())
-        if getattr(layer, "frozen", False) and "weight" not in own:  # packed into a buffer
-            counts[name] += _weights(layer)
+        new = {key: parameter for key, parameter in own.items() if parameter not in seen}
+        seen.update(new.values())
+        packed = isinstance(layer, PackedLayer) and not is_parametrized(layer)
+        if packed and own.get("weight") is new.get("weight"):  # not tied to an earlier one
+            new = {"bias": new["bias"]} if "bias" in new else {}
+            counts[name] = _weights(layer)
+        counts[name] += sum(parameter.numel() for parameter in new.values())
     return counts
+
+
+def _bits_per_weight(stored: int, parameters: int) -> float | None:
+    return 8 * stored / parameters if parameters else None
 
 
 def _weights(layer: nn.Module) -> int:

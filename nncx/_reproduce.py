@@ -21,9 +21,11 @@ from typing import Any
 
 import torch
 
-from nncx import _distill, _files, _machine, _recipe, _report, train
+from nncx import _distill, _files, _machine, _plots, _recipe, train
 from nncx._distill import Distillation
+from nncx._plots import Point
 from nncx._recipe import Setup
+from nncx._table import markdown_table
 from nncx._talk import TABLES, Row, Table
 
 CELLS = "cells"
@@ -113,7 +115,7 @@ def run(reproduction: Reproduction, out: Path) -> str:
         not fit the networks) or that diverges says so below the table.
         KeyboardInterrupt: as it came; the same call continues.
     """
-    _report.require_matplotlib()  # now rather than after the trainings
+    _plots.require_matplotlib()  # now rather than after the trainings
     distillation = _with_trained_teacher(reproduction.distillation, out)
     cells = _cells(TABLES[reproduction.table], distillation, reproduction.seeds, out / CELLS)
     failures = _train([cell for cell in cells if cell.result() is None], reproduction.jobs)
@@ -240,7 +242,7 @@ def _write(
     _files.replace(folder / "table.md", text.encode())
     _files.replace(folder / "table.csv", _csv(data, lines).encode())
     _plot(table, data, lines, folder / "plot.png")
-    _report.scatter(_costs(lines), folder / "cost.png")
+    _plots.scatter(_costs(lines), folder / "cost.png")
     return text
 
 
@@ -248,7 +250,6 @@ def _markdown(table: Table, data: str, lines: Sequence[Line]) -> str:
     some = next(line.results[0] for line in lines if line.results)
     rows = [
         ["", "test error (%)", "validation error (%)", "parameters", "file (bytes)", "talk (%)"],
-        ["---", *["---:"] * 5],
         [
             "teacher",
             f"{some['teacher_test_error']:.2f}",
@@ -264,9 +265,9 @@ def _markdown(table: Table, data: str, lines: Sequence[Line]) -> str:
             sizes = [f"{line.results[0][name]:,}" for name in ("parameters", "file_bytes")]
         errors = [line.spread("test"), line.spread("validation")]
         rows.append([line.row.label, *errors, *sizes, _figure(line.row.published.get(data))])
-    if not any(row[-1] for row in rows[2:]):  # the talk has no figures for these data
+    if not any(row[-1] for row in rows[1:]):  # the talk has no figures for these data
         rows = [row[:-1] for row in rows]
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+    return markdown_table(rows, texts=1)
 
 
 def _figure(error: float | None) -> str:
@@ -313,16 +314,16 @@ def _csv(data: str, lines: Sequence[Line]) -> str:
     return text.getvalue()
 
 
-def _costs(lines: Sequence[Line]) -> list[tuple[str, float, float]]:
+def _costs(lines: Sequence[Line]) -> list[Point]:
     """The talk's last picture: what an error costs, here in stored bytes."""
     measured = [line for line in lines if line.results]
     points = [
-        (line.row.label, line.results[0]["file_bytes"], mean(line.errors("test")))
+        Point(line.row.label, line.results[0]["file_bytes"], mean(line.errors("test")))
         for line in measured
     ]
     teacher = measured[0].results[0]
     size, error = teacher["teacher_file_bytes"], teacher["teacher_test_error"]
-    return [("teacher", size, error), *points]
+    return [Point("teacher", size, error), *points]
 
 
 def _plot(table: Table, data: str, lines: Sequence[Line], path: Path) -> None:

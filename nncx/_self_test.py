@@ -26,6 +26,8 @@ from nncx.ops.codebook_linear import codebook_linear_reference
 from nncx.ops.depthwise_conv2d import depthwise_conv2d_reference
 from nncx.ops.depthwise_separable_conv2d import depthwise_separable_conv2d_reference
 from nncx.ops.grouped_conv2d import grouped_conv2d_reference
+from nncx.ops.hashed_linear import hashed_linear_reference
+from nncx.ops.hashed_weight import hashed_bucket_sums_reference, hashed_weight_reference
 from nncx.ops.int8_conv2d import int8_conv2d_reference
 from nncx.ops.int8_linear import int8_linear_reference
 from nncx.ops.max_pool2d_signs import max_pool2d_signs_reference
@@ -154,6 +156,26 @@ def _codebook_conv2d(device: str) -> Iterator[Check]:
         yield Check(y, expected, FLOAT_SUMS)
 
 
+def _hashed_linear(device: str) -> Iterator[Check]:
+    for rows in (1, 70):
+        x, buckets, bias = torch.randn(rows, 131), torch.randn(500), torch.randn(70)
+        expected = hashed_linear_reference(x, buckets, 3, 131, 70, bias=bias)
+        x, buckets, bias = x.to(device), buckets.to(device), bias.to(device)
+        yield Check(ops.hashed_linear(x, buckets, 3, 131, 70, bias=bias), expected, FLOAT_SUMS)
+
+
+def _hashed_weight(device: str) -> Iterator[Check]:
+    buckets = torch.randn(500)
+    expected = hashed_weight_reference(buckets, 3, 131, 70)
+    yield Check(ops.hashed_weight(buckets.to(device), 3, 131, 70), expected)
+
+
+def _hashed_bucket_sums(device: str) -> Iterator[Check]:
+    values = torch.randn(70, 131)
+    expected = hashed_bucket_sums_reference(values, 3, 500)
+    yield Check(ops.hashed_bucket_sums(values.to(device), 3, 500), expected)
+
+
 def _depthwise_conv2d(device: str) -> Iterator[Check]:
     x, weight, bias = torch.randn(2, 38, 9, 11), torch.randn(76, 1, 3, 3), torch.randn(76)
     for memory_format in (torch.contiguous_format, torch.channels_last):
@@ -226,6 +248,9 @@ SELF_TESTS: tuple[SelfTest, ...] = (
     _grouped_conv2d,
     _codebook_linear,
     _codebook_conv2d,
+    _hashed_linear,
+    _hashed_weight,
+    _hashed_bucket_sums,
     _depthwise_conv2d,
     _depthwise_separable_conv2d,
     _quantize_int8,

@@ -12,22 +12,27 @@ its nodes, so that a network of any class can be stored as one. The children in 
 are the truth: they override those that the constructor makes, which is how a converted network
 comes back. A foreign class can stand inside a network of `nncx.models`, whose constructor makes it;
 elsewhere `load` needs `into`.
-A parameter with two names is stored once; "tied" in the metadata says who shares it.
+A parameter with two names is stored once; "tied" in the metadata says who shares it. "coded" names
+the tensors that are payloads of `nncx._entropy`.
 
 `nncx._describe` makes the tree, `nncx._rebuild` makes modules of it. A file is untrusted: nothing
 in it names code to run, and what does not fit is refused before anything is changed.
 """
 
 import os
+import tempfile
 import warnings
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import nncx.models
-from nncx import _files
-from nncx._describe import describe, stored_tensors
+from nncx import _entropy, _files
+from nncx._describe import describe, join, stored_tensors
 from nncx._rebuild import ForeignError, RefusalError, plan, whole_state
 from nncx.graph import Graph
 from nncx.nn import (
@@ -39,11 +44,14 @@ from nncx.nn import (
     GroupedConv2d,
     HalfConv2d,
     HalfLinear,
+    HashedLinear,
     INQConv2d,
     INQLinear,
     Int8Conv2d,
     Int8Linear,
     PackedLayer,
+    PrunedConv2d,
+    PrunedLinear,
     SharedConv2d,
     SharedLinear,
     TTQConv2d,
@@ -90,12 +98,15 @@ TYPES: dict[str, type[nn.Module]] = {
     "nncx.HalfLinear": HalfLinear,
     "nncx.INQConv2d": INQConv2d,
     "nncx.INQLinear": INQLinear,
+    "nncx.HashedLinear": HashedLinear,
     "nncx.Int8Conv2d": Int8Conv2d,
     "nncx.Int8Linear": Int8Linear,
     "nncx.SharedConv2d": SharedConv2d,
     "nncx.SharedLinear": SharedLinear,
     "nncx.TTQConv2d": TTQConv2d,
     "nncx.TTQLinear": TTQLinear,
+    "nncx.PrunedConv2d": PrunedConv2d,
+    "nncx.PrunedLinear": PrunedLinear,
     "nncx.XNORConv2d": XNORConv2d,
     "nncx.XNORLinear": XNORLinear,
     "nncx.graph.Graph": Graph,
@@ -105,7 +116,7 @@ _NAMES = {cls: name for name, cls in TYPES.items()}
 _MAX_REASON = 500  # letters: a file may hold names of any length
 
 
-def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
+def save(model: nn.Module, path: str | os.PathLike[str], *, entropy: bool = False) -> None:
     """Write the tensors and the architecture of `model` to one safetensors file.
 
     Layers of `nncx.freeze` are stored at their packed size. A model of any class can be saved, but
@@ -119,6 +130,9 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     Args:
         model: on any device; not changed.
         path: replaced as a whole or, should anything fail, not at all.
+        entropy: code the packed weights of frozen layers near their entropy, where that makes them
+            smaller (Huffman, relative indices: docs/files.md). It changes no bit of what `load`
+            gives, takes time to save and to load, and needs an nncx that reads format 2.
 
     Raises:
         ValueError: if a layer holds something that the format has no place for, or was changed
@@ -135,7 +149,12 @@ def save(model: nn.Module, path: str | os.PathLike[str]) -> None:
     tensors, tied = stored_tensors(model)
     _check_rebuildable(architecture, model)
     metadata = {"kind": "model", "architecture": architecture, "tied": tied}
-    _files.write(path, tensors, metadata)
+    payloads = _payloads(model, tensors) if entropy else {}
+    if not payloads:
+        _files.write(path, tensors, metadata)
+        return
+    metadata["coded"] = list(payloads)
+    _files.write(path, tensors | payloads, metadata, _files.COMPACT)
 
 
 def load(
@@ -164,14 +183,84 @@ def load(
         raise TypeError(_not_a_model(into))
     tensors, metadata = _files.read(path)
     try:
-        state = whole_state(tensors, metadata)
-        model = plan(metadata["architecture"], state, into, TYPES).fill(metadata["tied"], device)
+        payloads = _payloads_of(tensors, metadata)
+        shapes = whole_state(tensors | _outlines(payloads), metadata)
+        planned = plan(metadata["architecture"], shapes, into, TYPES)
+        state = whole_state(tensors | _decoded(payloads), metadata)
+        model = planned.fill(state, metadata["tied"], device)
     except RefusalError as reason:
         short = str(reason) if len(str(reason)) <= _MAX_REASON else f"{reason!s:.{_MAX_REASON}}..."
         raise ValueError(f"{os.fspath(path)} cannot be loaded: {short}") from reason
     if any(isinstance(module, PackedLayer) and module.frozen for module in model.modules()):
         model.requires_grad_(False)
     return model if into is None else model.to(device)
+
+
+def _payloads(model: nn.Module, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Those of `tensors` that are shorter as payloads, as such."""
+    payloads = {}
+    for path, layer in model.named_modules():
+        if not isinstance(layer, PackedLayer) or not layer.frozen:
+            continue
+        for buffer, width in layer.code_widths().items():
+            name = join(path, buffer)
+            if name in tensors:  # else it is tied to one that is
+                payload = _entropy.encode(tensors[name], width)
+                if len(payload) < len(tensors[name]):
+                    payloads[name] = payload
+    return payloads
+
+
+def _payloads_of(tensors: Mapping[str, Tensor], metadata: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors of a file that are payloads.
+
+    Raises:
+        RefusalError: if "coded" names others.
+    """
+    coded = metadata.get("coded", [])
+    if not isinstance(coded, list):
+        raise RefusalError("it does not say which of its tensors are coded")
+    for name in coded:
+        tensor = tensors.get(name) if isinstance(name, str) else None
+        if tensor is None or tensor.dtype != torch.uint8 or tensor.dim() != 1:
+            raise RefusalError(f"its tensor {name!r} cannot be a coded one")
+    return {name: tensors[name] for name in coded}
+
+
+def _outlines(payloads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What the payloads will give, on meta: to be compared with the layers first."""
+    return _each(
+        payloads,
+        lambda payload: torch.empty(
+            _entropy.decoded_size(payload), dtype=torch.uint8, device="meta"
+        ),
+    )
+
+
+def _decoded(payloads: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return _each(payloads, _entropy.decode)
+
+
+def _each(payloads: Mapping[str, Tensor], read: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    """What `read` gives for each payload; RefusalError if one is not sound."""
+    tensors = {}
+    for name, payload in payloads.items():
+        try:
+            tensors[name] = read(payload)
+        except ValueError as error:
+            raise RefusalError(f"its tensor '{name}' cannot be decoded: {error}") from error
+    return tensors
+
+
+@contextmanager
+def saved_temporarily(model: nn.Module) -> Iterator[Path]:
+    """The file of `model`, to be looked at: nobody loads it, so any class will do."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "model.safetensors"
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the class cannot be rebuilt
+            save(model, path)
+        yield path
 
 
 def _check_rebuildable(architecture: dict[str, Any], model: nn.Module) -> None:

@@ -1,4 +1,4 @@
-"""Plain tables for a terminal."""
+"""Plain tables for a terminal, and tables in Markdown."""
 
 from collections.abc import Sequence
 
@@ -30,6 +30,13 @@ def text_table(
     if footer:
         rows.insert(len(rows) - 1, rule)
     return "\n".join((header, rule, *rows))
+
+
+def markdown_table(lines: Sequence[Sequence[str]], texts: int) -> str:
+    """The header, which is the first line, and rows; numbers stand right of `texts` columns."""
+    header, *rows = lines
+    rule = ["---"] * texts + ["---:"] * (len(header) - texts)
+    return "\n".join(f"| {' | '.join(line)} |" for line in (header, rule, *rows))
 
 
 def elide(text: str, width: int) -> str:

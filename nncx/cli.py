@@ -9,10 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from nncx import _compress, _distill, _eval, _recipe, _reproduce, models
+from nncx import _compress, _distill, _eval, _plots, _recipe, _reproduce, models
+from nncx._compare import Comparison
 from nncx._compress import METHODS, OBSERVERS, Compression
 from nncx._distill import Distillation
 from nncx._recipe import AMP, LAYERS, LOSSES, OPTIMIZERS, Recipe, Setup
+from nncx._report import Report
 from nncx._talk import TABLES
 from nncx.data import AUGMENTATIONS, NAMED
 from nncx.distill import METHODS as DISTILLATIONS
@@ -44,6 +46,7 @@ Options = Annotated[
     typer.Option(help="Of the network, as norm=true or dropout=0.5; can be repeated."),
 ]
 Layers = Annotated[str, typer.Option(help=f"{', '.join(LAYERS)}.")]
+Loss = Annotated[str, typer.Option(help=f"{', '.join(LOSSES)}.")]
 Epochs = Annotated[int, typer.Option(help="The best on the validation split is kept.")]
 Batch = Annotated[int, typer.Option(help="Images per step.")]
 Optimizer = Annotated[str, typer.Option(help=f"{', '.join(OPTIMIZERS)}.")]
@@ -98,6 +101,14 @@ def _name_and_value(option: str) -> tuple[str, Any]:
 
 def _options(texts: list[str] | None) -> dict[str, Any]:
     return dict(map(_name_and_value, texts or ()))
+
+
+def _sizes(shape: str) -> list[int]:
+    """What `1x28x28` says."""
+    sizes = shape.split("x")
+    if not all(size.isdecimal() and int(size) for size in sizes):
+        raise ValueError(f"a shape must be sizes of at least 1, as 1x28x28, got {shape!r}")
+    return [int(size) for size in sizes]
 
 
 def _print(result: object | None) -> None:
@@ -161,7 +172,7 @@ def train(
     model: Network = Recipe.model,
     option: Options = None,
     layers: Layers = Recipe.layers,
-    loss: Annotated[str, typer.Option(help=f"{', '.join(LOSSES)}.")] = Recipe.loss,
+    loss: Loss = Recipe.loss,
     epochs: Epochs = Recipe.epochs,
     batch: Batch = Recipe.batch,
     optimizer: Optimizer = Recipe.optimizer,
@@ -301,6 +312,7 @@ def reproduce(
     student: Annotated[str | None, typer.Option(help="Else the talk's for these data.")] = None,
     option: Options = None,
     epochs: Annotated[int | None, typer.Option(help="Of each training.")] = None,
+    batch: Annotated[int | None, typer.Option(help="Images per step.")] = None,
     lr: Annotated[float | None, typer.Option(help="Learning rate of the first epoch.")] = None,
 ) -> None:
     """Train what a table of the talk compares, on your data; print it beside the talk's figures.
@@ -313,6 +325,7 @@ def reproduce(
             "teacher": teacher,
             "model": student,
             "epochs": epochs,
+            "batch": batch,
             "lr": lr,
         }
         distillation = _reproduce.settings(
@@ -346,6 +359,59 @@ def evaluate(
 
 
 @app.command()
+def report(
+    files: Annotated[list[str], typer.Argument(help="Of nncx.save.")],
+    data: Annotated[
+        str | None,
+        typer.Option(help="As in nncx train: the errors on its test split are reported, too."),
+    ] = None,
+    root: Root = None,
+    image_size: ImageSize = Recipe.image_size,
+    shape: Annotated[
+        str | None, typer.Option(help="Of an image, as 1x28x28, where there are no data.")
+    ] = None,
+    baseline: Annotated[
+        str | None, typer.Option(help="A file to compare with; else the first is.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print all figures as JSON.")] = False,
+    as_markdown: Annotated[
+        bool, typer.Option("--markdown", help="Print tables in Markdown.")
+    ] = False,
+    plot: Annotated[
+        Path | None, typer.Option(help="Draw error over bytes over latency to this PNG.")
+    ] = None,
+) -> None:
+    """Report what files store, bit for bit, and what they cost: one by layers, several in a table.
+
+    The bytes are those of the file, layer by layer and with its header; latencies are measured on
+    one image, all files in turns.
+    """
+    with _readable_errors():
+        if as_json and as_markdown:
+            raise ValueError("report: pass --json or --markdown, got both; leave one out")
+        if plot is not None:
+            if data is None:
+                raise ValueError("report: --plot draws errors, got no --data; pass both")
+            _plots.require_matplotlib()  # now rather than after the measurements
+        comparison = _eval.compare(
+            files if baseline is None else [baseline, *files],
+            data=data,
+            root=root,
+            image_size=image_size,
+            shape=None if shape is None else _sizes(shape),
+        )
+        if plot is not None:
+            comparison.plot(plot)
+        if as_json:
+            print(json.dumps(comparison.to_dict(), indent=2))
+            return
+        tables: list[Report | Comparison] = [comparison]
+        if len(files) == 1:
+            tables.insert(0, comparison.networks[-1].report)
+        print("\n\n".join(each.to_markdown() if as_markdown else str(each) for each in tables))
+
+
+@app.command()
 def compress(
     model: Annotated[
         str,
@@ -362,10 +428,32 @@ def compress(
         list[str] | None,
         typer.Option(help="Of a network by name, as norm=true; can be repeated."),
     ] = None,
-    method: Annotated[str, typer.Option(help=f"{', '.join(METHODS)}.")] = Compression.method,
+    method: Annotated[
+        list[str] | None,
+        typer.Option(help=f"{', '.join(METHODS)}; by default int8. Several are applied in order."),
+    ] = None,
+    method_option: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Of a method that trains, as bits=5; of several, inq.bits=5. Can be repeated."
+        ),
+    ] = None,
     data: Data = Compression.data,
     root: Root = Compression.root,
     image_size: ImageSize = Compression.image_size,
+    train_images: TrainImages = Compression.train_images,
+    augment: Augment = Compression.augment,
+    loss: Loss = Compression.loss,
+    epochs: Annotated[
+        int, typer.Option(help="Of each training, one for each step of a method; the best is kept.")
+    ] = Compression.epochs,
+    batch: Batch = Compression.batch,
+    optimizer: Optimizer = Compression.optimizer,
+    lr: Rate = Compression.lr,
+    lr_decay: RateDecay = Compression.lr_decay,
+    weight_decay: WeightDecay = Compression.weight_decay,
+    amp: Amp = Compression.amp,
+    patience: Patience = Compression.patience,
     calibration_images: Annotated[
         int, typer.Option(help="Training images, at most, from which int8 takes its ranges.")
     ] = Compression.calibration_images,
@@ -386,21 +474,38 @@ def compress(
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Print also what each int8 layer alone loses.")
     ] = Compression.sensitivity,
-    seed: Annotated[int, typer.Option(help="Of the draw of images.")] = Compression.seed,
+    seed: Seed = Compression.seed,
+    tensorboard: TensorBoard = False,
+    plot: Plot = False,
 ) -> None:
-    """Store a trained network in fewer bits, without training; report what its file does.
+    """Make a trained network smaller, by any method; report what its file does.
 
     Test error, file and latency are those of the file, loaded again, beside the float network's.
+    int8, float16 and bfloat16 need no training. The other methods train on, on the GPU if there is
+    one, and under torchrun as `nncx train`; an interrupted run continues when the same command is
+    given again.
     """
     with _readable_errors():
         compression = Compression(
             model=model,
             weights=weights,
             options=_options(option),
-            method=method,
+            methods=tuple(method or Compression.methods),
+            method_options=_options(method_option),
             data=data,
             root=root,
             image_size=image_size,
+            train_images=train_images,
+            augment=augment,
+            loss=loss,
+            epochs=epochs,
+            batch=batch,
+            optimizer=optimizer,
+            lr=lr,
+            lr_decay=lr_decay,
+            weight_decay=weight_decay,
+            amp=amp,
+            patience=patience,
             calibration_images=calibration_images,
             observer=observer,
             symmetric=symmetric,
@@ -410,7 +515,8 @@ def compress(
             sensitivity=sensitivity,
             seed=seed,
         )
-        print(_compress.run(compression, out))
+        with processes() as device:
+            _print(_compress.run(compression, out, Setup(device, tensorboard, plot)))
 
 
 @app.command()

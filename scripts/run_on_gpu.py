@@ -38,6 +38,7 @@ BENCHMARKS = (  # first what a run that ends early should not miss
     "channel_shuffle",
     "int8_conv2d",
     "codebook_linear",
+    "hashed_linear",
     "pack_signs",
     "quantize_int8",
     "xnor_conv2d",

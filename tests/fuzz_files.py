@@ -77,9 +77,11 @@ def _whole_files(folder: Path) -> list[tuple[bytes, Callable[[Path], None]]]:
     model = nncx.models.ResNet(8, width=2)
     nncx.save(model, path)
     files.append((path.read_bytes(), _load_model))
-    for method in (nncx.XNOR(), nncx.Int8(), nncx.Half()):
+    for method in (nncx.XNOR(), nncx.Int8(), nncx.Half(), nncx.Pruning(sparsity=0.8)):
         converted = nncx.convert(copy.deepcopy(model), method).train()
         converted(torch.zeros(2, 3, 8, 8))  # from which int8 takes ranges
+        if hasattr(method, "steps"):
+            list(method.steps(converted))
         nncx.save(nncx.freeze(converted), path)
         files.append((path.read_bytes(), _load_model))
     graph = nncx.quantize(model, [torch.randn(1, 3, 8, 8)])

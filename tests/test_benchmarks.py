@@ -25,6 +25,7 @@ SMALLEST = {
     "codebook_linear": "m=256 k=1024 o=1024 bits=4",
     "depthwise_conv2d": "c=1024 hw=7 k=3 nhwc",
     "depthwise_separable_conv2d": "c=512 o=1024 hw=14 s=2 nhwc",
+    "hashed_linear": "m=1 k=784 o=1000 b=12250",
     "grouped_conv2d": "c=120 o=480 hw=14 g=3 s=1 nhwc",
     "int8_conv2d": "c=1024 hw=7 k=1 symmetric to int8",
     "int8_linear": "m=33 k=1001 o=999 affine",
@@ -46,6 +47,7 @@ SMALL_ON_GPU = {
     "codebook_linear": lambda m: m.CodebookLinearShape(m.LinearShape(3, 70, 9), 4, dtype="float16"),
     "depthwise_conv2d": lambda m: m.DepthwiseShape(2, 9, 8, 3, 2),
     "grouped_conv2d": lambda m: m.GroupedShape(2, 12, 6, 5, 3, 3, "relu", "nhwc", "float16"),
+    "hashed_linear": lambda m: m.HashedLinearShape(m.LinearShape(3, 70, 9), 40),
     "int8_conv2d": lambda m: m.Int8ConvShape(m.ConvShape(2, 9, 9, 5, 3), "affine", "float16"),
     "int8_linear": lambda m: m.Int8LinearShape(m.LinearShape(3, 70, 9), "affine"),
     "max_pool2d_signs": lambda m: m.PoolShape(2, 9, 8, 2, 2),
@@ -79,7 +81,7 @@ def run(bench: ModuleType, name: str, *arguments: str) -> int:
 
 def test_every_benchmark_is_tested_and_collected(bench: ModuleType) -> None:
     shared = {"bench", "cpu", "gpu", "int8", "rivals", "roofline", "test_speed"}
-    own_tables = {"break_even", "train_loop"}
+    own_tables = {"break_even", "hashed_real_data", "low_rank", "train_loop"}
     files = {path.stem for path in FOLDER.glob("*.py")} - shared - own_tables
     assert files == set(SMALLEST)
     assert files == {op.name for op in importlib.import_module("test_speed").BENCHMARKS}

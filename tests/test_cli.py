@@ -264,7 +264,7 @@ def test_distill_prints_what_the_file_does(tmp_path: Path) -> None:
 
 def test_reproduce_prints_the_table(tmp_path: Path) -> None:
     """Every option reaches the cells; what is not given is the data set's."""
-    flags = "--quick --train-images=64 --epochs=1 --lr=0.01 --seeds=1 --jobs=2".split()
+    flags = "--quick --train-images=64 --epochs=1 --batch=32 --lr=0.01 --seeds=1 --jobs=2".split()
     flags += "--teacher=mlp --teacher-option=width=8 --student=mlp --option=width=4".split()
     result = run("reproduce", "inputs", "--out", str(tmp_path), "--data=digits", *flags)
     assert result.exit_code == 0, result.output
@@ -274,7 +274,8 @@ def test_reproduce_prints_the_table(tmp_path: Path) -> None:
     ]
     assert len(recipes) == 5
     for recipe in recipes:
-        assert (recipe["train_images"], recipe["epochs"], recipe["lr"]) == (64, 1, 0.01)
+        names = ("train_images", "epochs", "batch", "lr")
+        assert [recipe[name] for name in names] == [64, 1, 32, 0.01]
         assert (recipe["model"], recipe["options"]) == ("mlp", {"width": 4})
         assert recipe["teacher"] == str(tmp_path / "teacher" / "model.safetensors")
 
@@ -348,7 +349,7 @@ def test_compress_prints_what_the_file_does(tmp_path: Path) -> None:
     [
         (["--model=no.safetensors"], "No such file or directory"),
         (["--model=lenet5"], "or have weights, got 'lenet5'"),
-        (["--model=lenet5", "--method=int3"], "method must be one of int8, float16, bfloat16"),
+        (["--model=lenet5", "--method=int3"], "a method must be one of"),
         (["--model=lenet5", "--option=norm"], "an option must be a name and a JSON value"),
         (["--model=lenet5", "--vanhoucke", "--symmetric"], "symmetric means nothing to vanhoucke"),
         (["--model=lenet5", "--data=no-such-thing"], "a data set is one of"),

@@ -1,9 +1,11 @@
-"""The Python of README and docs runs as it is printed."""
+"""The Python of README and docs runs as it is printed, and so do the commands of a page."""
 
 import re
+import shlex
 from pathlib import Path
 
 import pytest
+from test_cli import run
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,3 +25,15 @@ def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         if "import torchvision" in snippet:
             pytest.importorskip("torchvision", reason="torchvision is not installed")
         exec(compile(snippet, f"a snippet of {page.name}", "exec"), namespace)
+
+
+@pytest.mark.slow
+def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of docs/compress.md, one after the other, as each reads what the ones before wrote."""
+    pytest.importorskip("matplotlib")
+    monkeypatch.chdir(tmp_path)
+    commands = re.findall(r"^    nncx (.*)$", (ROOT / "docs/compress.md").read_text(), re.M)
+    assert commands
+    for command in commands:
+        result = run(*shlex.split(command))
+        assert result.exit_code == 0, f"nncx {command}\n{result.output}"

@@ -1,8 +1,10 @@
 """A file of nncx is whole or refused: round trips, every damaged byte, and saves that fail."""
 
+import base64
 import json
 import os
 import tracemalloc
+import zlib
 from pathlib import Path
 
 import pytest
@@ -64,6 +66,19 @@ def test_loaded_tensors_are_independent_and_writable(tmp_path):
     assert _files.read(path)[0]["a"].eq(0).all()
 
 
+@pytest.mark.parametrize("tensors", [{}, sample_tensors()], ids=["no tensors", "tensors"])
+@pytest.mark.parametrize("metadata", [{}, METADATA, {"text": "x" * 10_000}], ids=len)
+def test_the_compact_format_holds_the_same_in_fewer_bytes(tmp_path, tensors, metadata):
+    for version in _files.FORMAT_VERSIONS:
+        _files.write(tmp_path / str(version), tensors, metadata, version)
+    plain, compact = (_files.read(tmp_path / name) for name in "12")
+    assert compact[1] == plain[1] == metadata and compact[0].keys() == plain[0].keys()
+    for name in tensors:
+        assert torch.equal(bytes_of(compact[0][name]), bytes_of(plain[0][name]))
+    if "text" in metadata:
+        assert (tmp_path / "2").stat().st_size < (tmp_path / "1").stat().st_size - 9_000
+
+
 def test_no_tensors_and_no_metadata(tmp_path):
     _files.write(tmp_path / "file", {}, {})
     assert _files.read(tmp_path / "file") == ({}, {})
@@ -75,7 +90,7 @@ def test_is_a_plain_safetensors_file(tmp_path):
     assert torch.equal(safetensors.torch.load_file(path)["a"], torch.arange(3))
     with safetensors.safe_open(path, "pt") as file:
         envelope = json.loads(file.metadata()["nncx"])
-    assert envelope["format_version"] == _files.FORMAT_VERSION == 1
+    assert envelope["format_version"] == _files.PLAIN == 1
     assert envelope["metadata"] == METADATA
 
 
@@ -139,10 +154,10 @@ def test_foreign_files_are_refused(tmp_path, content):
 
 def test_unknown_version_is_named(tmp_path, monkeypatch):
     path = tmp_path / "file"
-    monkeypatch.setattr(_files, "FORMAT_VERSION", 2)
-    _files.write(path, {}, {})
+    monkeypatch.setattr(_files, "PLAIN", 3)
+    _files.write(path, {}, {}, version=3)
     monkeypatch.undo()
-    with pytest.raises(ValueError, match="reads format 1, the file says 2"):
+    with pytest.raises(ValueError, match="reads formats 1 and 2, the file says 3"):
         _files.read(path)
 
 
@@ -228,6 +243,39 @@ def test_a_header_of_countless_lists_is_refused_at_once(tmp_path, escape):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10 * len(header)
+
+
+@pytest.mark.parametrize(
+    "metadata",
+    [
+        *({}, None, 1, "", "not base64!", "AAAA", base64.b64encode(zlib.compress(b"no JSON"))),
+        base64.b64encode(zlib.compress(b"[]")),
+        base64.b64encode(zlib.compress(b'{"a": 1}')[:-8]),
+        base64.b64encode(zlib.compress(b"{" + b" " * 4_000_000 + b"}")),
+        base64.b64encode(zlib.compress(b'{"a": ' + b"[" * 200_000)),
+    ],
+    ids=lambda value: str(value)[:20],
+)
+def test_compact_metadata_that_is_not_sound_is_refused(tmp_path, metadata):
+    path = tmp_path / "file"
+    stored = metadata.decode() if isinstance(metadata, bytes) else metadata
+    envelope = {"sha256": "0" * 64, "format_version": 2, "metadata": stored}
+    path.write_bytes(safetensors.torch.save({}, {"nncx": json.dumps(envelope)}))
+    with pytest.raises(ValueError, match="not written by nncx, or its header is damaged"):
+        _files.read(path)
+
+
+def test_compressed_metadata_is_not_expanded_without_end(tmp_path):
+    path, bomb = tmp_path / "file", zlib.compress(b" " * 400_000_000, 9)
+    envelope = {"sha256": "0" * 64, "format_version": 2, "metadata": base64.b64encode(bomb)}
+    envelope["metadata"] = envelope["metadata"].decode()
+    path.write_bytes(safetensors.torch.save({}, {"nncx": json.dumps(envelope)}))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="not written by nncx, or its header is damaged"):
+        _files.read(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 20_000_000
 
 
 def test_a_header_too_large_to_read_is_not_written(tmp_path):

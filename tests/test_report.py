@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from nncx._report import Report, report, scatter
-from nncx.nn import BinaryConnectLinear, XNORLinear
+import nncx
+from nncx import BinaryConnectLinear, XNORLinear
+from nncx._report import Report, report
 
 
 def small():
@@ -180,20 +181,78 @@ def test_ratios_to_a_baseline(images, tmp_path):
     result = report(little, images, big, repeats=3)
     assert result.ratios["parameters"] == result.ratios["bytes"] == result.ratios["macs"] == 2
     before, after = result.baseline.total.latency_ms, result.total.latency_ms
-    assert result.ratios["latency"] == before / after and "file" not in result.ratios
+    assert result.ratios["latency"] == before / after
     assert result.baseline.total.type == "Sequential" and result.baseline.total.macs == 1920
     again = report(little, images, result.baseline, repeats=1)
     assert again.ratios["bytes"] == 2 and again.baseline is result.baseline
     assert report(little, images, repeats=1).ratios == {}
 
 
-def test_file_size_is_that_of_the_file(images, tmp_path):
-    path = tmp_path / "model.bin"
-    path.write_bytes(bytes(1234))
-    result = report(small(), images, file=path, repeats=1)
-    assert result.file_bytes == 1234 and "file: 1,234 bytes" in str(result)
+def test_bits_per_weight_count_all_that_is_stored(images):
+    result = report(small(), images, repeats=1)
+    by_name = rows(result)
+    assert by_name["0"].bits_per_weight == by_name["6"].bits_per_weight == 32
+    assert by_name["1"].bits_per_weight == (4 * 16 * 32 + 64) / 32
+    assert result.total.bits_per_weight == 8 * result.total.bytes / result.total.parameters
+    buffers = nn.BatchNorm1d(3, affine=False)
+    assert report(buffers, torch.randn(2, 3), repeats=1).total.bits_per_weight is None
+    packed = report(XNORLinear(128, 64).freeze(), torch.randn(2, 128), repeats=1)
+    assert packed.total.bits_per_weight == (128 * 64 + 32 * 64 + 32 * 64) / (128 * 64 + 64)
+
+
+@pytest.fixture
+def saved(tmp_path):
+    """A network with packed, tied and plain tensors, and its file."""
+    model = small()
+    model.add_module("7", nn.Linear(10, 10))
+    model.add_module("8", nn.Linear(10, 10))
+    model[8].weight = model[7].weight
+    nncx.freeze(nncx.convert(model, nncx.XNOR(), skip=["0", "3", "7", "8"]))
+    nncx.save(model, tmp_path / "model.safetensors")
+    return model, tmp_path / "model.safetensors"
+
+
+def test_bytes_of_layers_and_header_are_those_of_the_file(saved, images):
+    model, path = saved
+    result, in_memory = (report(model, images, file=f, repeats=1) for f in (path, None))
+    assert result.total.bytes == result.file_bytes == path.stat().st_size
+    assert sum(row.bytes for row in result.layers) + result.header_bytes == result.file_bytes
+    assert result.total.bits_per_weight == 8 * path.stat().st_size / result.total.parameters
+    with path.open("rb") as file:
+        assert result.header_bytes == 8 + int.from_bytes(file.read(8), "little")
+    # Nothing is coded here: a layer takes in the file what it takes in memory.
+    assert [row.bytes for row in result.layers] == [row.bytes for row in in_memory.layers]
+    assert (in_memory.file_bytes, in_memory.header_bytes) == (None, None)
+    lines = {line.split()[0]: line.split() for line in str(result).splitlines() if line}
+    assert lines["(header)"] == ["(header)", f"{result.header_bytes:,}"]
+    assert lines["total"][4] == f"{result.file_bytes:,}"
+    assert "as stored in the file" in str(result) and "in the state dict" in str(in_memory)
+
+
+def test_a_baseline_is_compared_file_by_file(saved, images, tmp_path):
+    model, path = saved
+    baseline = small()
+    result = report(model, images, baseline, file=path, repeats=1)
+    nncx.save(baseline, tmp_path / "baseline.safetensors")
+    size = (tmp_path / "baseline.safetensors").stat().st_size
+    assert result.baseline.file_bytes == size
+    assert result.ratios["bytes"] == size / path.stat().st_size
+    in_memory = report(baseline, images, repeats=1)
+    assert "bytes" not in report(model, images, in_memory, file=path, repeats=1).ratios
+    assert "macs" in report(model, images, in_memory, file=path, repeats=1).ratios
+
+
+def test_a_file_of_another_network_is_refused(saved, images, tmp_path):
+    model, path = saved
+    for change, reason in ((nn.Linear(10, 2), "'9.bias' is missing"), (None, "is too many")):
+        other = nn.Sequential(*model, change) if change else nn.Sequential(*list(model)[:-1])
+        with pytest.raises(ValueError, match=f"must hold the tensors of the model, .*{reason}"):
+            report(other, images, file=path)
+    (tmp_path / "other").write_bytes(bytes(1234))
+    with pytest.raises(ValueError, match="is not a whole nncx file"):
+        report(model, images, file=tmp_path / "other")
     with pytest.raises(FileNotFoundError):
-        report(small(), images, file=tmp_path / "missing", repeats=1)
+        report(model, images, file=tmp_path / "missing")
 
 
 def test_table_fits_a_terminal(images):
@@ -203,7 +262,8 @@ def test_table_fits_a_terminal(images):
     table = str(report(deep, images, small(), repeats=1))
     assert max(map(len, table.splitlines())) <= 100
     header, rule, *body = table.splitlines()
-    assert header.split() == ["layer", "type", "precision", "parameters", "bytes", "MACs", "ms"]
+    columns = ["layer", "type", "precision", "parameters", "bytes", "bits", "MACs", "ms"]
+    assert header.split() == columns
     assert [line.split()[1] for line in body[:4]] == ["Conv2d", "BatchNorm2d", "Conv2d", "Linear"]
     assert body[0].startswith("…") and body[0].split()[0].endswith(".0")
     assert "per batch of 4, median of 1 runs on cpu, CPU threads:" in table
@@ -213,8 +273,8 @@ def test_table_fits_a_terminal(images):
 def test_markdown_has_a_row_per_layer(images):
     lines = report(small(), images, repeats=1).to_markdown().split("\n\n")[0].splitlines()
     assert len(lines) == 2 + 4 + 1
-    assert {line.count("|") for line in lines} == {8}
-    assert lines[2].startswith("| 0 | Conv2d | float32 | 432 | 1,728 | 6.912 k |")
+    assert {line.count("|") for line in lines} == {9}
+    assert lines[2].startswith("| 0 | Conv2d | float32 | 432 | 1,728 | 32.00 | 6.912 k |")
 
 
 def test_dict_is_json(images):
@@ -255,17 +315,3 @@ def test_cuda(images, cuda):
     result = report(small().to(cuda), images.to(cuda), repeats=3)
     assert result.device == torch.cuda.get_device_name() and result.total.latency_ms > 0
     assert all(row.latency_ms > 0 for row in result.layers)
-
-
-def test_scatter_writes_a_png(tmp_path):
-    pytest.importorskip("matplotlib")
-    path = tmp_path / "plot.png"
-    scatter([("float", 1.1e6, 2.0), ("binary", 4e4, 5.0), ("binary + ANC", 4e4, 5.0)], path)
-    data = path.read_bytes()
-    assert data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) > 5000
-
-
-@pytest.mark.parametrize("points", [[], [("empty", 0, 1.0)]])
-def test_scatter_needs_sizes(points, tmp_path):
-    with pytest.raises(ValueError, match="needs points"):
-        scatter(points, tmp_path / "plot.png")

@@ -13,7 +13,18 @@ from torch import nn
 from nncx import _describe, _files, _rebuild, _store
 from nncx import models as nncx_models
 from nncx._store import load, save
-from nncx.compress import XNOR, BinaryConnect, DeepCompression, Half, Int8, convert, freeze
+from nncx.compress import (
+    INQ,
+    TTQ,
+    XNOR,
+    BinaryConnect,
+    DeepCompression,
+    Half,
+    Int8,
+    Pruning,
+    convert,
+    freeze,
+)
 from nncx.graph import Graph
 from nncx.models import MLP, VGG9, LeNet5, LeNet300100, MobileNet, NiN, ResNet, ShuffleNetV2
 from nncx.nn import (
@@ -25,10 +36,16 @@ from nncx.nn import (
     GroupedConv2d,
     HalfConv2d,
     HalfLinear,
+    INQConv2d,
+    INQLinear,
     Int8Conv2d,
     Int8Linear,
+    PrunedConv2d,
+    PrunedLinear,
     SharedConv2d,
     SharedLinear,
+    TTQConv2d,
+    TTQLinear,
     XNORConv2d,
     XNORLinear,
 )
@@ -93,18 +110,36 @@ METHODS = {
     "frozen xnor": lambda model: freeze(convert(model, XNOR())),
     "binary connect": lambda model: convert(model, BinaryConnect(stochastic=True)),
     "frozen binary connect": lambda model: freeze(convert(model, BinaryConnect())),
+    "ttq": lambda model: convert(model, TTQ()),
+    "inq in the middle": lambda model: _quantized(convert(model, INQ()), 0.5),
+    "frozen inq": lambda model: freeze(_quantized(convert(model, INQ(bits=4)), 1)),
     "deep compression": lambda model: convert(model, DeepCompression(4, 3)),
     "frozen deep compression": lambda model: freeze(convert(model, DeepCompression(4, 3))),
     "frozen half": lambda model: freeze(convert(model, Half())),
+    "pruned": lambda model: _pruned(model),
+    "frozen pruned": lambda model: freeze(_pruned(model)),
     "int8": lambda model: _calibrated(convert(model, Int8(symmetric=True))),
     "frozen int8": lambda model: freeze(_calibrated(convert(model, Int8(per_channel=False)))),
 }
+
+
+def _quantized(model, fraction):
+    for layer in model.modules():
+        if hasattr(layer, "quantize_largest"):
+            layer.quantize_largest(fraction)
+    return model
 
 
 def _calibrated(model):
     for layer in model.modules():
         if hasattr(layer, "set_input_range"):
             layer.set_input_range(-1, 2)
+    return model
+
+
+def _pruned(model):
+    method = Pruning(sparsity=0.8)
+    list(method.steps(convert(model, method)))
     return model
 
 
@@ -330,6 +365,9 @@ SAMPLES = [
     *(BinaryConnectConv2d(4, 6, (3, 2), 2, groups=2, stochastic=True), BinaryConnectLinear(3, 4)),
     *(Int8Conv2d(4, 6, 3, padding="same", symmetric=True), Int8Linear(3, 4, per_channel=False)),
     *(HalfConv2d(4, 6, 3, storage="bfloat16"), HalfLinear(3, 4)),
+    *(TTQConv2d(4, 6, 3, threshold=0.1, masked=True), TTQLinear(3, 4)),
+    *(INQConv2d(4, 6, 3, bits=3), INQLinear(3, 4, masked=True)),
+    *(PrunedConv2d(4, 6, 3, padding="same", gap_bits=3), PrunedLinear(3, 4)),
     *(SharedConv2d(4, 6, 3, bits=3, masked=True), SharedLinear(3, 4, bits=2)),
     *(DepthwiseConv2d(4, 3, 2, padding=1, multiplier=2, activation="relu6"), ChannelShuffle(2)),
     GroupedConv2d(6, 4, 1, groups=2, bias=False, shuffle=2, activation="relu"),

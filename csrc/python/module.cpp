@@ -12,6 +12,7 @@
 #include "isa.h"
 #include "prepacked.h"
 #include "python/cuda_plans.h"
+#include "python/entropy_arrays.h"
 
 namespace {
 
@@ -91,4 +92,5 @@ PYBIND11_MODULE(_C, m) {
         "Bytes of a prepacked int8 weight: on \"cuda\", or else under the active CPU path; sizes "
         "are those of one group.");
   bind_cuda_plans(m);
+  bind_entropy(m);
 }

@@ -6,10 +6,14 @@ from nncx.compress._freeze import freeze, repack
 from nncx.compress.binary_connect import BinaryConnect
 from nncx.compress.deep_compression import DeepCompression
 from nncx.compress.half import Half
+from nncx.compress.hashed import Hashed
 from nncx.compress.inq import INQ
 from nncx.compress.int8 import Int8
 from nncx.compress.int8_ptq import Sensitivity, quantize, sensitivity, vanhoucke
+from nncx.compress.low_rank import LowRank
 from nncx.compress.mobile import Mobile
+from nncx.compress.pruning import Pruning
+from nncx.compress.reconstruction import Reconstruction, reconstruct
 from nncx.compress.ttq import TTQ
 from nncx.compress.xnor import XNOR
 
@@ -20,14 +24,19 @@ __all__ = [
     "TTQ",
     "XNOR",
     "Half",
+    "Hashed",
     "Int8",
+    "LowRank",
     "Method",
     "Mobile",
+    "Pruning",
+    "Reconstruction",
     "Sensitivity",
     "convert",
     "fold_batch_norm",
     "freeze",
     "quantize",
+    "reconstruct",
     "repack",
     "sensitivity",
     "vanhoucke",

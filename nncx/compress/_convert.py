@@ -33,7 +33,11 @@ class Method(Protocol):
         """Whether the method has a layer for `module`."""
 
     def replace(self, module: nn.Module) -> nn.Module:
-        """That layer, with the Parameters and the mode of `module`."""
+        """That layer, with the mode of `module` and, where they still fit, its Parameters.
+
+        Of a method with a true `numbers_layers`, which others need not have, it takes as well how
+        many layers are replaced before this one.
+        """
 
 
 def convert(
@@ -41,7 +45,8 @@ def convert(
 ) -> nn.Module:
     """Swap every layer that `method` has a counterpart for, in place; all of it or nothing.
 
-    The new layers hold the old layers' Parameters, so optimizers stay valid. A method that
+    The new layers hold the old layers' Parameters, so optimizers stay valid (but for
+    `nncx.LowRank`, whose layers have fewer). A method that
     binarises inputs also removes each ReLU (or another activation that is never negative) and each
     dropout that feeds only its layers: the sign of what a ReLU gives, and of the zeros of a
     dropout, is +1. A method that folds replaces what its layers do of what is behind them, if the
@@ -100,10 +105,8 @@ def convert(
         check_no_hooks(module, names[module][0], "convert")
     _check_held_once(names, {*targets, *removed})
     swaps = {
-        module: method.replace(module, behind[module])
-        if module in behind
-        else method.replace(module)
-        for module in targets
+        module: method.replace(module, *_particulars(method, number, behind.get(module)))
+        for number, module in enumerate(targets)
     }
     swaps |= {module: nn.Identity() for module in removed}
     for module, new in swaps.items():
@@ -111,6 +114,15 @@ def convert(
             parent, _, attribute = name.rpartition(".")
             setattr(model.get_submodule(parent), attribute, new)
     return model
+
+
+def _particulars(
+    method: Method, number: int, behind: tuple[nn.Module, ...] | None
+) -> tuple[object, ...]:
+    """What else the method wants to know of a layer."""
+    if getattr(method, "numbers_layers", False):
+        return (number,)
+    return () if behind is None else (behind,)
 
 
 def _check_arguments(model: nn.Module, method: Method) -> None:

@@ -5,6 +5,7 @@ from typing import TypeVar
 from torch import nn
 
 from nncx.nn.packed import PackedLayer
+from nncx.nn.pruned import PrunedConv2d, PrunedLinear
 
 GEOMETRY = {
     nn.Conv2d: (
@@ -15,7 +16,7 @@ GEOMETRY = {
 }
 
 # Layers that are torch's but for a `mask` of their weight, which layers of a codebook take over.
-PRUNED: dict[type[nn.Module], type[nn.Module]] = {}
+PRUNED = {PrunedConv2d: nn.Conv2d, PrunedLinear: nn.Linear}
 
 Layer = TypeVar("Layer", bound=PackedLayer)
 

@@ -2,7 +2,7 @@
 
 import copy
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nncx._table import text_table
+from nncx.compress._batches import inputs_of
 from nncx.compress._counterpart import check_no_hooks, check_weight
 from nncx.compress._fold import fold_batch_norm
 from nncx.compress._skip import Skip, names_of, skipped
@@ -62,7 +63,7 @@ def quantize(
     Integer-Arithmetic-Only Inference", CVPR 2018; Krishnamoorthi, "Quantizing deep convolutional
     networks for efficient inference", 2018.
     """
-    first, inputs = _inputs(batches, "quantize")
+    first, inputs = inputs_of(batches, "quantize")
     graph = _float_graph(model, first, "quantize")
     method = Int8(per_channel=per_channel, symmetric=symmetric)
     swaps = _calibrated(graph, inputs, observer or MinMax(), method, skip, "quantize")
@@ -80,7 +81,7 @@ def vanhoucke(model: nn.Module, batches: Iterable[Any]) -> Graph:
 
     Paper: Vanhoucke, Senior and Mao, "Improving the speed of neural networks on CPUs", 2011.
     """
-    first, inputs = _inputs(batches, "vanhoucke")
+    first, inputs = inputs_of(batches, "vanhoucke")
     graph = _float_graph(model, first, "vanhoucke")
     input_layer = [name for name, layer in graph.named_layers().items() if Int8().replaces(layer)]
     return quantize(graph, inputs, MinMax(), skip=input_layer[:1], per_channel=False)
@@ -154,7 +155,7 @@ def sensitivity(
     Raises:
         ValueError, TypeError: as `quantize`.
     """
-    first, inputs = _inputs(batches, "sensitivity")
+    first, inputs = inputs_of(batches, "sensitivity")
     kept = list(inputs)
     graph = _float_graph(model, first, "sensitivity")
     method = Int8(per_channel=per_channel, symmetric=symmetric)
@@ -177,39 +178,20 @@ def sensitivity(
     )
 
 
-def _inputs(batches: Iterable[Any], task: str) -> tuple[Tensor, Iterator[Tensor]]:
-    """The first input, and all of them with it."""
-    if isinstance(batches, Tensor):
-        raise TypeError(
-            f"{task}: batches must be several, as a list or a data loader, got one tensor; pass"
-            " [inputs]"
-        )
-    inputs = (_input(batch, task) for batch in batches)
-    first = next(inputs, None)
-    if first is None:
-        raise ValueError(
-            f"{task}: batches must be at least one, got none; pass inputs of the model, such as a"
-            " data loader (an iterator that was read before is empty)"
-        )
-    return first, chain([first], inputs)
-
-
-def _input(batch: Any, task: str) -> Tensor:
-    value = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
-    if not isinstance(value, Tensor):
-        raise TypeError(
-            f"{task}: a batch must be a tensor, or a tuple that begins with one, got"
-            f" {type(value).__name__}; pass inputs of the model"
-        )
-    return value
-
-
 def _float_graph(model: nn.Module, example: Tensor, task: str) -> Graph:
-    graph = model if isinstance(model, Graph) else trace(model, example)
+    graph = model if _is_flat(model) else trace(model, example)
     for name, layer in graph.named_layers().items():
         check_weight(layer, name, task)
         check_no_hooks(layer, name, task)
     return fold_batch_norm(copy.deepcopy(graph).eval(), example)
+
+
+def _is_flat(model: nn.Module) -> bool:
+    """Whether it is a graph all of whose layers are nodes: those that `nncx.LowRank` puts in the
+    place of one are a network of their own."""
+    return isinstance(model, Graph) and not any(
+        isinstance(layer, nn.Sequential) for layer in model.named_layers().values()
+    )
 
 
 def _calibrated(

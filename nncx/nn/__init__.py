@@ -3,6 +3,7 @@
 from nncx.nn.binary_connect import BinaryConnectConv2d, BinaryConnectLinear
 from nncx.nn.fold import fold_sign
 from nncx.nn.half import HalfConv2d, HalfLinear
+from nncx.nn.hashed import HashedLinear
 from nncx.nn.inq import INQConv2d, INQLinear
 from nncx.nn.int8 import Int8Conv2d, Int8Linear
 from nncx.nn.losses import SquaredHingeLoss
@@ -14,6 +15,7 @@ from nncx.nn.mobile import (
 )
 from nncx.nn.native import NativeLayer
 from nncx.nn.packed import PackedLayer
+from nncx.nn.pruned import PrunedConv2d, PrunedLinear
 from nncx.nn.shared import SharedConv2d, SharedLinear
 from nncx.nn.ttq import TTQConv2d, TTQLinear
 from nncx.nn.xnor import XNORConv2d, XNORLinear
@@ -29,10 +31,13 @@ __all__ = [
     "HalfLinear",
     "INQConv2d",
     "INQLinear",
+    "HashedLinear",
     "Int8Conv2d",
     "Int8Linear",
     "NativeLayer",
     "PackedLayer",
+    "PrunedConv2d",
+    "PrunedLinear",
     "SharedConv2d",
     "SharedLinear",
     "SquaredHingeLoss",

@@ -23,6 +23,7 @@ class _BinaryConnectLayer(CodebookLayer):
     bits = 1
     constant_codebook = True
     precision = "binary weights"
+    bits = 1
     stochastic: bool
 
     def _init_binary_connect(self, stochastic: bool) -> None:

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from nncx import ops
 from nncx.nn.codes import pack_codes, packed_size
-from nncx.nn.geometry import PackedConv2d, PackedLinear
+from nncx.nn.geometry import PackedConv2d, PackedLinear, kernel_input
 from nncx.nn.packed import PackedLayer
 
 
@@ -144,7 +144,7 @@ class CodebookConv2d(CodebookLayer, PackedConv2d):
 
     def _kernel(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
         output = ops.codebook_conv2d(
-            _kernel_input(input),
+            kernel_input(input),
             self._prepacked,
             self._kernel_codebook(),
             self.bits,
@@ -176,7 +176,7 @@ class CodebookLinear(CodebookLayer, PackedLinear):
 
     def _kernel(self, rows: Tensor) -> Tensor:
         output = ops.codebook_linear(
-            _kernel_input(rows),
+            kernel_input(rows),
             self._prepacked,
             self._kernel_codebook(),
             self.bits,
@@ -191,12 +191,3 @@ class CodebookLinear(CodebookLayer, PackedLinear):
 
     def _prepack(self, codes: Tensor) -> Tensor:
         return ops.codebook_linear_prepack(codes, self.bits, self.in_features, self.out_features)
-
-
-def _kernel_input(input: Tensor) -> Tensor:
-    """In a dtype that the native ops take, which is that of their output: under autocast its."""
-    if input.dtype == torch.float64:
-        return input.float()
-    if torch.is_autocast_enabled(input.device.type):
-        return input.to(torch.get_autocast_dtype(input.device.type))
-    return input

@@ -92,6 +92,15 @@ def kernel_dtype(input: Tensor) -> torch.dtype:
     return input.dtype if input.dtype in native else torch.float32
 
 
+def kernel_input(input: Tensor) -> Tensor:
+    """In a dtype that the native ops take, which is that of their output: under autocast its."""
+    if input.dtype == torch.float64:
+        return input.float()
+    if torch.is_autocast_enabled(input.device.type):
+        return input.to(torch.get_autocast_dtype(input.device.type))
+    return input
+
+
 def no_autocast(device: torch.device) -> AbstractContextManager:
     """For sums of integers: autocast would make them half precision, exact up to 2**11 only."""
     if device.type == "meta":  # which has none to switch off

@@ -1,15 +1,12 @@
 """Layers whose weights are stored in 16 bits: half the file, float arithmetic.
 
-There is no native op behind them: evaluation widens the weights once, when it packs, and runs
-torch's own float kernels, which on a CPU are faster than those of 16 bits. So a frozen layer takes
-half of a float layer's room in a file, and half as much again in memory.
+On a CPU torch's float kernels, which evaluation runs, are faster than those of 16 bits.
 """
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from nncx.nn.geometry import PackedConv2d, PackedLinear
+from nncx.nn.expanded import ExpandedConv2d, ExpandedLinear
 from nncx.nn.packed import PackedLayer
 from nncx.nn.quantizers import half_weight
 
@@ -38,9 +35,6 @@ class _HalfLayer(PackedLayer):
         largest = self.weight.detach().abs().max().item()
         return f"must have weights that {self.storage} holds, got {largest:.3g}; keep it float"
 
-    def _has_kernel(self, device: torch.device) -> bool:
-        return device.type != "meta"
-
     def _stored(self) -> Tensor:
         if self.frozen:
             return self.packed_weight
@@ -49,21 +43,14 @@ class _HalfLayer(PackedLayer):
     def _drop_weight(self) -> None:
         self.packed_weight = self._stored()
 
-    def _pack(self) -> None:
-        self._prepacked = self._stored().float()
+    def _expanded(self) -> Tensor:
+        return self._stored().float()
 
-    def _kernel_operands(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self._in_dtype_of(input, self._prepacked)
-
-    def _float_operands(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
-        return self._in_dtype_of(input, half_weight(self.weight, STORAGES[self.storage]))
-
-    def _in_dtype_of(self, input: Tensor, weight: Tensor) -> tuple[Tensor, Tensor | None]:
-        """What torch's function takes: weight and bias."""
-        return weight.to(input.dtype), None if self.bias is None else self.bias.to(input.dtype)
+    def _trained(self) -> Tensor:
+        return half_weight(self.weight, STORAGES[self.storage])
 
 
-class HalfConv2d(_HalfLayer, PackedConv2d):
+class HalfConv2d(_HalfLayer, ExpandedConv2d):
     """`nn.Conv2d` with weights that 16 bits hold.
 
     Forward: `conv2d(x, W_h) + bias`, in the dtype of x, with W_h the weight rounded to `storage`.
@@ -78,8 +65,6 @@ class HalfConv2d(_HalfLayer, PackedConv2d):
     Raises:
         ValueError: for another `storage`.
     """
-
-    op = "conv2d"  # of torch
 
     def __init__(
         self,
@@ -112,19 +97,8 @@ class HalfConv2d(_HalfLayer, PackedConv2d):
         )
         self._init_half(storage)
 
-    def _kernel(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
-        return self._convolve(input, *self._kernel_operands(input), padding)
 
-    def _float(self, input: Tensor, padding: tuple[int, int]) -> Tensor:
-        return self._convolve(input, *self._float_operands(input), padding)
-
-    def _convolve(
-        self, input: Tensor, weight: Tensor, bias: Tensor | None, padding: tuple[int, int]
-    ) -> Tensor:
-        return F.conv2d(input, weight, bias, self.stride, padding, self.dilation, self.groups)
-
-
-class HalfLinear(_HalfLayer, PackedLinear):
+class HalfLinear(_HalfLayer, ExpandedLinear):
     """`nn.Linear` with weights that 16 bits hold.
 
     Forward: `linear(x, W_h) + bias`, in the dtype of x, with W_h the weight rounded to `storage`.
@@ -139,8 +113,6 @@ class HalfLinear(_HalfLayer, PackedLinear):
         ValueError: for another `storage`.
     """
 
-    op = "linear"  # of torch
-
     def __init__(
         self,
         in_features: int,
@@ -153,9 +125,3 @@ class HalfLinear(_HalfLayer, PackedLinear):
     ) -> None:
         super().__init__(in_features, out_features, bias, device, dtype)
         self._init_half(storage)
-
-    def _kernel(self, rows: Tensor) -> Tensor:
-        return F.linear(rows, *self._kernel_operands(rows))
-
-    def _float(self, rows: Tensor) -> Tensor:
-        return F.linear(rows, *self._float_operands(rows))

@@ -77,8 +77,8 @@ class _INQLayer(CodebookLayer):
         if self.codes.is_meta or self.quantized == self.weights:
             return None
         return (
-            f"must have all its weights quantised, got {self.quantized / self.weights:.1%} of them;"
-            " run the steps of nncx.INQ to the end"
+            f"must have all its weights quantised, got {self.quantized} of {self.weights}; run the"
+            " steps of nncx.INQ to the end"
         )
 
     def _extra_arguments(self) -> str:

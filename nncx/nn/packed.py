@@ -13,7 +13,7 @@ code, any. What exists in one mode only is no buffer: `buffers()` must not depen
 
 import functools
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -54,6 +54,25 @@ class PackedLayer(NativeLayer):
 
     def reset_buffers(self) -> None:
         """Give what a new layer has besides weight and bias first values, where its weight is."""
+
+    def adopt_sizes(self, state: Mapping[str, Tensor], prefix: str) -> None:
+        """Give a frozen layer's buffers the sizes they have in a state dict that it is to load.
+
+        Most have only those that follow from the constructor's arguments. What cannot be is left
+        as it is: whoever loads compares.
+
+        Args:
+            state: from anywhere; the names of this layer's tensors begin with `prefix`.
+        """
+
+    def code_widths(self) -> dict[str, int]:
+        """The buffers of a frozen layer that are dense codes, uint8 `[bytes]`: bits of a code.
+
+        `nncx.save(entropy=True)` makes them smaller. By default `packed_weight` is one, if the
+        layer has `bits`.
+        """
+        bits = getattr(self, "bits", None)
+        return {} if bits is None else {"packed_weight": bits}
 
     def why_not_freezable(self) -> str | None:
         """What the layer lacks to run without its float weight, the end of a sentence."""
@@ -115,6 +134,13 @@ class PackedLayer(NativeLayer):
         if not self.frozen:
             self.repack()
         return self
+
+    def _load_from_state_dict(
+        self, state_dict: dict[str, Any], prefix: str, *arguments: Any
+    ) -> None:
+        if self.frozen:
+            self.adopt_sizes(state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *arguments)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "PackedLayer":
         before = dict(self._buffers)

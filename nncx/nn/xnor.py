@@ -30,6 +30,7 @@ class _XNORLayer(PackedLayer):
     """What the two layers share: the scale alpha, and signs packed to one bit."""
 
     precision = "binary"
+    bits = 1  # of a packed weight
     scale: str
     alpha: Tensor | None
 

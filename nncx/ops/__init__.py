@@ -10,6 +10,8 @@ from nncx.ops.codebook_linear import codebook_linear, codebook_linear_prepack
 from nncx.ops.depthwise_conv2d import depthwise_conv2d
 from nncx.ops.depthwise_separable_conv2d import depthwise_separable_conv2d
 from nncx.ops.grouped_conv2d import grouped_conv2d
+from nncx.ops.hashed_linear import hashed_linear
+from nncx.ops.hashed_weight import hashed_bucket_sums, hashed_weight
 from nncx.ops.int8_conv2d import int8_conv2d, int8_conv2d_prepack
 from nncx.ops.int8_linear import int8_linear, int8_linear_prepack
 from nncx.ops.max_pool2d_signs import max_pool2d_signs
@@ -32,6 +34,9 @@ __all__ = [
     "depthwise_conv2d",
     "depthwise_separable_conv2d",
     "grouped_conv2d",
+    "hashed_bucket_sums",
+    "hashed_linear",
+    "hashed_weight",
     "int8_conv2d",
     "int8_conv2d_prepack",
     "int8_linear",

@@ -16,6 +16,8 @@ from nncx.nn import (
     INQLinear,
     Int8Conv2d,
     Int8Linear,
+    PrunedConv2d,
+    PrunedLinear,
     SharedConv2d,
     SharedLinear,
     TTQConv2d,
@@ -45,8 +47,8 @@ class Family:
     """The two layers of a method, built with `arguments`, which `repr` shows as `shown`.
 
     Those that must know the range of their input get `input_range` and do not follow it, so that
-    training and evaluation compute the same. A mask gets some False; weights that are quantised in
-    steps are all quantised.
+    training and evaluation compute the same. A mask gets some False, that of a pruned layer six in
+    seven; weights that are quantised in steps are all quantised.
     """
 
     conv_class: type[nn.Conv2d]
@@ -76,7 +78,9 @@ class Family:
         if self.input_range is not None:
             layer.set_input_range(*self.input_range)
             layer.observe = False
-        if "mask" in self.buffers:
+        if isinstance(layer, PrunedConv2d | PrunedLinear):
+            layer.mask.copy_(torch.rand_like(layer.weight) < 1 / 7)
+        elif "mask" in self.buffers:
             layer.mask.flatten()[::3] = False
             layer.reset_buffers()
         if self.held and not layer.weight.is_meta:
@@ -189,6 +193,16 @@ FAMILIES["int8, a scale a layer, symmetric"] = Family(
     {"per_channel": False, "symmetric": True},
     ", per_channel=False, symmetric=True",
     **_INT8,
+)
+FAMILIES["pruned"] = Family(
+    PrunedConv2d,
+    PrunedLinear,
+    {},
+    "",
+    {"packed_weight", "gaps"},
+    sums_integers=False,
+    native=False,
+    buffers=frozenset({"mask"}),
 )
 
 

@@ -81,6 +81,20 @@ def codebook_linear(changes: dict) -> tuple:
     return call(NNCX.codebook_linear, arguments, changes)
 
 
+def hashed_linear(changes: dict) -> tuple:
+    arguments = {
+        "input": torch.randn(3, 70),
+        "buckets": torch.randn(40),
+        "seed": 1,
+        "in_features": 70,
+        "out_features": 5,
+        "bias": torch.rand(5),
+        "activation": "relu",
+        "out_dtype": torch.float16,
+    }
+    return call(NNCX.hashed_linear, arguments, changes)
+
+
 def channel_shuffle(changes: dict) -> tuple:
     return call(NNCX.channel_shuffle, {"input": torch.randn(2, 6, 5, 4), "groups": 3}, changes)
 
@@ -310,6 +324,20 @@ def samples() -> list[Sample]:
         Sample(NNCX.codebook_linear_prepack, (codes(132), 3, 70, 5), {}),
         Sample(codebook_linear_op, codebook_linear_args, {}),
         Sample(codebook_linear_op, codebook_linear_args[:6], {"bias": torch.rand(5)}),
+        Sample(*hashed_linear({}), {}),
+        Sample(*hashed_linear({"input": torch.randn(3, 70).half(), "out_dtype": None}), {}),
+        Sample(
+            *hashed_linear(
+                {
+                    "input": torch.randn(3, 70).requires_grad_(),
+                    "buckets": torch.randn(40).requires_grad_(),
+                    "bias": torch.rand(5).requires_grad_(),
+                    "activation": "relu6",
+                    "out_dtype": None,
+                }
+            ),
+            {},
+        ),
         Sample(*channel_shuffle({"input": int8(2, 6, 5)}), {}),
         Sample(
             *channel_shuffle(

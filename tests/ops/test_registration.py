@@ -16,6 +16,7 @@ from samples import (
     depthwise_conv,
     every_sample,
     grouped_conv,
+    hashed_linear,
     int8,
     int8_conv,
     int8_linear,
@@ -173,6 +174,28 @@ REFUSED = {
     "codebook linear activation": codebook_linear({"activation": "ReLU"}),
     "codebook linear out_dtype": codebook_linear({"out_dtype": torch.int8}),
     "codebook linear weight 2-D": codebook_linear({"weight": byte(5, 70)}),
+    "hashed linear input 1-D": hashed_linear({"input": torch.ones(70)}),
+    "hashed linear input features": hashed_linear({"input": torch.ones(3, 71)}),
+    "hashed linear input float64": hashed_linear({"input": torch.ones(3, 70).double()}),
+    "hashed linear no buckets": hashed_linear({"buckets": torch.ones(0)}),
+    "hashed linear buckets 2-D": hashed_linear({"buckets": torch.ones(4, 10)}),
+    "hashed linear buckets dtype": hashed_linear({"buckets": torch.ones(40).half()}),
+    "hashed linear in_features negative": hashed_linear({"in_features": -1}),
+    "hashed linear too many terms": hashed_linear({"in_features": 2**30}),
+    "hashed linear outputs that overflow": hashed_linear({"out_features": 2**63 - 1}),
+    "hashed linear bias size": hashed_linear({"bias": torch.ones(4)}),
+    "hashed linear bias dtype": hashed_linear({"bias": torch.ones(5).half()}),
+    "hashed linear activation": hashed_linear({"activation": "gelu"}),
+    "hashed linear out_dtype": hashed_linear({"out_dtype": torch.float64}),
+    "hashed weight no buckets": (NNCX.hashed_weight, (torch.ones(0), 0, 4, 3)),
+    "hashed weight buckets 2-D": (NNCX.hashed_weight, (torch.ones(5, 1), 0, 4, 3)),
+    "hashed weight buckets dtype": (NNCX.hashed_weight, (torch.ones(5).half(), 0, 4, 3)),
+    "hashed weight in_features negative": (NNCX.hashed_weight, (torch.ones(5), 0, -4, 3)),
+    "hashed weight beyond memory": (NNCX.hashed_weight, (torch.ones(5), 0, 2**29, 2**40)),
+    "hashed bucket sums 1-D": (NNCX.hashed_bucket_sums, (torch.ones(4), 0, 5)),
+    "hashed bucket sums dtype": (NNCX.hashed_bucket_sums, (torch.ones(3, 4).half(), 0, 5)),
+    "hashed bucket sums of none": (NNCX.hashed_bucket_sums, (torch.ones(3, 4), 0, 0)),
+    "hashed bucket sums of too many": (NNCX.hashed_bucket_sums, (torch.ones(3, 4), 0, 2**31)),
     "shuffle 2-D": channel_shuffle({"input": torch.ones(2, 6)}),
     "shuffle groups 0": channel_shuffle({"groups": 0}),
     "shuffle groups not dividing": channel_shuffle({"groups": 4}),
@@ -374,6 +397,11 @@ def test_flops_count_two_per_product() -> None:
         for op, arguments in (codebook_conv({}), codebook_linear({})):
             op(*arguments)
     assert counter.get_total_flops() == 2 * (2 * 4 * 3 * 2 * 9 * 3) + 2 * (3 * 70 * 5)
+    with FlopCounterMode(display=False) as counter:
+        op, arguments = hashed_linear({})
+        op(*arguments)
+        NNCX.hashed_bucket_sums(NNCX.hashed_weight(torch.ones(5), 0, 4, 3), 0, 5)
+    assert counter.get_total_flops() == 2 * (3 * 70 * 5)
     with FlopCounterMode(display=False) as counter:
         op, arguments = grouped_conv({})
         op(*arguments)

@@ -1,0 +1,124 @@
+"""The methods of `nncx compress` that train: a table, and what they do to a network one by one.
+
+A method is an object with settings for `nncx.convert`. If it has `steps`, which moves its next
+share of the weights each time, the network is trained after each of them, else once; always with a
+new optimizer, and the epoch that is kept is chosen on the validation split.
+
+Each training keeps a checkpoint in the output folder. A run that is interrupted does all again when
+it is called again: what a step does depends on nothing but the network that it finds, and a
+training that is through only gives it back.
+"""
+
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from nncx import _processes, _recipe, data, train
+from nncx._recipe import LOSSES, Recipe, Setup, Training
+from nncx.compress import XNOR, Method, convert
+from nncx.distill import Stage
+from nncx.nn import PackedLayer
+
+METHODS: dict[str, Callable[..., Method]] = {
+    "xnor": XNOR,
+}
+
+
+@dataclass(frozen=True)
+class Finetuned:
+    """One training of a method.
+
+    Attributes:
+        name: of the method; where it has steps, with the number of the step.
+        step: the figures of the step before it, None without steps.
+        best_epoch: the one that was kept, counted from 1.
+        history: what `train.fit` returned.
+    """
+
+    name: str
+    step: dict[str, Any] | None
+    best_epoch: int
+    history: list[dict[str, float]]
+
+
+def made(name: str, options: Mapping[str, Any]) -> Method:
+    """The method of `METHODS` with these settings.
+
+    Raises:
+        ValueError: for settings that it does not have or that cannot be.
+    """
+    try:
+        return METHODS[name](**options)
+    except TypeError as error:  # an option that it does not have, or of a wrong type
+        raise ValueError(f"{name} cannot be made with {dict(options)}: {error}") from error
+
+
+def finetune(
+    recipe: Recipe,
+    methods: Mapping[str, Method],
+    skip: Sequence[str],
+    model: nn.Module,
+    splits: data.Splits,
+    out: Path,
+    setup: Setup,
+) -> tuple[nn.Module, list[Finetuned]]:
+    """Apply the methods one after the other, and train.
+
+    Args:
+        recipe: how.
+        skip: names of layers and blocks that stay as they are; none leaves it to the method.
+        model: with float weights; changed.
+
+    Returns:
+        The network, not frozen yet, on the CPU, and its trainings.
+
+    Raises:
+        ValueError: if `model` has frozen layers, or cannot be converted.
+        FloatingPointError, KeyboardInterrupt: as `train.fit`.
+    """
+    if methods:
+        _check_float(model)
+    trainings = []
+    for name, method in methods.items():
+        torch.manual_seed(recipe.seed)
+        model = convert(model, method, skip or None)
+        for stage, step in _stages(name, method, recipe, model):
+            out.mkdir(parents=True, exist_ok=True)  # not before it is clear that all can be
+            optimizer = _recipe.student_optimizer(recipe, model, stage)
+            training = Training(stage, [optimizer], recipe.epochs, keep_best=True)
+            history = _recipe.fit(recipe, model, training, splits, out, out / stage.name, setup)
+            best_epoch = _recipe.best_epoch(history)
+            trainings.append(Finetuned(stage.name, step, best_epoch, history))
+        model.cpu()
+    return model, trainings
+
+
+def _stages(
+    name: str, method: Method, recipe: Recipe, model: nn.Module
+) -> Iterator[tuple[Stage, dict[str, Any] | None]]:
+    """What is to be trained, and the figures of the step before it, which is told on stderr."""
+
+    def stage(name: str) -> Stage:
+        return Stage(name, train.Supervised(model, LOSSES[recipe.loss]()))
+
+    if not hasattr(method, "steps"):
+        yield stage(name), None
+        return
+    for number, step in enumerate(method.steps(model), 1):
+        if _processes.rank() == 0:
+            print(step, file=sys.stderr)
+        yield stage(f"{name}-{number}"), asdict(step)
+
+
+def _check_float(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, PackedLayer) and module.frozen:
+            raise ValueError(
+                f"a method that trains needs float weights, got a frozen {type(module).__name__} at"
+                f" '{name}'; pass the network that it was made of"
+            )
