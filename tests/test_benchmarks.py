@@ -13,7 +13,8 @@ from types import ModuleType
 import pytest
 import torch
 
-    own_tables = {}
+import nncx
+from nncx import _C, _entropy, ops
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SMALLEST = {

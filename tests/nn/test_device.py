@@ -20,7 +20,10 @@ from nncx.nn.packed import has_kernel
 
 NATIVE = {
     name: FAMILIES[name]
-    for name in ("XNOR", "XNOR with K", "BinaryConnect", "TTQ with a mask", "INQ", "int8")
+    for name in (
+        *("XNOR", "XNOR with K", "BinaryConnect", "TTQ with a mask", "INQ", "int8"),
+        *("shared", "shared with a mask"),
+    )
 }
 
 
