@@ -237,9 +237,11 @@ class _Walk:
         return first.expand(value.shape)
 
     def _along(
-        self, node: Node, numbers: list[Tensor], read: list[Tensor], value: Tensor
-    ) -> Tensor:
+        self, node: Node, numbers: list[Tensor], read: list[Tensor], value: Any
+    ) -> Tensor | list[Tensor]:
         """What combines elements along some dimensions, such as a pooling."""
+        if isinstance(value, tuple):  # with the positions of the maxima
+            return [self._along(node, numbers, read, each) for each in value]
         (before,) = numbers
         given = node.arguments.get("dim", (-2, -1))
         dims = (given,) if isinstance(given, int) else given or range(before.dim())
