@@ -11,6 +11,7 @@ import codebook_conv2d
 import codebook_linear
 import depthwise_conv2d
 import depthwise_separable_conv2d
+import entropy
 import grouped_conv2d
 import hashed_linear
 import int8_conv2d
@@ -43,6 +44,7 @@ MODULES = (
     depthwise_separable_conv2d,
     channel_shuffle,
     mobile_networks,
+    entropy,
 )
 BENCHMARKS = [module.BENCHMARK for module in MODULES]
 

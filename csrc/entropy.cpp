@@ -111,11 +111,19 @@ uint32_t window_at(const HuffmanStream& stream, int64_t bit) {
   return bits >> bit % 8 & (kWindows - 1);
 }
 
-// A write of `bits` into zeros, at a bit of them; the bytes that it does not reach stay as they
-// are.
-void put(uint8_t* packed, int64_t bit, uint32_t bits) {
-  bits <<= bit % 8;
-  for (int64_t byte = bit / 8; bits; bits >>= 8) packed[byte++] |= static_cast<uint8_t>(bits);
+// A write of a code of at most 8 bits into zeros, at a bit of them; it ends within `size` bytes. Two
+// bytes at once, where there are two: to ask whether the code reaches into the second takes twice as
+// long.
+void put(uint8_t* packed, int64_t size, int64_t bit, uint32_t code) {
+  code <<= bit % 8;
+  if (bit / 8 + 1 == size) {
+    packed[bit / 8] |= static_cast<uint8_t>(code);
+    return;
+  }
+  uint16_t word;
+  std::memcpy(&word, packed + bit / 8, sizeof word);
+  word |= static_cast<uint16_t>(code);
+  std::memcpy(packed + bit / 8, &word, sizeof word);
 }
 
 }  // namespace
@@ -190,29 +198,35 @@ const char* huffman_decode(const HuffmanStream& stream, uint8_t* packed) {
   Tables tables;
   fill_tables(stream.code, stream.width, tables);
   const int64_t bits = stream.count * stream.width, size = (bits + 7) / 8;
-  int64_t from = 0, to = 0;  // bits of the stream, bits of the output
+  int64_t to = 0;  // bits of the output
 
-  uint64_t waiting = 0;  // bits of the byte that is not full yet
-  while (from / 8 + 8 <= stream.size && to / 8 + 8 <= size && to + kStride <= bits) {
-    uint64_t window = load(stream.bytes + from / 8) >> from % 8;
+  // `held` bits of the stream are in the window, or more; the next load begins behind them, where a
+  // byte may be there already: the same one. Its address never waits for the look-ups before it.
+  uint64_t window = 0, waiting = 0;  // of the output, the bits of the byte that is not full yet
+  int64_t next = 0, held = 0;
+  while (next + 8 <= stream.size && to / 8 + 8 <= size && to + kStride <= bits) {
+    window |= load(stream.bytes + next) << held;
+    next += (63 - held) / 8;
+    held |= 56;
     int filled = to % 8;
     for (int i = 0; i < kLookups; ++i) {
       const uint32_t run = tables.run[window & (kWindows - 1)];
       waiting |= static_cast<uint64_t>(run >> 16) << filled;
       filled += run >> 4 & 31;
       window >>= run & 15;
-      from += run & 15;
+      held -= run & 15;
     }
     store(packed + to / 8, waiting);
     waiting >>= filled & ~7;
     to += filled - to % 8;
   }
 
+  int64_t from = 8 * next - held;  // bits of the stream
   std::memset(packed + to / 8, 0, size - to / 8);
   if (to % 8) packed[to / 8] = static_cast<uint8_t>(waiting);
   for (; to < bits; to += stream.width) {
     const uint32_t window = window_at(stream, from);
-    put(packed, to, tables.symbol[window]);
+    put(packed, size, to, tables.symbol[window]);
     from += tables.length[window];
     if (from > 8 * stream.size) return "its stream ends early";
   }
@@ -235,7 +249,7 @@ const char* relative_decode(const RelativeIndex& index, uint8_t* packed) {
     const int64_t bit = at++ * index.width;
     if (code >> index.width) return "a code of it is too large";
     if (bit + std::bit_width(code) > 8 * size) return "its last code does not fit";
-    put(packed, bit, code);
+    put(packed, size, bit, code);
   }
   if (taken < index.code_count) return "it has more nonzero codes than gaps";
   return at > codes || codes - at >= full ? "its gaps do not lead to its end" : nullptr;

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from nncx._native import _C
-from nncx.nn.codes import pack_codes, packed_size, unpack_codes
+from nncx.nn.codes import check_bits, pack_codes, packed_size, unpack_codes
 
 _HUFFMAN, _RELATIVE = 1, 2
 _HEADER = struct.Struct("<BBQ")  # kind, bits of a symbol or code, bytes of the tensor
@@ -44,6 +44,7 @@ def encode(packed: Tensor, width: int) -> Tensor:
     Raises:
         ValueError: for another width.
     """
+    check_bits(width)
     packed = packed.detach().cpu()
     best = min(_candidates(packed, width), key=lambda candidate: candidate.size)
     if best.size >= len(packed):

@@ -19,7 +19,7 @@ shift
 # Compilers of torch.compile run in processes of their own, which take minutes under a sanitizer.
 # torch.distributed has threads of its own, whose locks ThreadSanitizer does not see. The emulator of
 # GPUs switches stacks, and is not instrumented.
-tests=("$PWD"/tests/{ops,nn}
+tests=("$PWD"/tests/{ops,nn} "$PWD"/tests/test_entropy.py
   -k "not compile and not under_wrappers and not data_parallel and not emulated"
   -p no:cacheprovider --capture=sys) # a report goes to stderr past Python
 launcher=()

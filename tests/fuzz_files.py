@@ -2,17 +2,18 @@
 
     python tests/fuzz_files.py [--count N] [--seed S] [--first I]
 
-Every file is made of a whole one: a float network, frozen ones, the graph of an int8 one, a
-checkpoint of `train.fit`, the kept file of format 1. *Damage* changes bytes and must be refused.
-*Forgery* changes what the file says and renews its SHA-256: it must be refused, or be a model that
-saves and loads again, or a checkpoint that fits its run (the states of its optimizers are taken at
-their word).
+Every file is made of a whole one: a float network, frozen ones, one with entropy-coded weights, the
+graph of an int8 one, a checkpoint of `train.fit`, the kept files of all formats. *Damage* changes
+bytes and must be refused. *Forgery* changes what the file says and renews its SHA-256: it must be
+refused, or be a model that saves and loads again, or a checkpoint that fits its run (the states of
+its optimizers are taken at their word).
 
-A refusal is a ValueError. Files are loaded in a process of its own, so that a crash or a hang is
-one more result; case I of a seed is always the same file.
+A refusal is a ValueError, and takes no more than `MEMORY`. Files are loaded in a process of its
+own, so that a crash or a hang is one more result; case I of a seed is always the same file.
 """
 
 import argparse
+import base64
 import contextlib
 import copy
 import hashlib
@@ -24,6 +25,7 @@ import sys
 import tempfile
 import time
 import warnings
+import zlib
 from collections import Counter
 from collections.abc import Callable, Iterator
 from multiprocessing.connection import Connection
@@ -37,7 +39,8 @@ import nncx
 from nncx.graph._operations import OPERATIONS
 
 HANG = 60.0  # seconds, of a machine that may be busy
-KEPT = Path(__file__).parent / "files" / "model-format-1.safetensors"
+MEMORY = 1_000  # megabytes that a file of some kilobytes may take
+KEPT = sorted((Path(__file__).parent / "files").glob("model-format-*.safetensors"))
 
 
 # ---------------------------------------------------------------------------------------------
@@ -67,13 +70,22 @@ def _load_model(path: Path) -> None:
         assert torch.equal(tensor.nan_to_num(), again[name].nan_to_num()), name
 
 
+def _sparse() -> nn.Module:
+    """A frozen model whose packed weights are coded in both ways, by gaps and without."""
+    model = nn.Sequential(nncx.BinaryConnectLinear(300, 20), nncx.XNORLinear(20, 200))
+    with torch.no_grad():
+        model[0].weight.copy_(torch.rand(20, 300) - 0.995)
+        model[1].weight.copy_(torch.rand(200, 20) - 0.1)
+    return nncx.freeze(model)
+
+
 def _load_checkpoint(path: Path) -> None:
     _train(path, epochs=1)  # as many as it has: nothing is left to do
 
 
 def _whole_files(folder: Path) -> list[tuple[bytes, Callable[[Path], None]]]:
     path = folder / "whole"
-    files = [(KEPT.read_bytes(), _load_model)]
+    files = [(kept.read_bytes(), _load_model) for kept in KEPT]
     model = nncx.models.ResNet(8, width=2)
     nncx.save(model, path)
     files.append((path.read_bytes(), _load_model))
@@ -84,6 +96,8 @@ def _whole_files(folder: Path) -> list[tuple[bytes, Callable[[Path], None]]]:
             list(method.steps(converted))
         nncx.save(nncx.freeze(converted), path)
         files.append((path.read_bytes(), _load_model))
+    nncx.save(_sparse(), path, entropy=True)
+    files.append((path.read_bytes(), _load_model))
     graph = nncx.quantize(model, [torch.randn(1, 3, 8, 8)])
     nncx.save(nncx.freeze(graph), path)
     files.append((path.read_bytes(), _load_model))
@@ -148,10 +162,28 @@ class _Parts:
         self.table = json.loads(data[8:end])
         self.envelope = json.loads(self.table.pop("__metadata__")["nncx"])
         self.metadata = self.envelope["metadata"]
+        self._compact = isinstance(self.metadata, str)
+        if self._compact:
+            self.metadata = json.loads(zlib.decompress(base64.b64decode(self.metadata)))
         self.body = bytearray(data[end:])
 
+    def replace(self, name: str, data: bytes) -> None:
+        """Other bytes for a tensor, as many as they may be; b"" leaves its place empty."""
+        entry = self.table[name]
+        start, end = entry["data_offsets"]
+        self.body[start:end] = data
+        for other in self.table.values():
+            if other["data_offsets"][0] >= end:
+                other["data_offsets"] = [
+                    at + len(data) - end + start for at in other["data_offsets"]
+                ]
+        entry["data_offsets"] = [start, start + len(data)]
+
     def join(self) -> bytes:
-        self.envelope |= {"sha256": "0" * 64, "metadata": self.metadata}
+        metadata = self.metadata
+        if self._compact:
+            metadata = base64.b64encode(zlib.compress(json.dumps(metadata).encode())).decode()
+        self.envelope |= {"sha256": "0" * 64, "metadata": metadata}
         text = {"__metadata__": {"nncx": json.dumps(self.envelope)}}
         header = json.dumps(text | self.table).encode()
         data = len(header).to_bytes(8, "little") + header + self.body
@@ -301,12 +333,45 @@ def _tied(rng: random.Random, parts: _Parts) -> None:
     """One tensor under the name of another."""
     name, source = rng.choice(list(parts.table)), rng.choice(list(parts.table))
     if name != source and isinstance(parts.metadata.get("tied"), dict):
-        start, end = parts.table.pop(name)["data_offsets"]
-        del parts.body[start:end]
-        for entry in parts.table.values():
-            if entry["data_offsets"][0] >= end:
-                entry["data_offsets"] = [at - (end - start) for at in entry["data_offsets"]]
+        parts.replace(name, b"")
+        del parts.table[name]
         parts.metadata["tied"][name] = source
+
+
+def _payload(rng: random.Random, parts: _Parts) -> None:
+    """Another head, table or stream of an entropy-coded tensor; or another tensor as one."""
+    coded = parts.metadata.get("coded")
+    if not coded:
+        return
+    name = rng.choice(coded)
+    start, end = parts.table[name]["data_offsets"]
+    data = parts.body[start:end]
+    head = 10 if data[0] == 1 else 27  # without and with gaps
+    match rng.randrange(8):
+        case 0:
+            data[rng.randrange(2)] = rng.choice([0, 1, 2, 3, 7, 8, 9, 255])
+        case 1:
+            size = int.from_bytes(data[2:10], "little")
+            sizes = [0, 1, size - 1, size + 1, 8 * size, 2040 * len(data), 2**32, 2**62, 2**64 - 1]
+            data[2:10] = rng.choice(sizes).to_bytes(8, "little")
+        case 2:
+            data[rng.randrange(head)] = rng.randrange(256)
+        case 3:
+            data[head] = rng.choice([0, 1, data[head] - 1, data[head] + 1, 255]) % 256
+        case 4:
+            for _ in range(rng.choice([1, 2, 30])):  # a nibble is a length
+                at = rng.randrange(head + 1, min(len(data), head + 130))
+                data[at] ^= rng.randrange(1, 256)
+        case 5:
+            data[rng.randrange(head, len(data)) :] = rng.randbytes(rng.choice([0, 1, 50, 5000]))
+        case 6:
+            other = rng.choice(list(parts.table))
+            start, end = parts.table[other]["data_offsets"]
+            data = parts.body[start:end]
+        case 7:
+            coded[rng.randrange(len(coded))] = rng.choice(list(parts.table))
+    parts.replace(name, data)
+    parts.table[name]["shape"] = [len(data)]
 
 
 def _body(rng: random.Random, parts: _Parts) -> None:
@@ -321,7 +386,7 @@ def _envelope(rng: random.Random, parts: _Parts) -> None:
 
 FORGERY = (
     *(_hostile_value, _moved_value, _lost_value, _other_number, _other_argument, _other_type),
-    *(_deeper, _many, _graph_node, _table_entry, _tied, _body, _envelope),
+    *(_deeper, _many, _graph_node, _table_entry, _tied, _payload, _body, _envelope),
 )
 
 # ---------------------------------------------------------------------------------------------
@@ -337,7 +402,7 @@ class Result(NamedTuple):
 
     @property
     def is_bad(self) -> bool:
-        return self.outcome not in ("refused", "loaded")
+        return self.outcome not in ("refused", "loaded") or self.megabytes > MEMORY
 
 
 def _changed(rng: random.Random, whole: bytes) -> tuple[str, bool, bytes]:
@@ -436,7 +501,8 @@ def _report(results: Iterator[Result]) -> int:
             kind, outcome = result.kind, "bad" if result.is_bad else result.outcome
             table[kind, outcome] += 1
             if result.is_bad:
-                print(f"case {result.case} ({kind}): {result.outcome}", flush=True)
+                took = f"{result.seconds:.0f} s, {result.megabytes:.0f} MB"
+                print(f"case {result.case} ({kind}): {result.outcome}, {took}", flush=True)
             else:
                 slowest[outcome] = max(slowest[outcome], result, key=lambda r: r.seconds)
                 largest[outcome] = max(largest[outcome], result, key=lambda r: r.megabytes)

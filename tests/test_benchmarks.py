@@ -13,7 +13,8 @@ from types import ModuleType
 import pytest
 import torch
 
-from nncx import _C, ops
+import nncx
+from nncx import _C, _entropy, ops
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SMALLEST = {
@@ -25,8 +26,9 @@ SMALLEST = {
     "codebook_linear": "m=256 k=1024 o=1024 bits=4",
     "depthwise_conv2d": "c=1024 hw=7 k=3 nhwc",
     "depthwise_separable_conv2d": "c=512 o=1024 hw=14 s=2 nhwc",
-    "hashed_linear": "m=1 k=784 o=1000 b=12250",
+    "entropy": "bits=8 nonzero=10",
     "grouped_conv2d": "c=120 o=480 hw=14 g=3 s=1 nhwc",
+    "hashed_linear": "m=1 k=784 o=1000 b=12250",
     "int8_conv2d": "c=1024 hw=7 k=1 symmetric to int8",
     "int8_linear": "m=33 k=1001 o=999 affine",
     "max_pool2d_signs": "c=16",
@@ -105,15 +107,15 @@ def test_prints_a_header_and_a_line(bench: ModuleType, name: str, capsys) -> Non
 @pytest.mark.parametrize("name", SMALLEST)
 def test_wrong_kernel_gets_no_time(bench: ModuleType, name: str, capsys, monkeypatch) -> None:
     inside = {"xnor_conv2d": "binary_conv2d", "mobile_networks": "grouped_conv2d"}
-    op = inside.get(name, name)
-    right = getattr(ops, op)
+    home, op = (_entropy, "decode") if name == "entropy" else (ops, inside.get(name, name))
+    right = getattr(home, op)
 
     def wrong(*arguments: object, **epilogue: object) -> torch.Tensor:
         result = right(*arguments, **epilogue)
         result[(0,) * result.dim()] += 1
         return result
 
-    monkeypatch.setattr(ops, op, wrong)
+    monkeypatch.setattr(home, op, wrong)
     monkeypatch.setattr(bench, "take_turns", lambda *_: pytest.fail("timed a wrong result"))
     assert run(bench, name) == 1
     _, line = capsys.readouterr().out.splitlines()
@@ -417,3 +419,32 @@ def test_train_loop_prints_a_table_a_network(bench: ModuleType, capsys, monkeypa
     with pytest.raises(AssertionError, match="must give the same weights"):
         train_loop.main()
     torch.set_num_threads(main_threads)
+
+
+def test_low_rank_prints_a_row_a_layer(bench: ModuleType, capsys, monkeypatch, tmp_path) -> None:
+    low_rank = importlib.import_module("low_rank")
+    monkeypatch.setattr(low_rank, "SHAPES", (low_rank.Shape(6, 8, 3, 6),))
+    low_rank.main(["--rounds", "1", "--markdown", str(tmp_path / "table.md")])
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split(" | ")[1:3] for row in rows] == [
+        [batch, layout] for batch in ("1", "16") for layout in ("nchw", "nhwc")
+    ]
+    cells = [cell for row in rows for cell in row.split(" | ")[4:]]
+    assert len(cells) == 24 and all(re.fullmatch(r"[\d.]+x|-", cell) for cell in cells)
+    assert (tmp_path / "table.md").read_text().count("\n| ") == 5
+
+
+def test_low_rank_tells_what_becomes_of_a_network(bench: ModuleType, capsys, tmp_path) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    low_rank = importlib.import_module("low_rank")
+    torch.manual_seed(0)
+    nncx.save(nncx.models.LeNet5(image_size=8, padding=2), tmp_path / "net.safetensors")
+    arguments = ["--rounds", "1", "--epochs", "1", "--data", "digits", "--lr", "1e-3"]
+    low_rank.main([*arguments, "--model", str(tmp_path / "net.safetensors")])
+    rows = [row.split(" | ") for row in capsys.readouterr().out.splitlines()[2:]]
+    first, weights, by_data, trained, speed = rows
+    assert [row[0] for row in rows[1:4]] == ["scheme 2, 3x fewer", "+ data", "+ training"]
+    assert 3 * int(weights[2].replace(",", "")) <= int(first[2].replace(",", ""))
+    assert float(by_data[3].rstrip("%")) < float(weights[3].rstrip("%"))
+    assert float(trained[5].rstrip(" %")) < float(first[5].rstrip(" %"))
+    assert speed[0] == "speed-up of conv2" and len(speed) == 3

@@ -22,7 +22,7 @@ def pack_codes(codes: Tensor, bits: int) -> Tensor:
     Raises:
         ValueError: for another width or dtype, or a code that does not fit.
     """
-    _check_bits(bits)
+    check_bits(bits)
     if codes.dtype not in (torch.uint8, torch.bool):
         raise ValueError(
             f"pack_codes: codes must be uint8 or bool, got {codes.dtype}; convert them"
@@ -59,7 +59,7 @@ def unpack_codes(packed: Tensor, count: int, bits: int) -> Tensor:
     Raises:
         ValueError: for another width, or if `packed` is not as long as `count` codes need.
     """
-    _check_bits(bits)
+    check_bits(bits)
     size = packed_size(count, bits)
     if packed.dtype != torch.uint8 or packed.shape != (size,):
         raise ValueError(
@@ -75,7 +75,8 @@ def packed_size(count: int, bits: int) -> int:
     return -(-count * bits // 8)
 
 
-def _check_bits(bits: int) -> None:
+def check_bits(bits: int) -> None:
+    """Raise ValueError for a width that no code has."""
     if not 1 <= bits <= 8:
         raise ValueError(f"the width of a code must be 1 to 8 bits, got {bits}")
 

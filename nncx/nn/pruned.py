@@ -101,6 +101,9 @@ class _PrunedLayer(PackedLayer):
         self.packed_weight = torch.empty(entries, device=device)
         self.gaps = torch.empty(size, dtype=torch.uint8, device=device)
 
+    def code_widths(self) -> dict[str, int]:
+        return {"gaps": self.gap_bits}
+
     def adopt_sizes(self, state: Mapping[str, Tensor], prefix: str) -> None:
         values = state.get(f"{prefix}packed_weight")
         if values is None or values.dim() != 1:
