@@ -167,7 +167,7 @@ class _Walk:
             rule = _Walk._layer if node.operation == LAYER else _RULES[node.operation]
             after = rule(self, node, before, read, value)
             numbers[node.name] = self._canonical(after, longest=node.operation == "reshape")
-            if node.operation in _MOVES:
+            if node.operation in _COUNTING:
                 self._moves[node.name] = (numbers[node.inputs[0]], numbers[node.name])
         for name in self._graph.output_names:
             self._keep(numbers[name], f"'{name}' is an output of the network")
@@ -414,15 +414,15 @@ _ALONG = """
     softmax log_softmax mean max_pool2d avg_pool2d adaptive_avg_pool2d adaptive_max_pool2d
     upsample_nearest2d upsample_bilinear2d
 """.split()
-_MOVE = "cat chunk split split_with_sizes flatten reshape permute transpose unsqueeze".split()
+_MOVING = "cat chunk split split_with_sizes flatten reshape permute transpose unsqueeze".split()
 _RULES: dict[str, Rule] = {
     **dict.fromkeys(_ELEMENTWISE, _Walk._elementwise),
     **dict.fromkeys(_ALONG, _Walk._along),
-    **dict.fromkeys((*_MOVE, "pixel_unshuffle", GETITEM), _Walk._move),
+    **dict.fromkeys((*_MOVING, "pixel_unshuffle", GETITEM), _Walk._move),
     **dict.fromkeys(("squeeze", "select"), _Walk._move_if_whole),
     **dict.fromkeys(("channel_shuffle", "pixel_shuffle"), _Walk._shuffle),
     "slice": _Walk._slice,
     "pad": _Walk._pad,
 }
 # Those whose arguments may depend on numbers of channels.
-_MOVES = {"reshape", "chunk", "split", "split_with_sizes", "slice"}
+_COUNTING = {"reshape", "chunk", "split", "split_with_sizes", "slice"}
