@@ -72,7 +72,8 @@ def seconds(layers: Sequence[nn.Module], x: Tensor, rounds: int, device: Cpu) ->
     contenders: dict[str, Callable[[], object]] = {
         str(at): lambda layer=layer: layer(x) for at, layer in enumerate(layers)
     }
-    return list(take_turns(contenders, rounds, device).values())
+    with torch.inference_mode():
+        return list(take_turns(contenders, rounds, device).values())
 
 
 def median_ratio(before: Sequence[float], after: Sequence[float]) -> float:
@@ -109,13 +110,8 @@ def network_rows(options: argparse.Namespace, device: Cpu) -> Iterator[list[str]
     images = [inputs for inputs, _ in data.loader(drawn, RECONSTRUCTION_BATCH)]
     columns = ("network", "rank", "MACs", "error of the layer's output", "validation error")
     yield [*columns, "test error", "seconds"]
-    yield [
-        "float",
-        "",
-        f"{macs(layer, original, images[0]):,}",
-        "",
-        *errors(original, validation, test),
-    ]
+    cost = f"{macs(layer, original, images[0]):,}"
+    yield ["float", "", cost, "", *errors(original, validation, test)]
     for speedup in options.speedup:
         model = copy.deepcopy(original)
         method = LowRank(options.scheme, speedup=speedup)
@@ -181,14 +177,11 @@ def speed(
     for batch in (1, 16):
         x = layer_input(layer, model, images[0][:batch])
         times: dict[str, list[list[float]]] = {"torch": [], "ours": []}
-        with torch.inference_mode():
-            for memory_format in FORMATS.values():
-                pair = [each.to(memory_format=memory_format) for each in (layer, expansion)]
-                y = x.to(memory_format=memory_format)
-                for name, found in zip(
-                    times, seconds(pair, y, options.rounds, device), strict=True
-                ):
-                    times[name].append(found)
+        for memory_format in FORMATS.values():
+            pair = [each.to(memory_format=memory_format) for each in (layer, expansion)]
+            y = x.to(memory_format=memory_format)
+            for name, found in zip(times, seconds(pair, y, options.rounds, device), strict=True):
+                times[name].append(found)
         before, after = (min(each, key=median) for each in times.values())
         yield (
             f"batch {batch}: {1e3 * median(before):.3f} -> {1e3 * median(after):.3f} ms,"
@@ -196,7 +189,7 @@ def speed(
         )
 
 
-def main() -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     parser.add_argument("--rounds", type=int, default=ROUNDS)
@@ -209,7 +202,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--lr", type=float, default=2e-4)
     parser.add_argument("--seed", type=int, default=0)
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     device = Cpu(_C.isa(), options.threads)
     with device.active():
         head = f"{describe()}; median of {options.rounds} rounds"
@@ -217,15 +210,21 @@ def main() -> None:
         rows = (
             network_rows(options, device) if options.model else shape_rows(options.rounds, device)
         )
-        lines = []
+        told = []
         for row in rows:
-            lines.append(f"| {' | '.join(row)} |")
-            if len(lines) == 1:
-                lines.append(f"|{'---|' * len(row)}")
-            print(lines[-1] if len(lines) > 2 else lines[0], flush=True)
+            print(" | ".join(row), flush=True)  # at once, for a run that is stopped
+            told.append(row)
     if options.markdown:
         with options.markdown.open("a") as file:
-            file.write("\n".join([head, "", *lines, "", ""]))
+            file.write(f"{head}\n\n{as_markdown(told)}\n\n")
+
+
+def as_markdown(rows: Sequence[Sequence[str]]) -> str:
+    """A table; the first row is its header."""
+    columns = len(rows[0])
+    padded = [[*row, *[""] * (columns - len(row))] for row in rows]
+    header, *others = (f"| {' | '.join(row)} |" for row in padded)
+    return "\n".join([header, f"|{'---|' * columns}", *others])
 
 
 if __name__ == "__main__":

@@ -19,11 +19,10 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from nncx import _finetune, _machine, _networks, _processes, _recipe, _report, data, train
-from nncx._finetune import Finetuned
+from nncx._finetune import AnyMethod, Finetuned
 from nncx._recipe import Recipe, Setup
 from nncx.compress import (
     Half,
-    Method,
     Sensitivity,
     convert,
     freeze,
@@ -124,7 +123,7 @@ class Compression(Recipe):
         if self.vanhoucke:
             self._refuse(_NOT_VANHOUCKE, "vanhoucke")
 
-    def trained(self) -> dict[str, Method]:
+    def trained(self) -> dict[str, AnyMethod]:
         """The methods that train, by name, with their settings.
 
         Raises:
@@ -183,8 +182,7 @@ class Result:
         latency_ms: median milliseconds of a batch, by its size; float and compressed took turns.
         macs: of one image, by precision.
         trainings: of the methods that train, in order.
-        seconds: of training, in this call: not those before an interruption.
-        trained_on: how many processes on what device; the other figures are of the CPU.
+        seconds, trained_on: as of `_recipe.Result`; None where nothing was trained.
         sensitivity: if it was asked for; its metric is the validation error.
     """
 
@@ -202,8 +200,8 @@ class Result:
     macs: dict[str, int]
     machine: str
     trainings: list[Finetuned]
-    seconds: float
-    trained_on: str
+    seconds: float | None = None
+    trained_on: str | None = None
     sensitivity: Sensitivity | None = None
 
     def __str__(self) -> str:
@@ -212,7 +210,7 @@ class Result:
             f"batch {batch}: {before:.2f} -> {self.latency_ms[batch]:.2f} ms"
             for batch, before in self.float_latency_ms.items()
         )
-        seconds = f"; {self.seconds:.0f} s of training" if self.trainings else ""
+        seconds = "" if self.seconds is None else f"; {self.seconds:.0f} s of training"
         return (
             f"{table}{self.compression.data} {self.compression.model} "
             f"{', '.join(self.compression.methods)}: "
@@ -244,7 +242,6 @@ def run(compression: Compression, out: Path, setup: Setup = _recipe.ON_THE_CPU) 
         )
     splits = _recipe.splits_of(compression)
     model = _networks.trained(compression.model, splits, compression.options, compression.weights)
-    model = _networks.storable(model, splits.train[0][0].unsqueeze(0))
     start = time.monotonic()
     compressed, trainings = _finetune.finetune(
         compression,
@@ -259,9 +256,7 @@ def run(compression: Compression, out: Path, setup: Setup = _recipe.ON_THE_CPU) 
     if _processes.rank() > 0:
         return None
     if setup.plot:
-        records = [record for each in trainings for record in each.history]
-        history = [{**record, "epoch": epoch} for epoch, record in enumerate(records, 1)]
-        train.plot(history, out / _recipe.CURVES)
+        train.plot(_finetune.history(trainings), out / _recipe.CURVES)
     table = _sensitivity(compression, model, splits) if compression.sensitivity else None
     compressed = _frozen(_stored_smaller(compression, compressed.eval(), splits))
     out.mkdir(parents=True, exist_ok=True)
@@ -270,8 +265,8 @@ def run(compression: Compression, out: Path, setup: Setup = _recipe.ON_THE_CPU) 
         **_measured(splits, model, compressed, out / _recipe.MODEL),
         machine=_machine.describe(),
         trainings=trainings,
-        seconds=seconds,
-        trained_on=_recipe.trained_on(setup.device),
+        seconds=seconds if trainings else None,
+        trained_on=_recipe.trained_on(setup.device) if trainings else None,
         sensitivity=table,
     )
     _recipe.write_result(result, out)
@@ -333,8 +328,9 @@ def _measured(
 ) -> dict[str, Any]:
     """Of the file of `compressed`, which is written and loaded again, beside the float `model`."""
     images = torch.stack([splits.test[i % len(splits.test)][0] for i in range(TIMED_BATCHES[-1])])
-    loaded = _recipe.reloaded(compressed, path, images)
-    file_bytes, float_file_bytes = path.stat().st_size, _recipe.saved_bytes(model)
+    loaded = _recipe.reloaded(_networks.storable(compressed, images), path, images, entropy=True)
+    float_file_bytes = _recipe.saved_bytes(_networks.storable(model, images))
+    file_bytes = path.stat().st_size
     latencies = {}
     with torch.inference_mode():
         for batch in TIMED_BATCHES:

@@ -16,15 +16,52 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from nncx import _processes, _recipe, data, train
 from nncx._recipe import LOSSES, Recipe, Setup, Training
-from nncx.compress import XNOR, Method, convert
+from nncx.compress import (
+    INQ,
+    TTQ,
+    XNOR,
+    DeepCompression,
+    Hashed,
+    LowRank,
+    Method,
+    Pruning,
+    convert,
+    prune_filters,
+)
 from nncx.distill import Stage
 from nncx.nn import PackedLayer
 
-METHODS: dict[str, Callable[..., Method]] = {
+
+@dataclass(frozen=True)
+class FilterPruning:
+    """`compress.prune_filters`, a function of the whole network, as a method; its settings."""
+
+    amount: float | Mapping[str, float] | None = None
+    macs: float | None = None
+    criterion: str = "L1"
+    scheme: str = "independent"
+    tied: bool = False
+    minimum: int = 1
+    multiple: int = 1
+
+    def applied(self, model: nn.Module, example: Tensor, skip: Sequence[str]) -> nn.Module:
+        return prune_filters(model, example, skip=skip, **asdict(self))
+
+
+AnyMethod = Method | FilterPruning
+
+METHODS: dict[str, Callable[..., AnyMethod]] = {
+    "deep-compression": DeepCompression,
+    "filters": FilterPruning,
+    "hashed": Hashed,
+    "inq": INQ,
+    "low-rank": LowRank,
+    "prune": Pruning,
+    "ttq": TTQ,
     "xnor": XNOR,
 }
 
@@ -46,7 +83,7 @@ class Finetuned:
     history: list[dict[str, float]]
 
 
-def made(name: str, options: Mapping[str, Any]) -> Method:
+def made(name: str, options: Mapping[str, Any]) -> AnyMethod:
     """The method of `METHODS` with these settings.
 
     Raises:
@@ -60,7 +97,7 @@ def made(name: str, options: Mapping[str, Any]) -> Method:
 
 def finetune(
     recipe: Recipe,
-    methods: Mapping[str, Method],
+    methods: Mapping[str, AnyMethod],
     skip: Sequence[str],
     model: nn.Module,
     splits: data.Splits,
@@ -72,7 +109,7 @@ def finetune(
     Args:
         recipe: how.
         skip: names of layers and blocks that stay as they are; none leaves it to the method.
-        model: with float weights; changed.
+        model: with float weights, in eval mode; changed.
 
     Returns:
         The network, not frozen yet, on the CPU, and its trainings.
@@ -86,20 +123,34 @@ def finetune(
     trainings = []
     for name, method in methods.items():
         torch.manual_seed(recipe.seed)
-        model = convert(model, method, skip or None)
+        model = _applied(method, model, splits.train[0][0].unsqueeze(0), skip)
         for stage, step in _stages(name, method, recipe, model):
             out.mkdir(parents=True, exist_ok=True)  # not before it is clear that all can be
             optimizer = _recipe.student_optimizer(recipe, model, stage)
             training = Training(stage, [optimizer], recipe.epochs, keep_best=True)
-            history = _recipe.fit(recipe, model, training, splits, out, out / stage.name, setup)
-            best_epoch = _recipe.best_epoch(history)
-            trainings.append(Finetuned(stage.name, step, best_epoch, history))
+            records = _recipe.fit(recipe, model, training, splits, out, out / stage.name, setup)
+            best_epoch = _recipe.best_epoch(records)
+            trainings.append(Finetuned(stage.name, step, best_epoch, records))
         model.cpu()
     return model, trainings
 
 
+def _applied(
+    method: AnyMethod, model: nn.Module, example: Tensor, skip: Sequence[str]
+) -> nn.Module:
+    if isinstance(method, FilterPruning):
+        return method.applied(model, example, skip)
+    return convert(model, method, skip or None)
+
+
+def history(trainings: Sequence[Finetuned]) -> list[dict[str, float]]:
+    """That of all trainings, as if they were one."""
+    records = [record for training in trainings for record in training.history]
+    return [{**record, "epoch": epoch} for epoch, record in enumerate(records, 1)]
+
+
 def _stages(
-    name: str, method: Method, recipe: Recipe, model: nn.Module
+    name: str, method: AnyMethod, recipe: Recipe, model: nn.Module
 ) -> Iterator[tuple[Stage, dict[str, Any] | None]]:
     """What is to be trained, and the figures of the step before it, which is told on stderr."""
 

@@ -406,9 +406,9 @@ def with_contents(settings: dict[str, Any], names: Iterable[str]) -> dict[str, A
     }
 
 
-def reloaded(model: nn.Module, path: Path, images: Tensor) -> nn.Module:
-    """Save `model` and load it again; what comes back was found to give the same bits."""
-    _store.save(model, path)
+def reloaded(model: nn.Module, path: Path, images: Tensor, *, entropy: bool = False) -> nn.Module:
+    """`nncx.save` and `load` of `model`; what comes back was found to give the same bits."""
+    _store.save(model, path, entropy=entropy)
     loaded = _store.load(path)
     with torch.no_grad():
         if not torch.equal(loaded(images), model(images)):

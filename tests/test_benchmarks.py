@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 import torch
 
+import nncx
 from nncx import _C, _entropy, ops
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -82,7 +83,7 @@ def run(bench: ModuleType, name: str, *arguments: str) -> int:
 
 def test_every_benchmark_is_tested_and_collected(bench: ModuleType) -> None:
     shared = {"bench", "cpu", "gpu", "int8", "rivals", "roofline", "test_speed"}
-    own_tables = {"break_even", "hashed_real_data", "low_rank", "train_loop"}
+    own_tables = {"break_even", "filter_pruning", "hashed_real_data", "low_rank", "train_loop"}
     files = {path.stem for path in FOLDER.glob("*.py")} - shared - own_tables
     assert files == set(SMALLEST)
     assert files == {op.name for op in importlib.import_module("test_speed").BENCHMARKS}
@@ -418,3 +419,32 @@ def test_train_loop_prints_a_table_a_network(bench: ModuleType, capsys, monkeypa
     with pytest.raises(AssertionError, match="must give the same weights"):
         train_loop.main()
     torch.set_num_threads(main_threads)
+
+
+def test_low_rank_prints_a_row_a_layer(bench: ModuleType, capsys, monkeypatch, tmp_path) -> None:
+    low_rank = importlib.import_module("low_rank")
+    monkeypatch.setattr(low_rank, "SHAPES", (low_rank.Shape(6, 8, 3, 6),))
+    low_rank.main(["--rounds", "1", "--markdown", str(tmp_path / "table.md")])
+    rows = capsys.readouterr().out.splitlines()[2:]
+    assert [row.split(" | ")[1:3] for row in rows] == [
+        [batch, layout] for batch in ("1", "16") for layout in ("nchw", "nhwc")
+    ]
+    cells = [cell for row in rows for cell in row.split(" | ")[4:]]
+    assert len(cells) == 24 and all(re.fullmatch(r"[\d.]+x|-", cell) for cell in cells)
+    assert (tmp_path / "table.md").read_text().count("\n| ") == 5
+
+
+def test_low_rank_tells_what_becomes_of_a_network(bench: ModuleType, capsys, tmp_path) -> None:
+    pytest.importorskip("sklearn", reason="scikit-learn is not installed")
+    low_rank = importlib.import_module("low_rank")
+    torch.manual_seed(0)
+    nncx.save(nncx.models.LeNet5(image_size=8, padding=2), tmp_path / "net.safetensors")
+    arguments = ["--rounds", "1", "--epochs", "1", "--data", "digits", "--lr", "1e-3"]
+    low_rank.main([*arguments, "--model", str(tmp_path / "net.safetensors")])
+    rows = [row.split(" | ") for row in capsys.readouterr().out.splitlines()[2:]]
+    first, weights, by_data, trained, speed = rows
+    assert [row[0] for row in rows[1:4]] == ["scheme 2, 3x fewer", "+ data", "+ training"]
+    assert 3 * int(weights[2].replace(",", "")) <= int(first[2].replace(",", ""))
+    assert float(by_data[3].rstrip("%")) < float(weights[3].rstrip("%"))
+    assert float(trained[5].rstrip(" %")) < float(first[5].rstrip(" %"))
+    assert speed[0] == "speed-up of conv2" and len(speed) == 3

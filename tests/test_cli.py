@@ -10,7 +10,7 @@ import torch
 from typer.testing import CliRunner
 
 import nncx
-from nncx import _demo, cli
+from nncx import _compress, _demo, _recipe, cli
 
 DEMO_FILES = {"plot.png", "results.json", "table.md", "teacher.safetensors"}
 DEMO_FILES |= {f"{name}student.safetensors" for name in ("", "int8-", "xnor-")}
@@ -312,7 +312,6 @@ def test_compress_prints_what_the_file_does(tmp_path: Path) -> None:
         "model": "lenet5",
         "weights": str(weights),
         "options": {"padding": 2, "norm": True},
-        "method": "int8",
         "data": "digits",
         "root": str(tmp_path),
         "image_size": 16,
@@ -335,7 +334,9 @@ def test_compress_prints_what_the_file_does(tmp_path: Path) -> None:
     result = run("compress", "--out", str(tmp_path / "out"), *flags)
     assert result.exit_code == 0, result.output
     record = json.loads((tmp_path / "out" / "result.json").read_text())
-    assert record["compression"] == settings
+    compression = record["compression"]
+    assert {name: compression[name] for name in settings} == settings
+    assert compression["methods"] == ["int8"]
     before, after = record["float_test_error"], record["test_error"]
     line = result.stdout.strip().splitlines()[-1]
     assert line.startswith(f"digits lenet5 int8: test error {before:.2f} -> {after:.2f} % of 359")
@@ -344,12 +345,47 @@ def test_compress_prints_what_the_file_does(tmp_path: Path) -> None:
     assert "SNR (dB)" in result.stdout
 
 
+def test_compress_hands_on_what_trainings_depend_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+    monkeypatch.setattr(_compress, "run", lambda *arguments: calls.append(arguments))
+    settings = {
+        "model": "net.safetensors",
+        "train_images": 100,
+        "augment": "crop",
+        "loss": "squared-hinge",
+        "epochs": 3,
+        "batch": 8,
+        "optimizer": "sgd",
+        "lr": 0.02,
+        "lr_decay": 0.5,
+        "weight_decay": 1e-4,
+        "amp": "bfloat16",
+        "patience": 2,
+        "seed": 4,
+    }
+    flags = [f"--{name.replace('_', '-')}={value}" for name, value in settings.items()]
+    flags += ["--method=xnor", "--method=int8", '--method-option=xnor.scale="none"', "--symmetric"]
+    result = run("compress", f"--out={tmp_path}", "--tensorboard", *flags)
+    assert result.exit_code == 0, result.output
+    wanted = _compress.Compression(
+        **settings,
+        methods=("xnor", "int8"),
+        method_options={"xnor.scale": "none"},
+        symmetric=True,
+    )
+    assert calls == [(wanted, tmp_path, _recipe.Setup(tensorboard=True))]
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
         (["--model=no.safetensors"], "No such file or directory"),
         (["--model=lenet5"], "or have weights, got 'lenet5'"),
         (["--model=lenet5", "--method=int3"], "a method must be one of"),
+        (["--model=lenet5", "--method=xnor", "--method-option=b=1"], "xnor cannot be made with"),
+        (["--model=lenet5", "--epochs=3"], "epochs means nothing to the method int8"),
         (["--model=lenet5", "--option=norm"], "an option must be a name and a JSON value"),
         (["--model=lenet5", "--vanhoucke", "--symmetric"], "symmetric means nothing to vanhoucke"),
         (["--model=lenet5", "--data=no-such-thing"], "a data set is one of"),

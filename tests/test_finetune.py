@@ -16,6 +16,13 @@ from nncx._finetune import METHODS
 
 # Settings of each method, and how many times smaller they at least make the file of `network`.
 SETTINGS: dict[str, tuple[dict, float]] = {
+    "deep-compression": ({"conv_bits": 4, "linear_bits": 3}, 4),
+    "filters": ({"amount": 0.5}, 1.5),
+    "hashed": ({"compression": 0.25}, 1.5),
+    "inq": ({"bits": 4, "fractions": [0.5, 1]}, 4),
+    "low-rank": ({"speedup": 2}, 1.2),
+    "prune": ({"sparsity": 0.8, "rounds": 2}, 3),
+    "ttq": ({}, 3),
     "xnor": ({}, 2.5),
 }
 
@@ -154,6 +161,34 @@ def test_methods_are_applied_in_order(compression: Compression, tmp_path: Path) 
     assert kinds == [nncx.Int8Conv2d, nncx.XNORConv2d, nncx.XNORLinear, nncx.Int8Linear]
     assert result.macs.keys() == {"int8", "binary"}
     assert "float.safetensors xnor, int8: test error" in str(result)
+
+
+class Foreign(nn.Module):
+    """A class that no file can name, with a dropout that training needs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.last = nn.Linear(16, 10)
+        self.middle, self.norm = nn.Linear(16, 16), nn.BatchNorm1d(16)
+        self.first, self.dropout = nn.Linear(64, 16), nn.Dropout(0.5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(self.norm(self.middle(self.dropout(self.first(x.flatten(1))))))
+
+
+def test_a_network_of_any_class_is_trained_as_it_is(
+    compression: Compression, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With its dropout; and stored as a graph."""
+    trained = []
+    monkeypatch.setattr(_compress._networks, "trained", lambda *_: Foreign().eval())
+    monkeypatch.setattr(nn.Dropout, "forward", lambda self, x: trained.append(self.training) or x)
+    result = _compress.run(replace(compression, methods=("ttq",)), tmp_path)
+    assert result.ratio > 1
+    assert any(trained)
+    monkeypatch.undo()
+    graph = nncx.load(tmp_path / "model.safetensors")
+    assert type(graph) is nncx.graph.Graph and type(graph.middle) is nncx.TTQLinear
 
 
 def test_histories_are_drawn_on_demand(compression: Compression, tmp_path: Path) -> None:

@@ -139,6 +139,14 @@ def test_the_command_reports_once(both: list[dict], folder: Path) -> None:
     assert names == {"model.safetensors", "history.csv", "result.json"}
 
 
+def test_a_compression_reports_once(both: list[dict], folder: Path) -> None:
+    first, second = (each["compressed"] for each in both)
+    assert first.trained_on == "2 x cpu" and second is None
+    assert [each.name for each in first.trainings] == ["inq-1", "inq-2"]
+    names = {path.name for path in (folder / "compressed").iterdir()}
+    assert names == {"model.safetensors", "result.json", "inq-1", "inq-2"}
+
+
 def test_processes_that_were_not_joined(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each would train alone, and write over the other's checkpoint."""
     monkeypatch.setenv("WORLD_SIZE", "2")

@@ -5,6 +5,7 @@ import time
 
 import pytest
 import torch
+from safetensors import safe_open
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -227,6 +228,45 @@ def test_bytes_of_layers_and_header_are_those_of_the_file(saved, images):
     assert lines["(header)"] == ["(header)", f"{result.header_bytes:,}"]
     assert lines["total"][4] == f"{result.file_bytes:,}"
     assert "as stored in the file" in str(result) and "in the state dict" in str(in_memory)
+
+
+def test_coded_layers_count_what_the_file_has_of_them(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(64, 96), nn.ReLU(), nn.Linear(96, 64), nn.BatchNorm1d(64))
+    nncx.freeze(nncx.convert(model, nncx.TTQ(threshold=0.9), skip=["0"]))
+    path = tmp_path / "model.safetensors"
+    nncx.save(model, path, entropy=True)
+    example = torch.randn(2, 64)
+    coded, plain = (report(model, example, file=f, repeats=1) for f in (path, None))
+    with safe_open(path, "pt") as file:
+        sizes = {name: file.get_tensor(name).nbytes for name in file.keys()}
+    assert sizes["2.packed_weight"] < 96 * 64 // 4 == model[2].packed_weight.nbytes
+    stored = sum(size for name, size in sizes.items() if name.startswith("2."))
+    assert rows(coded)["2"].bytes == stored < rows(plain)["2"].bytes
+    assert rows(coded)["2"].bits_per_weight == 8 * stored / (96 * 64 + 64)
+    assert sum(row.bytes for row in coded.layers) + coded.header_bytes == path.stat().st_size
+    for name in ("0", "3"):
+        assert rows(coded)[name].bytes == rows(plain)[name].bytes
+
+
+def test_logical_parameters_do_not_depend_on_how_they_are_stored():
+    """Masked, shared and hashed weights are weights; what a method trains besides is none."""
+    methods = (
+        *(nncx.Pruning(sparsity=0.5), nncx.TTQ(), nncx.INQ(), nncx.Hashed()),
+        *(nncx.DeepCompression(), nncx.XNOR(), nncx.Int8(), nncx.compress.Half()),
+    )
+    example = torch.randn(2, 32)
+    for method in methods:
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(32, 16))
+        nncx.convert(model, method, skip=[])
+        if isinstance(method, nncx.Int8):
+            model(example)  # which sets the range of the input
+        if isinstance(method, nncx.INQ):
+            list(method.steps(model))
+        before = report(model, example, repeats=1).total.parameters
+        after = report(nncx.freeze(model), example, repeats=1).total.parameters
+        assert before == after == 32 * 16 + 16, method
 
 
 def test_a_baseline_is_compared_file_by_file(saved, images, tmp_path):

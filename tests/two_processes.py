@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 from training import adam, network, samples, sgd
 
 import nncx
-from nncx import _processes, _recipe
+from nncx import _compress, _processes, _recipe
 from nncx.train import Supervised, error_rate, fit
 
 SECONDS = 240  # after which each says where it hangs, and ends: both together take 8 on two cores
@@ -127,6 +127,14 @@ def refused(data):
         return str(error)
 
 
+def compressed(network, device):
+    """In steps, of which each process takes its own, on weights that all have."""
+    _processes.wait_for_all()  # the first writes the network
+    settings = {"methods": ("inq",), "method_options": {"fractions": [0.5, 1]}}
+    compression = _compress.Compression(model=str(network), epochs=1, batch=1000, **settings)
+    return _compress.run(compression, network.parents[1] / "compressed", _recipe.Setup(device))
+
+
 def main(folder):
     with nncx.train.processes() as device:
         results = {name: trained(make, loader()) for name, make in TASKS.items()}
@@ -146,6 +154,7 @@ def main(folder):
                 folder / "recipe",
                 _recipe.Setup(device),
             ),
+            "compressed": compressed(folder / "recipe" / "model.safetensors", device),
         }
         rank = _processes.rank()
     torch.save(results, folder / f"{rank}.pt")

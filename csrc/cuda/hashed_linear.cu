@@ -1,8 +1,8 @@
-// hashed_linear on CUDA. Lanes are outputs: a thread hashes each weight once, for all rows of its tile,
-// whose activations a warp reads as one broadcast. The warps of a block share out the k's, since a
-// layer has few outputs for a GPU; their sums meet in shared memory.
+// hashed_linear on CUDA. Lanes are outputs: a thread hashes each weight once, for all rows of its
+// tile, whose activations a warp reads as one broadcast. The warps of a block share out the k's,
+// since a layer has few outputs for a GPU; their sums meet in shared memory.
 //
-// Written for a GPU, and run on an emulated one only: nothing is known of its speed.
+// It has run on an emulated GPU only: nothing is known of its speed.
 #include "cuda/launch.h"
 #include "cuda/numbers.h"
 #include "hashed_linear.h"

@@ -3,8 +3,11 @@
 from nncx.compress._convert import Method, convert
 from nncx.compress._fold import fold_batch_norm
 from nncx.compress._freeze import freeze, repack
+from nncx.compress._scan import Scan, ScanRow
 from nncx.compress.binary_connect import BinaryConnect
+from nncx.compress.dead_filters import remove_dead_filters
 from nncx.compress.deep_compression import DeepCompression
+from nncx.compress.filter_pruning import filter_sensitivity, prune_filters
 from nncx.compress.half import Half
 from nncx.compress.hashed import Hashed
 from nncx.compress.inq import INQ
@@ -31,12 +34,17 @@ __all__ = [
     "Mobile",
     "Pruning",
     "Reconstruction",
+    "Scan",
+    "ScanRow",
     "Sensitivity",
     "convert",
+    "filter_sensitivity",
     "fold_batch_norm",
     "freeze",
+    "prune_filters",
     "quantize",
     "reconstruct",
+    "remove_dead_filters",
     "repack",
     "sensitivity",
     "vanhoucke",

@@ -37,13 +37,13 @@ def counterpart(module: nn.Module, cls: type[Layer], **extras: object) -> Layer:
         extras: the constructor arguments that torch's layer lacks.
     """
     geometry = {name: getattr(module, name) for name in GEOMETRY[torch_type(module)]}
-    mask = getattr(module, "mask", None)
-    if mask is not None:
+    pruned = type(module) in PRUNED
+    if pruned:
         extras["masked"] = True
     layer = cls(**geometry, bias=module.bias is not None, device="meta", **extras)
     layer.weight, layer.bias = module.weight, module.bias
-    if mask is not None:
-        layer.mask = mask
+    if pruned:
+        layer.mask = module.mask
     layer.reset_buffers()
     return layer.train(module.training)
 

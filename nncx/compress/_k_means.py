@@ -60,7 +60,7 @@ def k_means(values: Tensor, k: int, init: str = "linear", seed: int = 0) -> Tens
 def nearest(values: Tensor, centroids: Tensor) -> Tensor:
     """The index of the nearest of the ascending `centroids`, int64 like `values`, on its device."""
     midpoints = _midpoints(centroids.double()).to(values.device)
-    return torch.bucketize(values.detach().double(), midpoints)
+    return torch.bucketize(values.detach().double().contiguous(), midpoints)
 
 
 def _midpoints(centroids: Tensor) -> Tensor:

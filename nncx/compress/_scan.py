@@ -1,6 +1,7 @@
 """What a network loses when one layer after the other is pruned alone."""
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from nncx._table import text_table
 
@@ -37,6 +38,11 @@ class Scan:
     amounts: tuple[float, ...]
     rows: tuple[ScanRow, ...]
     metric: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain dicts, lists, strings and numbers, fit for `json.dumps`."""
+        rows = [asdict(row) | {"metrics": list(row.metrics)} for row in self.rows]
+        return asdict(self) | {"amounts": list(self.amounts), "rows": rows}
 
     def __str__(self) -> str:
         header = ["layer", "type", self.unit, *(f"-{amount:.0%}" for amount in self.amounts)]

@@ -41,6 +41,7 @@ _PASSING_OPERATIONS = {
     *("interpolate", "pad", "pixel_shuffle", "pixel_unshuffle", "channel_shuffle"),
     *("native_channel_shuffle", "unfold", "fold"),
     *("getitem", "chunk", "split", "tensor_split", "unbind", "narrow", "select", "index_select"),
+    *("slice", "split_with_sizes", "upsample_nearest2d", "upsample_bilinear2d"),
     *("flatten", "unflatten", "reshape", "view", "squeeze", "unsqueeze", "permute", "transpose"),
     *("t", "movedim", "moveaxis", "swapaxes", "swapdims", "flip", "roll", "contiguous"),
     *("expand", "expand_as", "repeat", "repeat_interleave", "tile", "reshape_as", "view_as"),
@@ -89,14 +90,15 @@ def activates(node: fx.Node) -> bool:
 def operation(node: fx.Node) -> str | None:
     """The name of the torch function, operator or tensor method that `node` calls.
 
-    The underscores of a variant in place are dropped.
+    The underscores of a variant in place are dropped, and what follows the point in the name of an
+    overload, which a `nncx.graph.Graph` calls.
     """
     if node.op == "call_method":
         return node.target.strip("_")
     if node.op == "call_function":
         module = getattr(node.target, "__module__", None) or "torch"
         if module.split(".")[0] in {"torch", "_operator"}:
-            return node.target.__name__.strip("_")
+            return node.target.__name__.partition(".")[0].strip("_")
     return None
 
 

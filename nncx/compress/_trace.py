@@ -1,12 +1,13 @@
 """The calls that a model makes, in order of execution."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from operator import attrgetter
 from typing import Any
 
 from torch import fx, nn
 
+from nncx.graph import Graph
 from nncx.nn import NativeLayer
 
 
@@ -15,6 +16,16 @@ class _Tracer(fx.Tracer):
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return isinstance(m, NativeLayer) or super().is_leaf_module(m, module_qualified_name)
+
+    def create_args_for_root(
+        self, root_fn: Callable, is_module: bool, concrete_args: Any = None
+    ) -> tuple[Callable, list[Any]]:
+        """A `Graph` takes any number of inputs, of which fx would make a single one."""
+        if isinstance(self.root, Graph):
+            names = self.root.input_names
+            inputs = [self.create_proxy("placeholder", name, (), {}) for name in names]
+            return root_fn, [self.root, *inputs]
+        return super().create_args_for_root(root_fn, is_module, concrete_args)
 
 
 def trace(model: nn.Module) -> fx.Graph:

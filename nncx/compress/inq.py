@@ -15,7 +15,7 @@ _LAYERS = {nn.Conv2d: INQConv2d, nn.Linear: INQLinear}
 
 
 @dataclass(frozen=True)
-class Step:
+class INQStep:
     """What a step of `INQ.steps` has done; the model is to be trained now.
 
     Attributes:
@@ -94,7 +94,7 @@ class INQ:
         """The layer to be quantised, with the very Parameters of `module` and its mask."""
         return counterpart(module, _LAYERS[torch_type(module)], bits=self.bits)
 
-    def steps(self, model: nn.Module) -> Iterator[Step]:
+    def steps(self, model: nn.Module) -> Iterator[INQStep]:
         """Quantise a share of the weights of `model`, in place, then yield for training; and again.
 
         What is quantised, and to which values, is part of the state dict: a model that is loaded in
@@ -120,7 +120,7 @@ class INQ:
             )
         return self._steps(layers)
 
-    def _steps(self, layers: dict[str, INQConv2d | INQLinear]) -> Iterator[Step]:
+    def _steps(self, layers: dict[str, INQConv2d | INQLinear]) -> Iterator[INQStep]:
         for number, fraction in enumerate(self.fractions, 1):
             for name, layer in layers.items():
                 if not layer.weight.isfinite().all():
@@ -129,7 +129,7 @@ class INQ:
                         " it anew"
                     )
             if sum(layer.quantize_largest(fraction) for layer in layers.values()):
-                yield Step(
+                yield INQStep(
                     number,
                     len(self.fractions),
                     fraction,

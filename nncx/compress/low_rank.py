@@ -12,6 +12,7 @@ from nncx.compress._counterpart import GEOMETRY
 from nncx.compress._factors import CROSSED, SEPARABLE, Form
 
 _FORMS = {1: SEPARABLE, 2: CROSSED}
+_SCHEMES = {len(form.factors): scheme for scheme, form in _FORMS.items()}
 
 
 @dataclass(frozen=True)
@@ -152,8 +153,6 @@ def expand(layer: nn.Module, rank: int, scheme: int = 2) -> nn.Sequential:
             not finite.
     """
     kernel, form = kernel_of(layer), _form(layer, scheme)
-    if not kernel.isfinite().all():
-        raise ValueError(f"LowRank: weights must be finite, got NaN or infinity in {layer}")
     full = len(form.energies(kernel))
     if not 1 <= rank <= full:
         raise ValueError(f"LowRank: the rank of {layer} must be from 1 to {full}, got {rank}")
@@ -212,8 +211,8 @@ def _along(layer: nn.Conv2d, axis: int) -> dict[str, object]:
 def expansion_like(layer: nn.Module, count: int, first: nn.Module) -> nn.Sequential | None:
     """The skeleton of `count` factors that `LowRank` puts in the place of `layer`, where the first
     one is as wide as `first`; None if it makes none such."""
-    scheme = {2: 2, 3: 1}.get(count)
-    if type(layer) not in GEOMETRY or scheme is None or (scheme == 1 and type(layer) is nn.Linear):
+    scheme = _SCHEMES.get(count)
+    if type(layer) not in GEOMETRY or scheme is None or len(_form(layer, scheme).factors) != count:
         return None
     if type(layer) is nn.Linear:
         width, parts = getattr(first, "out_features", 0), 1
@@ -231,12 +230,18 @@ def form_of(layer: nn.Module, expansion: nn.Module) -> Form | None:
     if type(expansion) is not nn.Sequential or len(expansion) == 0:
         return None
     like = expansion_like(layer, len(expansion), expansion[0])
-    return _form(layer, 4 - len(like)) if like and repr(like) == repr(expansion) else None
+    return _form(layer, _SCHEMES[len(like)]) if like and repr(like) == repr(expansion) else None
 
 
 def kernel_of(layer: nn.Module) -> Tensor:
-    """The weight as `[groups, filters, channels, height, width]` in float64."""
+    """The weight as `[groups, filters, channels, height, width]` in float64.
+
+    Raises:
+        ValueError: if it is not finite.
+    """
     weight = layer.weight.detach().double()
+    if not weight.isfinite().all():
+        raise ValueError(f"LowRank: weights must be finite, got NaN or infinity in {layer}")
     if isinstance(layer, nn.Linear):
         return weight[None, :, :, None, None]
     return weight.unflatten(0, (layer.groups, -1))

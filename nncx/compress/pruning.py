@@ -19,7 +19,7 @@ from torch import Tensor, fx, nn
 
 from nncx._table import text_table
 from nncx.compress._convert import convert
-from nncx.compress._counterpart import GEOMETRY, check_no_hooks, counterpart
+from nncx.compress._counterpart import GEOMETRY, PRUNED, check_no_hooks, counterpart
 from nncx.compress._scan import Scan, ScanRow
 from nncx.compress._signs import DROPOUTS
 from nncx.compress._skip import names_of
@@ -30,7 +30,7 @@ from nncx.nn.relative import check_gap_bits
 PrunedLayer = PrunedConv2d | PrunedLinear
 Amount = float | Mapping[str, float]
 
-_LAYERS = {nn.Conv2d: PrunedConv2d, nn.Linear: PrunedLinear}
+_LAYERS = {plain: pruned for pruned, plain in PRUNED.items()}
 _WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 
 
@@ -467,7 +467,7 @@ def remove_masks(model: nn.Module) -> nn.Module:
 
 @torch.no_grad()
 def _plain(layer: PrunedLayer) -> nn.Module:
-    kind = next(kind for kind, pruned in _LAYERS.items() if isinstance(layer, pruned))
+    kind = next(plain for pruned, plain in PRUNED.items() if isinstance(layer, pruned))
     geometry = {name: getattr(layer, name) for name in GEOMETRY[kind]}
     plain = kind(**geometry, bias=layer.bias is not None, device="meta")
     if layer.frozen:

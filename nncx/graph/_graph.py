@@ -77,15 +77,17 @@ class Graph(nn.Module):
             )
         values: dict[str, Any] = dict(zip(self.input_names, inputs, strict=True))
         for node in self._nodes.values():
-            read = [values[name] for name in node.inputs]
-            if node.operation == LAYER:
-                values[node.name] = self._layer(node.arguments["path"])(*read)
-            else:
-                values[node.name] = run(node.operation, read, node.arguments)
+            values[node.name] = self.value(node, [values[name] for name in node.inputs])
             for name in self._last_read[node.name]:
                 del values[name]
         outputs = tuple(values[name] for name in self.output_names)
         return outputs[0] if len(outputs) == 1 else outputs
+
+    def value(self, node: Node, read: Sequence[Any]) -> Any:
+        """What `node` makes of the values of its inputs."""
+        if node.operation == LAYER:
+            return self._layer(node.arguments["path"])(*read)
+        return run(node.operation, read, node.arguments)
 
     def node(self, name: str) -> Node:
         """The node that makes the value `name`.
@@ -146,6 +148,16 @@ class Graph(nn.Module):
         at = [*self._nodes].index(after) + 1 if after in self._nodes else 0
         outputs = [renamed.get(name, name) for name in self.output_names]
         self._set([*nodes[:at], node, *nodes[at:]], self.input_names, outputs)
+
+    def replace(self, node: Node) -> None:
+        """Put `node` in the place of the one that makes the value of its name.
+
+        Raises:
+            ValueError: if the graph would not be sound; it stays as it was.
+            KeyError: if there is no such node.
+        """
+        nodes = {**self._nodes, self._nodes[node.name].name: node}
+        self._set(nodes.values(), self.input_names, self.output_names)
 
     def remove(self, name: str) -> None:
         """Take out a node with one input: what read its value now reads that input.

@@ -53,7 +53,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
         TypeError: if the arguments are no module and tensors.
     """
     model = getattr(model, "_orig_mod", model)  # of torch.compile
-    inputs = _inputs(model, example)
+    inputs = samples(model, example)
     with evaluated(model), torch.no_grad():
         program = _exported(model, inputs)
         graph = _Builder(model, program).graph()
@@ -61,7 +61,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Graph:
     return graph
 
 
-def _inputs(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def samples(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Two samples of each input: of a single one torch would conclude that there is always one."""
     if not isinstance(model, nn.Module):
         raise TypeError(f"trace: model must be an nn.Module, got {type(model).__name__}")

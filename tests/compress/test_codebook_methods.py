@@ -8,7 +8,7 @@ from torch import nn
 
 import nncx
 from nncx import train
-from nncx.compress import INQ, TTQ, BinaryConnect, _counterpart, convert, freeze
+from nncx.compress import INQ, TTQ, BinaryConnect, Pruning, convert, freeze
 from nncx.models import MLP, VGG9, LeNet5, MobileNet, NiN, ResNet
 from nncx.nn import INQConv2d, INQLinear, TTQConv2d, TTQLinear
 from nncx.nn.inq import FREE
@@ -205,31 +205,26 @@ def test_settings_as_json_has_them():
 # pruned layers
 
 
-class _Pruned:
-    """What `convert` knows of a pruned layer: it is torch's, and has a mask."""
-
-    def __init__(self, *arguments):
-        super().__init__(*arguments)
-        self.register_buffer("mask", torch.rand_like(self.weight) > 0.7)
-
-
-class _PrunedConv2d(_Pruned, nn.Conv2d):
-    pass
-
-
-class _PrunedLinear(_Pruned, nn.Linear):
-    pass
-
-
 @pytest.fixture
-def pruned(monkeypatch):
-    monkeypatch.setitem(_counterpart.PRUNED, _PrunedConv2d, nn.Conv2d)
-    monkeypatch.setitem(_counterpart.PRUNED, _PrunedLinear, nn.Linear)
+def pruned():
+    """Trained by weight decay too, which moves the weights behind the masks."""
     torch.manual_seed(0)
-    return nn.Sequential(
-        *(_PrunedConv2d(1, 6, 3), nn.ReLU(), _PrunedConv2d(6, 8, 3), nn.ReLU(), nn.Flatten()),
-        *(_PrunedLinear(8 * 16, 12), nn.ReLU(), _PrunedLinear(12, 3)),
+    model = nn.Sequential(
+        *(nn.Conv2d(1, 6, 3), nn.ReLU(), nn.Conv2d(6, 8, 3), nn.ReLU(), nn.Flatten()),
+        *(nn.Linear(8 * 16, 12), nn.ReLU(), nn.Linear(12, 3)),
     )
+    pruning = Pruning(sparsity=0.7)
+    for _ in pruning.steps(convert(model, pruning)):
+        _fit(model, *_BATCH)
+    return model
+
+
+_BATCH = torch.randn(64, 1, 8, 8), torch.randint(3, (64,))
+
+
+def _fit(model, images, labels):
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, weight_decay=1e-2)
+    train.fit(model, [(images, labels)], epochs=2, optimizer=optimizer, progress=False)
 
 
 def test_masks_are_taken_over_and_hold(pruned, method, tmp_path):
@@ -240,23 +235,22 @@ def test_masks_are_taken_over_and_hold(pruned, method, tmp_path):
     for name in masks:
         layer = model.get_submodule(name)
         assert layer.mask is masks[name] and layer.weight is weights[name]
-        assert layer.weight[~layer.mask].ne(0).any(), "as momentum or weight decay leave it"
+        assert layer.weight[~layer.mask].ne(0).any(), "so it matters that the mask holds"
 
-    images, labels = torch.randn(64, 1, 8, 8), torch.randint(3, (64,))
     for _ in method.steps(model) if isinstance(method, INQ) else range(2):
-        optimizer = torch.optim.Adam(model.parameters(), lr=1e-2, weight_decay=1e-2)
-        train.fit(model, [(images, labels)], epochs=2, optimizer=optimizer, progress=False)
+        _fit(model, *_BATCH)
         for name, mask in masks.items():
             assert model.get_submodule(name)._values()[~mask].eq(0).all()
-    path = tmp_path / "model.safetensors"
+    path, images = tmp_path / "model.safetensors", _BATCH[0]
     nncx.save(model, path)
     assert repr(nncx.load(path)) == repr(model.eval()) and "masked=True" in repr(model)
     with torch.no_grad():
         assert torch.equal(nncx.load(path)(images), model(images))
         evaluated = model(images)
-    nncx.save(freeze(model), path)
-    assert torch.equal(model(images), evaluated)
-    assert torch.equal(nncx.load(path)(images), evaluated) and "masked" not in repr(model)
+    assert torch.equal(freeze(model)(images), evaluated) and "masked" not in repr(model)
+    for entropy in (False, True):
+        nncx.save(model, path, entropy=entropy)
+        assert torch.equal(nncx.load(path)(images), evaluated)
 
 
 def test_methods_without_a_zero_and_frozen_pruned_layers_are_not_for_masks(pruned):

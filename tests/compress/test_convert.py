@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nncx.compress import XNOR, convert
+from nncx.graph import trace
 from nncx.models import MLP, VGG9, LeNet5, NiN, ResNet
 from nncx.nn import XNORConv2d, XNORLinear
 
@@ -164,6 +165,20 @@ def test_the_signs_of_lenet5_with_norm_are_of_its_batchnorms():
     assert torch.equal(seen["conv2"], seen["norm1.0"])
     assert torch.equal(seen["fc1"], seen["norm2.0"].flatten(1))
     assert isinstance(model.relu1, nn.ReLU), "the last layer is float"
+
+
+def test_a_graph_is_converted_as_its_model():
+    """In order of execution; and what is refused is found there, too."""
+    model = _Net(lambda self, x: self.middle(F.relu(x))).eval()
+    images = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    graph = trace(copy.deepcopy(model), images)
+    with pytest.raises(ValueError, match="never negative"):
+        convert(graph, XNOR())  # in a graph the ReLU is no layer that could go
+    kinds = _types(convert(graph, XNOR(), skip=["first", "middle", "last"]))
+    assert [name for name, kind in kinds.items() if kind is XNORConv2d] == ["other"]
+    convert(model, XNOR(), skip=["first", "middle", "last"])
+    with torch.no_grad():
+        assert torch.equal(graph(images), model(images))
 
 
 # ---------------------------------------------------------------------------------------------

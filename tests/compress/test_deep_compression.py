@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import nn
 
+from nncx import load, save
 from nncx.compress import XNOR, DeepCompression, convert, freeze
 from nncx.models import LeNet5, LeNet300100, ResNet
 from nncx.nn import SharedConv2d, SharedLinear
@@ -105,6 +106,65 @@ def test_a_name_of_no_layer_is_refused_and_the_model_stays(name):
     with pytest.raises(ValueError, match=f"^DeepCompression: bits must name .*, got '{name}'; tak"):
         convert(model, DeepCompression(bits={name: 4}))
     assert not _shared(model)
+
+
+# ---------------------------------------------------------------------------------------------
+# after pruning
+
+
+def _pruned(**settings):
+    """Pruned to `settings`, without training."""
+    pruning = pytest.importorskip("nncx.compress.pruning")
+    method = pruning.Pruning(**settings)
+    model = convert(_network(), method)
+    list(method.steps(model))
+    return model
+
+
+def test_a_pruned_layer_is_taken_with_its_mask_and_its_survivors_are_clustered():
+    model = _pruned(sparsity=0.75)
+    masks = [model[i].mask.clone() for i in (0, 5)]
+    weights = [model[i].masked_weight().detach() for i in (0, 5)]
+    convert(model, DeepCompression(conv_bits=4, linear_bits=3))
+    for layer, mask, weight in zip(_shared(model), masks, weights, strict=True):
+        assert torch.equal(layer.mask, mask) and layer.masked
+        assert len(layer.centroids) == 2**layer.bits - 1
+        values = layer._values()
+        assert values[~mask].eq(0).all() and len(values.unique()) == 2**layer.bits
+        for centroid in layer.centroids:
+            torch.testing.assert_close(weight[values == centroid].mean(), centroid.detach())
+
+
+def test_a_layer_with_one_weight_left_has_one_value():
+    model = _pruned(sparsity=0.999)
+    convert(model, DeepCompression())
+    for layer in _shared(model):
+        assert layer.mask.sum() == 1
+        assert layer._values().count_nonzero() == 1 and layer.centroids[1:].eq(0).all()
+
+
+def test_prune_share_train_and_store_near_the_entropy(tmp_path):
+    pytest.importorskip("nncx._entropy")
+    x, file = _images(), tmp_path / "model.safetensors"
+    model = convert(_pruned(sparsity={"5": 0.9}), DeepCompression(4, 3))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)
+    for _ in range(3):
+        optimizer.zero_grad()
+        model(x).square().mean().backward()
+        optimizer.step()
+    assert model[5]._values().count_nonzero() == 48
+    freeze(model)
+    with torch.no_grad():
+        expected = model(x)
+    save(model, file, entropy=True)
+    compact = file.stat().st_size
+    assert torch.equal(load(file)(x), expected)
+    save(model, file)
+    assert compact < file.stat().st_size
+
+
+# ---------------------------------------------------------------------------------------------
+# what stays, and what is refused
 
 
 def test_modes_gradients_and_devices_stay():

@@ -269,9 +269,10 @@ def test_weights_that_are_not_finite():
     model = nn.Sequential(nn.Conv2d(4, 8, 3), nn.Conv2d(8, 8, 3))
     with torch.no_grad():
         model[1].weight[0, 0, 0, 0] = torch.nan
-    with pytest.raises(ValueError, match="weights must be finite, got NaN or infinity in Conv2d"):
-        convert(model, LowRank(rank=2))
-    assert isinstance(model[0], nn.Conv2d)
+    for method in (LowRank(rank=2), LowRank(energy=0.5), LowRank(1, energy=0.5)):
+        with pytest.raises(ValueError, match="weights must be finite, got NaN or infinity in Conv"):
+            convert(model, method)
+        assert isinstance(model[0], nn.Conv2d)
     with pytest.raises(ValueError, match="the rank of Conv2d.* must be from 1 to 12, got 13"):
         expand(nn.Conv2d(4, 8, 3), 13)
 

@@ -514,3 +514,25 @@ def test_a_step_that_cannot_be_changes_nothing():
         with pytest.raises(ValueError, match="must keep a weight, got none left of '"):
             next(hopeless.steps(model))
         assert all(mask.all() for mask in _masks(model).values())
+
+
+# ---------------------------------------------------------------------------------------------
+# what follows
+
+
+@pytest.mark.parametrize("method", [nncx.TTQ(), nncx.INQ(), nncx.DeepCompression()])
+def test_methods_of_few_values_keep_what_is_pruned(method, tmp_path):
+    model, x = _network(), _images()
+    _pruned(model, Pruning(sparsity=0.8))
+    zeros = {name: torch.from_numpy(~mask.copy()) for name, mask in _masks(model).items()}
+    convert(model, method, skip=[])
+    for _ in getattr(method, "steps", lambda model: ())(model):
+        pass
+    model(x).square().sum().backward()
+    torch.optim.SGD(model.parameters(), 0.1, 0.9, weight_decay=1e-2).step()
+    with torch.no_grad():
+        expected = model.eval()(x)
+    for name, zero in zeros.items():
+        assert not model.get_submodule(name)._values()[zero].any()
+    nncx.save(freeze(model), tmp_path / "file", entropy=True)
+    torch.testing.assert_close(nncx.load(tmp_path / "file")(x), expected)

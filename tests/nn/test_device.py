@@ -18,7 +18,13 @@ import nncx
 from nncx.compress import freeze, repack
 from nncx.nn.packed import has_kernel
 
-NATIVE = {name: FAMILIES[name] for name in ("XNOR", "XNOR with K", "BinaryConnect", "int8")}
+NATIVE = {
+    name: FAMILIES[name]
+    for name in (
+        *("XNOR", "XNOR with K", "BinaryConnect", "TTQ with a mask", "INQ", "int8"),
+        *("shared", "shared with a mask"),
+    )
+}
 
 
 @pytest.fixture(params=["cpu", *GPU])

@@ -1,4 +1,5 @@
 import hashes
+import places
 import pytest
 import torch
 import torch.nn.functional as F
@@ -174,15 +175,15 @@ def test_gradcheck(activation: str) -> None:
 
 @pytest.mark.parametrize("dtype", FORMATS, ids=str)
 @pytest.mark.parametrize("activation", ["none", "relu6"])
-def test_gradients_are_those_of_the_formula(isa: str, activation: str, dtype) -> None:
+@pytest.mark.parametrize("place", [*places.CPU_PATHS, *places.GPU])  # torch knows no other backward
+def test_gradients_are_those_of_the_formula(place: str, activation: str, dtype) -> None:
     x, buckets, bias = torch.randn(9, 40).to(dtype), torch.randn(100), torch.randn(35)
     gradient = torch.randn(9, 35)
     ours = [each.clone().requires_grad_() for each in (x, buckets, bias)]
     theirs = [each.double().requires_grad_() for each in (x, buckets, bias)]
-    out = ops.hashed_linear(
-        ours[0], ours[1], 1, 40, 35, bias=ours[2], activation=activation, out_dtype=torch.float32
-    )
-    out.backward(gradient)
+    epilogue = {"bias": ours[2], "activation": activation, "out_dtype": torch.float32}
+    with places.at(place):
+        ops.hashed_linear(ours[0], ours[1], 1, 40, 35, **epilogue).backward(gradient)
     weight = hashes.virtual_weight(theirs[1], 1, 40, 35)
     y = F.linear(theirs[0], weight, theirs[2])
     (F.relu6(y) if activation == "relu6" else y).backward(gradient.double())
