@@ -1,11 +1,11 @@
 """hashed_linear against torch's float linear: on the weight in memory, and writing it out first.
 
 The limit: before a weight is multiplied it costs a hash and a look-up, some 20 instructions and a
-gather for 8 of them. What that comes to on a machine is the third contender, `hashed_weight`,
-which does nothing else: "0.8x hashes alone" is 80 % of the limit for one row. With one row torch
-reads 4 bytes a weight instead, from a cache or from memory; with many both multiply at the same
-rate, ours after hashing. So it is slower than `F.linear` wherever the weight is in a cache. What
-it saves is memory: there is no weight.
+gather for 8 of them. What that comes to on a machine is the third contender, `hashed_weight`, which
+does nothing else but write the weight: "0.8x hashes alone" is 80 % of the limit for one row, where
+that stays in a cache. With one row torch reads 4 bytes a weight instead, from a cache or from
+memory; with many both multiply at the same rate, ours after hashing. So it is slower than
+`F.linear` wherever the weight is in memory anyway. What it saves is that memory.
 """
 
 from collections.abc import Callable
