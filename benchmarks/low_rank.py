@@ -67,10 +67,13 @@ def expanded(layer: nn.Module, scheme: int, speedup: float) -> nn.Module | None:
     return method.replace(layer).eval() if method.replaces(layer) else None
 
 
-def seconds(layers: Sequence[nn.Module], x: Tensor, rounds: int, device: Cpu) -> list[list[float]]:
-    """Of a call, by layer and round, in turns."""
+def seconds(
+    layers: Sequence[nn.Module], inputs: Sequence[Tensor], rounds: int, device: Cpu
+) -> list[list[float]]:
+    """Of a call of each layer with its input, by layer and round, in turns."""
     contenders: dict[str, Callable[[], object]] = {
-        str(at): lambda layer=layer: layer(x) for at, layer in enumerate(layers)
+        str(at): lambda layer=layer, x=x: layer(x)
+        for at, (layer, x) in enumerate(zip(layers, inputs, strict=True))
     }
     with torch.inference_mode():
         return list(take_turns(contenders, rounds, device).values())
@@ -94,7 +97,8 @@ def shape_rows(rounds: int, device: Cpu) -> Iterator[list[str]]:
                 x = torch.randn(batch, shape.inputs, shape.size, shape.size)
                 made = [each for each in (layer, *expansions) if each is not None]
                 made = [each.to(memory_format=memory_format) for each in made]
-                times = seconds(made, x.to(memory_format=memory_format), rounds, device)
+                x = x.to(memory_format=memory_format)
+                times = seconds(made, [x] * len(made), rounds, device)
                 ratios = iter(f"{median_ratio(times[0], each):.2f}x" for each in times[1:])
                 yield [str(shape), str(batch), layout, f"{1e3 * median(times[0]):.3f}"] + [
                     "-" if each is None else next(ratios) for each in expansions
@@ -173,19 +177,20 @@ def speed(
     options: argparse.Namespace,
     device: Cpu,
 ) -> Iterator[str]:
-    """Fastest against fastest layout."""
+    """The fastest layout of each side."""
+    made = [
+        copy.deepcopy(each).to(memory_format=memory_format)
+        for each in (layer, expansion)
+        for memory_format in FORMATS.values()
+    ]
     for batch in (1, 16):
         x = layer_input(layer, model, images[0][:batch])
-        times: dict[str, list[list[float]]] = {"torch": [], "ours": []}
-        for memory_format in FORMATS.values():
-            pair = [each.to(memory_format=memory_format) for each in (layer, expansion)]
-            y = x.to(memory_format=memory_format)
-            for name, found in zip(times, seconds(pair, y, options.rounds, device), strict=True):
-                times[name].append(found)
-        before, after = (min(each, key=median) for each in times.values())
+        inputs = [x.to(memory_format=each) for each in FORMATS.values()] * 2
+        times = seconds(made, inputs, options.rounds, device)
+        before, after = (min(side, key=median) for side in (times[:2], times[2:]))
         yield (
             f"batch {batch}: {1e3 * median(before):.3f} -> {1e3 * median(after):.3f} ms,"
-            f" {median(before) / median(after):.2f}x"
+            f" {median_ratio(before, after):.2f}x"
         )
 
 
