@@ -149,5 +149,5 @@ def test_the_model_stays_and_a_living_one_is_copied():
 
 def test_inputs_must_be_floats():
     model = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 2))
-    with pytest.raises(ValueError, match="remove_dead_filters: inputs must be of floats, .* int64"):
+    with pytest.raises(ValueError, match="inputs must be of floats, .* got torch.int64"):
         remove_dead_filters(model, torch.zeros(1, 3, dtype=torch.int64))
