@@ -413,7 +413,7 @@ def test_what_is_left_trains_and_becomes_int8_binary_or_ternary(tmp_path):
     history = nncx.train.fit(smaller, batches, epochs=1, optimizer=optimizer, progress=False)
     assert math.isfinite(history[0]["loss"]) and not torch.equal(smaller.conv.weight, before)
     int8 = nncx.quantize(smaller, batches)
-    binary = nncx.convert(copy.deepcopy(smaller), nncx.XNOR())
+    binary = nncx.convert(copy.deepcopy(smaller), nncx.BinaryConnect())
     ternary = nncx.convert(copy.deepcopy(smaller), nncx.TTQ())
     for compressed in (int8, binary, ternary):
         nncx.save(nncx.freeze(compressed), tmp_path / "net")
