@@ -25,7 +25,7 @@ from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import Dataset
 
 from nncx import _files, _machine, _networks, _plots, _processes, _report, _store, data, train
-from nncx.compress import XNOR, BinaryConnect, convert, freeze
+from nncx.compress import TTQ, XNOR, BinaryConnect, convert, freeze
 from nncx.compress._convert import Method
 from nncx.compress.binary_connect import parameter_groups
 from nncx.distill import Stage
@@ -36,6 +36,7 @@ LAYERS: dict[str, Method | None] = {
     "xnor": XNOR(),
     "binaryconnect": BinaryConnect(),
     "binaryconnect-stochastic": BinaryConnect(stochastic=True),
+    "ttq": TTQ(),
 }
 LOSSES: dict[str, Callable[[], nn.Module]] = {
     "cross-entropy": nn.CrossEntropyLoss,
@@ -62,7 +63,7 @@ class Recipe:
         augment: of the training images, a key of `data.AUGMENTATIONS`.
         model, options: as `_networks.make`: its name, and more arguments of its constructor.
         layers: "float", or the method whose layers `convert` puts in: "xnor", "binaryconnect",
-            "binaryconnect-stochastic".
+            "binaryconnect-stochastic", "ttq".
         loss: "cross-entropy", or "squared-hinge".
         optimizer: "adam", or "sgd" with Nesterov's momentum of 0.9.
         lr: the learning rate of the first epoch; BinaryConnect scales that of its weights.
