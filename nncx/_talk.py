@@ -149,7 +149,7 @@ TABLES: dict[str, Table] = {
         ),
         "The talk compares with other papers' figures: those of FitNets (2.5M parameters), FSP "
         "(ResNet-8 and ResNet-14) and BinaryConnect (15.2M) are of other networks than its own "
-        "ResNet-20 (0.27M), and TTQ began with a trained network. Here every method trains the same "
-        "student by the same recipe, from the start.",
+        "ResNet-20 (0.27M), and TTQ began with a trained network. Here every method trains the "
+        "same student by the same recipe, from the start.",
     ),
 }

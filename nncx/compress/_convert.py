@@ -5,7 +5,7 @@ from typing import ClassVar, Protocol
 from torch import fx, nn
 
 from nncx.compress._behind import modules_behind
-from nncx.compress._counterpart import check_no_hooks, check_weight
+from nncx.compress._counterpart import WEIGHTED, check_no_hooks, check_weight
 from nncx.compress._rewire import modules_to_remove
 from nncx.compress._skip import Skip, names_of, skipped
 from nncx.compress._trace import called_module, read_value, trace
@@ -139,15 +139,12 @@ def _check_arguments(model: nn.Module, method: Method) -> None:
         )
 
 
-_WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
-
-
 def _first_and_last(names: dict[nn.Module, list[str]], graph: fx.Graph | None) -> set[nn.Module]:
     """The first and last layer with weights, by execution if there is a graph."""
-    weighted = [module for module in names if isinstance(module, _WEIGHTED)]
+    weighted = [module for module in names if isinstance(module, WEIGHTED)]
     if graph is not None:
         called = (called_module(node) for node in graph.nodes)
-        weighted = [module for module in called if isinstance(module, _WEIGHTED)]
+        weighted = [module for module in called if isinstance(module, WEIGHTED)]
     return {weighted[0], weighted[-1]} if weighted else set()
 
 

@@ -15,6 +15,9 @@ GEOMETRY = {
     nn.Linear: ("in_features", "out_features"),
 }
 
+WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear, nn.Bilinear)
+"""Layers with weights that multiply their input."""
+
 # Layers that are torch's but for a `mask` of their weight, which layers of a codebook take over.
 PRUNED = {PrunedConv2d: nn.Conv2d, PrunedLinear: nn.Linear}
 

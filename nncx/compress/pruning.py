@@ -15,15 +15,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor, fx, nn
+from torch import Tensor, nn
 
 from nncx._table import text_table
 from nncx.compress._convert import convert
-from nncx.compress._counterpart import GEOMETRY, PRUNED, check_no_hooks, counterpart
+from nncx.compress._counterpart import GEOMETRY, PRUNED, WEIGHTED, counterpart
 from nncx.compress._scan import Scan, ScanRow
-from nncx.compress._signs import DROPOUTS
-from nncx.compress._skip import names_of
-from nncx.compress._trace import called_module, trace
 from nncx.nn.pruned import PrunedConv2d, PrunedLinear
 from nncx.nn.relative import check_gap_bits
 
@@ -31,7 +28,6 @@ PrunedLayer = PrunedConv2d | PrunedLinear
 Amount = float | Mapping[str, float]
 
 _LAYERS = {plain: pruned for pruned, plain in PRUNED.items()}
-_WEIGHTED = (nn.modules.conv._ConvNd, nn.Linear)
 
 
 @dataclass(frozen=True)
@@ -269,7 +265,7 @@ def _weights(model: nn.Module, task: str) -> list[_Weight]:
 
 def _output_layer(model: nn.Module) -> nn.Module | None:
     """The last layer with weights, in order of registration."""
-    return next((m for m in reversed([*model.modules()]) if isinstance(m, _WEIGHTED)), None)
+    return next((m for m in reversed([*model.modules()]) if isinstance(m, WEIGHTED)), None)
 
 
 def _all_but_the_least(scores: Tensor, share: float) -> Tensor:
@@ -385,10 +381,10 @@ def _check_amount(what: str, amount: object) -> None:
 
 
 # ---------------------------------------------------------------------------------------------
-# around it
+# how much of which layer
 
 
-def sensitivity(
+def pruning_sensitivity(
     model: nn.Module,
     metric: Callable[[nn.Module], float],
     amounts: Sequence[float] = tuple(i / 10 for i in range(1, 10)),
@@ -418,7 +414,7 @@ def sensitivity(
         convert(trial, method, rewire=False)
     outputs = _output_layer(trial) if structure == "neuron" else None
     rows = []
-    for weight in _weights(trial, "sensitivity"):
+    for weight in _weights(trial, "pruning_sensitivity"):
         if weight.layer is outputs:
             continue
         mask, metrics = weight.layer.mask.clone(), []
@@ -430,122 +426,3 @@ def sensitivity(
         rows.append(ScanRow(weight.name, kind, len(method._units(mask)), tuple(metrics)))
     unit = "neurons" if structure == "neuron" else "weights"
     return Scan(unit, tuple(amounts), tuple(rows), float(metric(trial)))
-
-
-def remove_masks(model: nn.Module) -> nn.Module:
-    """Put torch's own layers in the place of pruned ones, with zeros where weights are pruned.
-
-    In place. The layers hold the same Parameters, so optimizers stay valid; but from now on a zero
-    is a weight like any other, and training changes it. A frozen layer becomes one that trains.
-
-    Returns:
-        `model`.
-
-    Raises:
-        ValueError: if the model has no pruned layer, is one itself, or if hooks would be lost.
-    """
-    names = {m: its for m, its in names_of(model).items() if isinstance(m, PrunedLayer)}
-    if not names:
-        raise ValueError(
-            f"remove_masks: {type(model).__name__} must have a pruned layer, got none; there is"
-            " nothing to remove"
-        )
-    for layer, its in names.items():
-        if "" in its:
-            raise ValueError(
-                "remove_masks: the model must contain the pruned layers, got a bare"
-                f" {type(layer).__name__}; wrap it in nn.Sequential"
-            )
-        check_no_hooks(layer, its[0], "remove_masks")
-    for layer, its in names.items():
-        plain = _plain(layer)
-        for name in its:
-            parent, _, attribute = name.rpartition(".")
-            setattr(model.get_submodule(parent), attribute, plain)
-    return model
-
-
-@torch.no_grad()
-def _plain(layer: PrunedLayer) -> nn.Module:
-    kind = next(plain for pruned, plain in PRUNED.items() if isinstance(layer, pruned))
-    geometry = {name: getattr(layer, name) for name in GEOMETRY[kind]}
-    plain = kind(**geometry, bias=layer.bias is not None, device="meta")
-    if layer.frozen:
-        plain.weight = nn.Parameter(layer.masked_weight())
-    else:
-        plain.weight = layer.weight
-        plain.weight.copy_(layer.masked_weight())
-    plain.bias = layer.bias
-    if layer.frozen:
-        plain.requires_grad_()
-    return plain.train(layer.training)
-
-
-def adjust_dropout(model: nn.Module, rate: float | Mapping[str, float]) -> dict[str, float]:
-    """Lower the dropouts before pruned layers, which have less left to overfit with; in place.
-
-    Each `nn.Dropout` (also 1d, 2d, 3d) gets `p = rate * sqrt(survivors / weights)` of the pruned
-    layers that read what it gives, through whatever has no weights. Call it after each step; what
-    it sets depends on `rate` and the masks alone, and not on the `p` of before.
-
-    Args:
-        rate: `p` of the network that was trained dense, for all such dropouts or by their names.
-
-    Returns:
-        The new `p` by name of the dropout.
-
-    Raises:
-        ValueError: if the model cannot be traced, a rate is not in [0, 1], or there is no such
-            dropout, or none of a name.
-
-    Paper: Han et al., 2015, section 3.2.
-    """
-    try:
-        graph = trace(model)
-    except ValueError as error:
-        raise ValueError(
-            f"adjust_dropout: torch.fx must be able to trace {type(model).__name__}, got"
-            f" {error.__cause__}; set the p of its dropouts yourself"
-        ) from error
-    readers: dict[nn.Module, set[PrunedLayer]] = {}
-    for node in graph.nodes:
-        if isinstance(called_module(node), DROPOUTS) and (layers := _pruned_readers(node)):
-            readers.setdefault(called_module(node), set()).update(layers)
-    names = {names[0]: module for module, names in names_of(model).items() if module in readers}
-    rates = dict(rate) if isinstance(rate, Mapping) else dict.fromkeys(names, rate)
-    for name, each in rates.items():
-        if name not in names:
-            raise ValueError(
-                f"adjust_dropout: a rate must be of a dropout before a pruned layer, got {name!r};"
-                f" the model has {', '.join(names) or 'none'}"
-            )
-        if not 0 <= each <= 1:
-            raise ValueError(f"adjust_dropout: a rate must be at least 0 and at most 1, got {each}")
-    if not names:
-        raise ValueError(
-            f"adjust_dropout: {type(model).__name__} must have an nn.Dropout before a pruned layer,"
-            " got none; there is nothing to adjust"
-        )
-    for name, each in rates.items():
-        layers = readers[names[name]]
-        left = sum(layer.survivors for layer in layers)
-        names[name].p = each * math.sqrt(
-            left / sum(math.prod(layer.weight_shape) for layer in layers)
-        )
-    return {name: names[name].p for name in rates}
-
-
-def _pruned_readers(node: fx.Node) -> set[PrunedLayer]:
-    """The pruned layers that read `node`, be it through what has no weights."""
-    found, seen, waiting = set(), set(), list(node.users)
-    while waiting:
-        reader = waiting.pop()
-        if reader in seen:
-            continue
-        seen.add(reader)
-        module = called_module(reader)
-        if isinstance(module, PrunedLayer):
-            found.add(module)
-        elif not isinstance(module, _WEIGHTED):
-            waiting.extend(reader.users)
-    return found

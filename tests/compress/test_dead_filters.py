@@ -8,8 +8,7 @@ from pruned import randomized, sizes
 from torch import nn
 
 import nncx
-from nncx.compress import remove_dead_filters
-from nncx.compress.pruning import remove_masks
+from nncx.compress import remove_dead_filters, remove_masks
 from nncx.graph import trace
 
 X = torch.randn(3, 2, 8, 8, dtype=torch.float64)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from nncx import load, save
-from nncx.compress import XNOR, DeepCompression, convert, freeze
+from nncx.compress import XNOR, DeepCompression, Pruning, convert, freeze
 from nncx.models import LeNet5, LeNet300100, ResNet
 from nncx.nn import SharedConv2d, SharedLinear
 
@@ -114,8 +114,7 @@ def test_a_name_of_no_layer_is_refused_and_the_model_stays(name):
 
 def _pruned(**settings):
     """Pruned to `settings`, without training."""
-    pruning = pytest.importorskip("nncx.compress.pruning")
-    method = pruning.Pruning(**settings)
+    method = Pruning(**settings)
     model = convert(_network(), method)
     list(method.steps(model))
     return model
@@ -144,7 +143,6 @@ def test_a_layer_with_one_weight_left_has_one_value():
 
 
 def test_prune_share_train_and_store_near_the_entropy(tmp_path):
-    pytest.importorskip("nncx._entropy")
     x, file = _images(), tmp_path / "model.safetensors"
     model = convert(_pruned(sparsity={"5": 0.9}), DeepCompression(4, 3))
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, weight_decay=0.01)

@@ -12,8 +12,14 @@ from hypothesis import strategies as st
 from torch import nn
 
 import nncx
-from nncx.compress import Pruning, convert, freeze
-from nncx.compress.pruning import adjust_dropout, remove_masks, sensitivity
+from nncx.compress import (
+    Pruning,
+    adjust_dropout,
+    convert,
+    freeze,
+    pruning_sensitivity,
+    remove_masks,
+)
 from nncx.nn import PrunedConv2d, PrunedLinear
 
 
@@ -423,7 +429,7 @@ def test_the_scan_prunes_each_layer_alone_and_changes_nothing(before):
         seen.append([1 - layer.survivors / layer.weight.numel() for layer in layers])
         return len(seen)
 
-    scan = sensitivity(model, metric, [0.5, 0.9])
+    scan = pruning_sensitivity(model, metric, [0.5, 0.9])
     base = 0.0 if before == "float" else 0.3
     wanted = [[base] * 3 for _ in range(7)]
     for i, share in enumerate([0.5, 0.9] * 3):
@@ -437,7 +443,7 @@ def test_the_scan_prunes_each_layer_alone_and_changes_nothing(before):
 
 
 def test_the_scan_of_neurons_leaves_out_the_outputs():
-    scan = sensitivity(_network(), lambda model: 0.0, [0.5], structure="neuron")
+    scan = pruning_sensitivity(_network(), lambda model: 0.0, [0.5], structure="neuron")
     assert [(row.name, row.parts) for row in scan.rows] == [("0", 8), ("4", 20)]
     assert scan.unit == "neurons"
 
