@@ -25,11 +25,16 @@ from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import Dataset
 
 from nncx import _files, _machine, _networks, _plots, _processes, _report, _store, data, train
-from nncx.compress import TTQ, XNOR, BinaryConnect, convert, freeze
+from nncx.compress import TTQ, XNOR, BinaryConnect, binary_connect, convert, freeze, ttq
 from nncx.compress._convert import Method
-from nncx.compress.binary_connect import parameter_groups
 from nncx.distill import Stage
-from nncx.nn import SquaredHingeLoss
+from nncx.nn import (
+    BinaryConnectConv2d,
+    BinaryConnectLinear,
+    SquaredHingeLoss,
+    TTQConv2d,
+    TTQLinear,
+)
 
 LAYERS: dict[str, Method | None] = {
     "float": None,
@@ -66,7 +71,8 @@ class Recipe:
             "binaryconnect-stochastic", "ttq".
         loss: "cross-entropy", or "squared-hinge".
         optimizer: "adam", or "sgd" with Nesterov's momentum of 0.9.
-        lr: the learning rate of the first epoch; BinaryConnect scales that of its weights.
+        lr: the learning rate of the first epoch; BinaryConnect scales that of its weights, TTQ that
+            of its learned values.
         lr_decay: the learning rate of the last epoch, divided by `lr`; between them it falls
             exponentially. 1 keeps it constant.
         amp: mixed precision of the training: "none", "bfloat16" or "float16".
@@ -287,13 +293,21 @@ def _float_network(recipe: Recipe, splits: data.Splits) -> nn.Module:
     return _networks.make(recipe.model, splits, recipe.options)
 
 
+# Layers some of whose parameters learn at rates of their own.
+_RATES = {
+    (BinaryConnectConv2d, BinaryConnectLinear): binary_connect.parameter_groups,
+    (TTQConv2d, TTQLinear): ttq.parameter_groups,
+}
+
+
 def student_optimizer(recipe: Recipe, model: nn.Module, stage: Stage) -> Optimizer:
     """Of all that is trained for `model` in `stage`: itself, and what adapts it to the teacher."""
     its_own = {id(parameter) for parameter in model.parameters()}
     adapters = [p for p in stage.student_parameters() if id(p) not in its_own]
     groups: list[dict[str, Any]] = [{"params": list(model.parameters())}]
-    if isinstance(LAYERS[recipe.layers], BinaryConnect):
-        groups = parameter_groups(model, recipe.lr, squared=recipe.optimizer == "sgd")
+    for layers, parameter_groups in _RATES.items():
+        if any(isinstance(m, layers) and not m.frozen for m in model.modules()):
+            groups = parameter_groups(model, recipe.lr, squared=recipe.optimizer == "sgd")
     if adapters:
         groups.append({"params": adapters})
     make = OPTIMIZERS[recipe.optimizer]

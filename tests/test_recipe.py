@@ -3,6 +3,7 @@
 import json
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch.utils.data import DataLoader
 import nncx
 from nncx import _recipe
 from nncx._recipe import Recipe
+from nncx.distill import Stage
 
 SMALL = Recipe(model="resnet8", epochs=2, lr=5e-3)
 
@@ -43,6 +45,23 @@ def test_every_figure_is_that_of_the_file(tmp_path: Path, layers: str) -> None:
     assert result.ratio == result.float_file_bytes / result.file_bytes
     assert (result.ratio == 1) == (layers == "float")
     assert result.parameters == sum(p.numel() for p in float_network.parameters())
+
+
+@pytest.mark.parametrize("optimizer", _recipe.OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("layers", "method"),
+    [("binaryconnect", nncx.compress.binary_connect), ("ttq", nncx.compress.ttq)],
+)
+def test_layers_learn_at_the_rates_of_their_method(
+    layers: str, method: ModuleType, optimizer: str
+) -> None:
+    recipe = replace(SMALL, layers=layers, optimizer=optimizer)
+    model = _recipe.build(recipe, _recipe.splits_of(recipe))
+    stage = Stage("supervised", nncx.train.Supervised(model))
+    groups = _recipe.student_optimizer(recipe, model, stage).param_groups
+    expected = method.parameter_groups(model, recipe.lr, squared=optimizer == "sgd")
+    assert [group["lr"] for group in groups] == [group["lr"] for group in expected] != [recipe.lr]
+    assert [len(group["params"]) for group in groups] == [len(g["params"]) for g in expected]
 
 
 def test_the_epoch_is_chosen_on_the_validation_split(

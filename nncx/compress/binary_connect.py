@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from nncx.compress._counterpart import GEOMETRY, counterpart
+from nncx.compress._rates import by_rate
 from nncx.nn.binary_connect import BinaryConnectConv2d, BinaryConnectLinear
 
 _LAYERS = {nn.Conv2d: BinaryConnectConv2d, nn.Linear: BinaryConnectLinear}
@@ -98,10 +99,7 @@ def parameter_groups(model: nn.Module, lr: float, squared: bool = False) -> list
             f"parameter_groups: {type(model).__name__} must have a BinaryConnect layer with real"
             " weights, got none; call nncx.convert(model, nncx.BinaryConnect()) first"
         )
-    groups: dict[float, list[nn.Parameter]] = {}
-    for parameter in model.parameters():
-        groups.setdefault(rates.get(parameter, lr), []).append(parameter)
-    return [{"params": parameters, "lr": rate} for rate, parameters in groups.items()]
+    return by_rate(model, lr, rates)
 
 
 def _coefficient(layer: nn.Module) -> float:

@@ -9,6 +9,7 @@ from torch import nn
 import nncx
 from nncx import train
 from nncx.compress import INQ, TTQ, BinaryConnect, Pruning, convert, freeze
+from nncx.compress.ttq import parameter_groups
 from nncx.models import MLP, VGG9, LeNet5, MobileNet, NiN, ResNet
 from nncx.nn import INQConv2d, INQLinear, TTQConv2d, TTQLinear
 from nncx.nn.inq import FREE
@@ -199,6 +200,31 @@ def test_settings_that_cannot_be_are_refused(build, message):
 def test_settings_as_json_has_them():
     assert INQ(fractions=[0.5, 1]) == INQ(fractions=(0.5, 1.0))
     assert hash(INQ(fractions=[0.5, 1])) == hash(INQ(fractions=(0.5, 1)))
+
+
+# ---------------------------------------------------------------------------------------------
+# learning rates
+
+
+@pytest.mark.parametrize("squared", [False, True])
+def test_learned_values_step_in_proportion_to_their_size(squared):
+    model = convert(_network(), TTQ())
+    with torch.no_grad():
+        model[3].negative.neg_()  # its size counts
+    values = {p: abs(p.item()) for m in (model[3], model[7]) for p in (m.positive, m.negative)}
+    groups = parameter_groups(model, 0.5, squared)
+    rates = {p: group["lr"] for group in groups for p in group["params"]}
+    assert sum(len(group["params"]) for group in groups) == len(rates)
+    assert rates.keys() == set(model.parameters())
+    for parameter, rate in rates.items():
+        size = values.get(parameter, 1)
+        assert rate == pytest.approx(0.5 * (size**2 if squared else size))
+
+
+def test_without_learned_values_there_are_no_such_groups():
+    for model in (_network(), freeze(convert(_network(), TTQ()))):
+        with pytest.raises(ValueError, match="must have a TTQ layer with float weights, got none"):
+            parameter_groups(model, 0.1)
 
 
 # ---------------------------------------------------------------------------------------------
