@@ -1,4 +1,4 @@
-"""The Python of README and docs runs as it is printed, and so do the commands of a page."""
+"""The Python of README and docs runs as it is printed, and so do the commands of some pages."""
 
 import re
 import shlex
@@ -28,11 +28,13 @@ def test_snippets_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.slow
-def test_commands_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of docs/compress.md, one after the other, as each reads what the ones before wrote."""
+@pytest.mark.parametrize("page", ["compress", "l2", "kd", "fitnets", "fsp", "anc"])
+def test_commands_run(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those of a page, one after the other, as each reads what the ones before wrote."""
     pytest.importorskip("matplotlib")
     monkeypatch.chdir(tmp_path)
-    commands = re.findall(r"^    nncx (.*)$", (ROOT / "docs/compress.md").read_text(), re.M)
+    text = (ROOT / "docs" / f"{page}.md").read_text()
+    commands = re.findall(r"^    nncx (.*)$", text, re.M)
     assert commands
     for command in commands:
         result = run(*shlex.split(command))
