@@ -11,7 +11,7 @@ training that is through only gives it back.
 
 import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -89,9 +89,13 @@ def made(name: str, options: Mapping[str, Any]) -> AnyMethod:
     Raises:
         ValueError: for settings that it does not have or that cannot be.
     """
+    known = [field.name for field in fields(METHODS[name])]
+    for option in options:
+        if option not in known:
+            raise ValueError(f"{name} has no option {option!r}; it has {', '.join(known)}")
     try:
         return METHODS[name](**options)
-    except TypeError as error:  # an option that it does not have, or of a wrong type
+    except TypeError as error:  # of a wrong type
         raise ValueError(f"{name} cannot be made with {dict(options)}: {error}") from error
 
 

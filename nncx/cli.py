@@ -84,8 +84,15 @@ def _readable_errors() -> Iterator[None]:
         print(f"\nnncx: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         raise typer.Exit(130) from interrupt
     except _USER_ERRORS as error:
-        print(f"nncx: {error}", file=sys.stderr)
+        print(f"nncx: {_sentence(error)}", file=sys.stderr)
         raise typer.Exit(1) from error
+
+
+def _sentence(error: Exception) -> str:
+    """What is wrong; of the system's errors without their number."""
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{error.filename} cannot be used: {error.strerror}; check its path"
+    return str(error)
 
 
 def _name_and_value(option: str) -> tuple[str, Any]:

@@ -381,10 +381,13 @@ def test_compress_hands_on_what_trainings_depend_on(
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--model=no.safetensors"], "No such file or directory"),
+        (["--model=no.safetensors"], "nncx: no.safetensors cannot be used: No such file"),
         (["--model=lenet5"], "or have weights, got 'lenet5'"),
         (["--model=lenet5", "--method=int3"], "a method must be one of"),
-        (["--model=lenet5", "--method=xnor", "--method-option=b=1"], "xnor cannot be made with"),
+        (
+            ["--model=lenet5", "--method=xnor", "--method-option=b=1"],
+            "xnor has no option 'b'; it has",
+        ),
         (["--model=lenet5", "--epochs=3"], "epochs means nothing to the method int8"),
         (["--model=lenet5", "--option=norm"], "an option must be a name and a JSON value"),
         (["--model=lenet5", "--vanhoucke", "--symmetric"], "symmetric means nothing to vanhoucke"),
