@@ -31,9 +31,9 @@ from nncx.compress import (
     Pruning,
     convert,
     prune_filters,
+    thaw,
 )
 from nncx.distill import Stage
-from nncx.nn import PackedLayer
 
 
 @dataclass(frozen=True)
@@ -113,17 +113,17 @@ def finetune(
     Args:
         recipe: how.
         skip: names of layers and blocks that stay as they are; none leaves it to the method.
-        model: with float weights, in eval mode; changed.
+        model: with float weights, if only pruned ones, in eval mode; changed.
 
     Returns:
         The network, not frozen yet, on the CPU, and its trainings.
 
     Raises:
-        ValueError: if `model` has frozen layers, or cannot be converted.
+        ValueError: if `model` has a frozen layer that is no pruned one, or cannot be converted.
         FloatingPointError, KeyboardInterrupt: as `train.fit`.
     """
     if methods:
-        _check_float(model)
+        thaw(model).eval()
     trainings = []
     for name, method in methods.items():
         torch.manual_seed(recipe.seed)
@@ -168,12 +168,3 @@ def _stages(
         if _processes.rank() == 0:
             print(step, file=sys.stderr)
         yield stage(f"{name}-{number}"), asdict(step)
-
-
-def _check_float(model: nn.Module) -> None:
-    for name, module in model.named_modules():
-        if isinstance(module, PackedLayer) and module.frozen:
-            raise ValueError(
-                f"a method that trains needs float weights, got a frozen {type(module).__name__} at"
-                f" '{name}'; pass the network that it was made of"
-            )

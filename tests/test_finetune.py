@@ -13,6 +13,8 @@ import nncx
 from nncx import _compress, _finetune, _recipe, data, train
 from nncx._compress import Compression
 from nncx._finetune import METHODS
+from nncx.nn import PackedLayer
+from nncx.nn.codes import unpack_codes
 
 # Settings of each method, and how many times smaller they at least make the file of `network`.
 SETTINGS: dict[str, tuple[dict, float]] = {
@@ -298,6 +300,30 @@ def test_options_of_several_methods_say_whose_they_are(stepwise: Compression) ->
         replace(stepwise, **both, method_options={"scale": "none"})
 
 
+def test_goes_on_from_the_file_of_a_pruned_network(
+    compression: Compression, tmp_path: Path
+) -> None:
+    pruning = replace(compression, methods=("prune",), method_options={"sparsity": 0.8})
+    _compress.run(pruning, tmp_path / "pruned")
+    file = tmp_path / "pruned" / "model.safetensors"
+    sharing = replace(compression, model=str(file), methods=("deep-compression",))
+    result = _compress.run(sharing, tmp_path / "shared")
+    assert result.float_test_error == error(nncx.load(file)), "what it began with"
+    before, after = (packed_layers(tmp_path / name) for name in ("pruned", "shared"))
+    assert len(before) == len(after) == 4
+    for pruned, shared in zip(before, after, strict=True):
+        weight = pruned.masked_weight()
+        codes = unpack_codes(shared.packed_weight, weight.numel(), shared.bits).view(weight.shape)
+        assert 0.75 < (weight == 0).double().mean() < 0.85
+        assert torch.equal(weight == 0, codes == 0) and shared.codebook[0] == 0
+    assert len(before[2].masked_weight().unique()) > 1000 and after[2].bits == 5
+
+
+def packed_layers(path: Path) -> list[PackedLayer]:
+    layers = nncx.load(path / "model.safetensors").modules()
+    return [layer for layer in layers if isinstance(layer, PackedLayer)]
+
+
 def test_nothing_is_written_for_what_cannot_be_compressed(
     compression: Compression, network: Path, tmp_path: Path
 ) -> None:
@@ -306,7 +332,7 @@ def test_nothing_is_written_for_what_cannot_be_compressed(
     for changes, sentence in (
         (
             {"model": str(tmp_path / "frozen.safetensors")},
-            "needs float weights, got a frozen XNORConv2d at '4'; pass the network",
+            "must be a pruned one, got a XNORConv2d at '4', which has no float weight; take the",
         ),
         ({"skip": ("fc9",)}, "skip names 'fc9'"),
         ({"skip": ("0", "4", "9", "12")}, "no layer for XNOR"),

@@ -2,7 +2,7 @@
 
 from nncx.compress._convert import Method, convert
 from nncx.compress._fold import fold_batch_norm
-from nncx.compress._freeze import freeze, repack
+from nncx.compress._freeze import freeze, repack, thaw
 from nncx.compress._scan import Scan, ScanRow
 from nncx.compress.binary_connect import BinaryConnect
 from nncx.compress.dead_filters import remove_dead_filters
@@ -52,5 +52,6 @@ __all__ = [
     "remove_masks",
     "repack",
     "sensitivity",
+    "thaw",
     "vanhoucke",
 ]

@@ -4,6 +4,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from nncx.nn import PackedLayer
+from nncx.nn.pruned import PrunedConv2d, PrunedLinear
 
 
 def freeze(model: nn.Module) -> nn.Module:
@@ -34,6 +35,34 @@ def freeze(model: nn.Module) -> nn.Module:
     for layer in layers:
         layer.freeze()
     return model.eval().requires_grad_(False)
+
+
+def thaw(model: nn.Module) -> nn.Module:
+    """Undo `freeze` in pruned layers, in place: they train on, or are converted further.
+
+    Freezing such a layer has lost nothing but what was pruned, which stays so. `model` goes to
+    training mode, and all its parameters require a gradient.
+
+    Returns:
+        `model`.
+
+    Raises:
+        ValueError: if it has a frozen layer of another family, before anything is changed.
+    """
+    frozen = {
+        name: layer
+        for name, layer in model.named_modules()
+        if isinstance(layer, PackedLayer) and layer.frozen
+    }
+    for name, layer in frozen.items():
+        if not isinstance(layer, PrunedConv2d | PrunedLinear):
+            raise ValueError(
+                f"thaw: a frozen layer must be a pruned one, got a {type(layer).__name__} at"
+                f" '{name}', which has no float weight; take the network that it was made of"
+            )
+    for layer in frozen.values():
+        layer.thaw()
+    return model.train().requires_grad_(True)
 
 
 def repack(model: nn.Module) -> nn.Module:

@@ -94,6 +94,16 @@ class _PrunedLayer(PackedLayer):
             self.gaps = pack_codes(gaps, self.gap_bits)
         self.mask = None
 
+    @torch.no_grad()
+    def thaw(self) -> None:
+        """Undo `freeze`: the survivors are a float weight again, with a mask around them."""
+        weight = self._expanded()
+        self.frozen = False
+        self.weight = torch.nn.Parameter(weight)
+        self.mask = weight != 0
+        self.packed_weight = self.gaps = None
+        self.repack()
+
     def _make_room(self, entries: int) -> None:
         """Buffers of a frozen layer, to be filled."""
         device = self._packs()[0].device
