@@ -126,6 +126,32 @@ void put(uint8_t* packed, int64_t size, int64_t bit, uint32_t code) {
   std::memcpy(packed + bit / 8, &word, sizeof word);
 }
 
+// Writes codes of at most 8 bits into zeros, at bits that only grow. It stores eight bytes and never
+// reads any: a load of two bytes, of which the store before has one, waits until that is through.
+class Pen {
+ public:
+  Pen(uint8_t* packed, int64_t size) : packed_(packed), size_(size) {}
+
+  void put(int64_t bit, uint64_t code) {
+    const int64_t byte = bit >> 3, passed = byte - at_;
+    const uint64_t before = passed < 8 ? word_ >> 8 * passed : 0;
+    const uint64_t word = before | code << (bit & 7);
+    word_ = word;
+    at_ = byte;
+    if (byte + 8 <= size_) {
+      store(packed_ + byte, word);
+    } else {
+      std::memcpy(packed_ + byte, &word, size_ - byte);
+    }
+  }
+
+ private:
+  uint8_t* packed_;
+  int64_t size_;
+  int64_t at_ = 0;     // the byte that `word_` begins with
+  uint64_t word_ = 0;  // of the output
+};
+
 }  // namespace
 
 // Package-merge (Larmore and Hirschberg 1990). In row l are, by weight, the symbols and the pairs
@@ -236,23 +262,32 @@ const char* huffman_decode(const HuffmanStream& stream, uint8_t* packed) {
 }
 
 const char* relative_decode(const RelativeIndex& index, uint8_t* packed) {
-  const int64_t size = index.size, codes = (8 * size + index.width - 1) / index.width;
-  const int full = (1 << index.gap_bits) - 1;
+  const auto [gaps, gap_count, codes, code_count, gap_bits, width, size] = index;
+  const int64_t places = (8 * size + width - 1) / width;
+  const int full = (1 << gap_bits) - 1;
   std::memset(packed, 0, size);
-  int64_t at = 0, taken = 0;  // codes of the output, nonzero ones of them
-  for (int64_t i = 0; i < index.gap_count; ++i) {
-    at += index.gaps[i];
-    if (index.gaps[i] >= full) continue;
-    if (at >= codes) return "its gaps lead behind its end";
-    if (taken == index.code_count) return "it has less nonzero codes than gaps";
-    const uint32_t code = index.codes[taken++];
-    const int64_t bit = at++ * index.width;
-    if (code >> index.width) return "a code of it is too large";
-    if (bit + std::bit_width(code) > 8 * size) return "its last code does not fit";
-    put(packed, size, bit, code);
+  Pen pen(packed, size);
+  int64_t place = 0, taken = 0, i = 0;
+  // Whether a gap ends at a code nobody can guess, so no branch asks: one that does not writes a 0.
+  for (; i < gap_count && taken < code_count; ++i) {
+    const bool ends = gaps[i] < full;
+    const uint32_t code = codes[taken] & -static_cast<uint32_t>(ends);
+    place += gaps[i];
+    if (place >= places) return "its gaps lead behind its end";
+    if (code >> width) return "a code of it is too large";
+    const int64_t bit = place * width;
+    if (place == places - 1 && bit + std::bit_width(code) > 8 * size) {
+      return "its last code does not fit";
+    }
+    pen.put(bit, code);
+    place += ends;
+    taken += ends;
   }
-  if (taken < index.code_count) return "it has more nonzero codes than gaps";
-  return at > codes || codes - at >= full ? "its gaps do not lead to its end" : nullptr;
+  for (; i < gap_count; place += gaps[i++]) {
+    if (gaps[i] < full) return "it has less nonzero codes than gaps";
+  }
+  if (taken < code_count) return "it has more nonzero codes than gaps";
+  return place > places || places - place >= full ? "its gaps do not lead to its end" : nullptr;
 }
 
 }  // namespace nncx
