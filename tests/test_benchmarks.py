@@ -1,8 +1,10 @@
 """The benchmarks run, print what their README promises, and give a wrong result no time."""
 
 import importlib
+import json
 import os
 import re
+import shlex
 import subprocess
 import sys
 from contextlib import nullcontext
@@ -12,9 +14,10 @@ from types import ModuleType
 
 import pytest
 import torch
+from typer.testing import CliRunner
 
 import nncx
-from nncx import _C, _entropy, ops
+from nncx import _C, _compress, _entropy, _recipe, cli, ops
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SMALLEST = {
@@ -83,7 +86,8 @@ def run(bench: ModuleType, name: str, *arguments: str) -> int:
 
 def test_every_benchmark_is_tested_and_collected(bench: ModuleType) -> None:
     shared = {"bench", "cpu", "gpu", "int8", "rivals", "roofline", "test_speed"}
-    own_tables = {"break_even", "filter_pruning", "hashed_real_data", "low_rank", "train_loop"}
+    own_tables = {"break_even", "compression_real_data", "filter_pruning", "hashed_real_data"}
+    own_tables |= {"low_rank", "train_loop"}
     files = {path.stem for path in FOLDER.glob("*.py")} - shared - own_tables
     assert files == set(SMALLEST)
     assert files == {op.name for op in importlib.import_module("test_speed").BENCHMARKS}
@@ -449,3 +453,57 @@ def test_low_rank_tells_what_becomes_of_a_network(bench: ModuleType, capsys, tmp
     assert float(by_data[3].rstrip("%")) < float(weights[3].rstrip("%"))
     assert float(trained[5].rstrip(" %")) < float(first[5].rstrip(" %"))
     assert speed[0] == "speed-up of conv2" and len(speed) == 3
+
+
+@pytest.mark.parametrize("model", ["lenet300100", "lenet5"])
+def test_compressions_are_commands_of_nncx(
+    bench: ModuleType, capsys, monkeypatch, model: str
+) -> None:
+    """Each accepted, with a network that a command before it has made."""
+    script = importlib.import_module("compression_real_data")
+    given = []
+    monkeypatch.setattr(_recipe, "run", lambda recipe, out, setup: given.append((recipe, out)))
+    monkeypatch.setattr(
+        _compress, "run", lambda settings, out, setup: given.append((settings, out))
+    )
+    script.main(["--model", model, "--seeds", "3", "--commands"])
+    for line in capsys.readouterr().out.splitlines():
+        program, *words = shlex.split(line)
+        assert program == "nncx" and CliRunner().invoke(cli.app, words).exit_code == 0
+    (training, folder), *compressions = given
+    made = [str(folder / "model.safetensors")]
+    assert training.model == model and training.seed == 3
+    for settings, folder in compressions:
+        assert settings.model in made and settings.seed == 3
+        made.append(str(folder / "model.safetensors"))
+    methods = {settings.methods for settings, _ in compressions}
+    assert methods == {("prune",), ("deep-compression",), ("ttq",), ("inq",), ("int8",)}
+    assert len(set(made)) == len(given)
+
+
+def test_compressions_are_run_once_and_put_into_a_table(
+    bench: ModuleType, capsys, monkeypatch, tmp_path
+) -> None:
+    script = importlib.import_module("compression_real_data")
+
+    def made(command: list[str], check: bool) -> None:
+        folder = Path(command[-1])
+        row, _, seed = folder.name.rpartition("-")
+        written = {"file_bytes": 1000, "ratio": 40.0, "seconds": 7.0, "validation_error": 2.0}
+        written["test_error"] = 1.5 + int(seed) + (0.25 if row == "prune-share" else 0)
+        times = {"1": 2.0, "16": 8.0}
+        written |= {"float_latency_ms": times, "latency_ms": {"1": 1.0, "16": 4.0}}
+        folder.mkdir(parents=True)
+        (folder / "result.json").write_text(json.dumps(written))
+
+    monkeypatch.setattr(subprocess, "run", made)
+    arguments = ["--seeds", "0", "1", "--out", str(tmp_path)]
+    script.main(arguments)
+    table = capsys.readouterr().out
+    rows = {row.split(" | ")[0].strip("| "): row.split(" | ") for row in table.splitlines()[2:]}
+    assert rows["float"][1:5] == ["1,000", "1", "2.00 ± 0.00", "2.00 ± 0.71"]
+    shared = ["40.0", "2.00 ± 0.00", "2.25 ± 0.71", "+0.25 ± 0.00", "2.00 → 1.00", "8.00 → 4.00"]
+    assert rows["prune, share"][2:8] == shared
+    monkeypatch.setattr(subprocess, "run", lambda *_, **__: pytest.fail("ran again"))
+    script.main(arguments)
+    assert capsys.readouterr().out == table
