@@ -486,7 +486,7 @@ def test_compressions_are_run_once_and_put_into_a_table(
 ) -> None:
     script = importlib.import_module("compression_real_data")
 
-    def made(command: list[str], check: bool) -> None:
+    def made(command: list[str], **_: object) -> None:
         folder = Path(command[-1])
         row, _, seed = folder.name.rpartition("-")
         written = {"file_bytes": 1000, "ratio": 40.0, "seconds": 7.0, "validation_error": 2.0}
