@@ -73,6 +73,15 @@ def check_joined() -> None:
         )
 
 
+def check_alone(task: str) -> None:
+    """Raises ValueError if others run the same program."""
+    if _started_by_torchrun():
+        raise ValueError(
+            f"{task}: it must run in one process, got {os.environ['WORLD_SIZE']} of torchrun; start"
+            " it without, and train several networks at a time with --jobs"
+        )
+
+
 def wrapped(task: nn.Module) -> nn.Module:
     """`task`, whose parameters become those of the first process, and gradients the mean of all."""
     if count() == 1:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from nncx import _distill, _files, _machine, _plots, _recipe, train
+from nncx import _distill, _files, _machine, _plots, _processes, _recipe, train
 from nncx._distill import Distillation
 from nncx._plots import Point
 from nncx._recipe import Setup
@@ -113,9 +113,11 @@ def run(reproduction: Reproduction, out: Path) -> str:
     Raises:
         As `_distill.run`, for what concerns all cells. A cell that cannot be (a method that does
         not fit the networks) or that diverges says so below the table.
+        ValueError: under torchrun.
         KeyboardInterrupt: as it came; the same call continues.
     """
     _plots.require_matplotlib()  # now rather than after the trainings
+    _processes.check_alone("reproduce")
     distillation = _with_trained_teacher(reproduction.distillation, out)
     cells = _cells(TABLES[reproduction.table], distillation, reproduction.seeds, out / CELLS)
     failures = _train([cell for cell in cells if cell.result() is None], reproduction.jobs)

@@ -102,6 +102,13 @@ def test_a_cell_that_cannot_be_says_why_below_the_table(tmp_path: Path, monkeypa
     assert "| KD | " in text and "| KD | - |" not in text
 
 
+def test_refuses_to_run_several_times_at_once(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="must run in one process, got 2 of torchrun"):
+        _reproduce.run(Reproduction("inputs", TINY, seeds=1), tmp_path)
+    assert not any(tmp_path.iterdir())
+
+
 def test_processes_train_what_one_process_does(tmp_path: Path, monkeypatch) -> None:
     """Two real ones; the errors are those of cells in this process."""
     reproduction = Reproduction("regularization", TINY, seeds=1, jobs=2)
