@@ -57,8 +57,8 @@ class _INQLayer(CodebookLayer):
             return 0
         magnitudes = torch.where(free, self.weight.abs(), -1).flatten()
         chosen = magnitudes.argsort(descending=True, stable=True)[:count]
-        codes = self.codes.flatten()
-        codes[chosen] = inq_codes(self.weight, self.codebook).flatten()[chosen]
+        found = inq_codes(self.weight, self.codebook).flatten()[chosen]
+        codes = self.codes.flatten().index_copy(0, chosen, found)
         self.codes.copy_(codes.view_as(self.codes))
         self.repack()
         return count

@@ -145,6 +145,15 @@ def test_equal_magnitudes_are_taken_in_order():
     assert torch.equal((layer.codes != FREE).flatten(), torch.arange(1000) < 300)
 
 
+def test_memory_formats_of_a_depthwise_weight():
+    """Where torch's view of a weight of one channel has other strides than the weight."""
+    plain = INQConv2d(6, 6, 3, groups=6)
+    layer = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    layer.reset_buffers()
+    assert layer.quantize_largest(0.5) == plain.quantize_largest(0.5) == 27
+    assert torch.equal(layer.codes, plain.codes)
+
+
 OPTIMIZERS = {
     "Adam": lambda parameters: torch.optim.Adam(parameters, lr=0.1, weight_decay=0.1),
     "SGD": lambda parameters: torch.optim.SGD(
