@@ -46,11 +46,11 @@ def convert(
     """Swap every layer that `method` has a counterpart for, in place; all of it or nothing.
 
     The new layers hold the old layers' Parameters, so optimizers stay valid (but for
-    `nncx.DeepCompression` and `nncx.LowRank`, whose layers have others). A method that binarises
-    inputs also removes each ReLU (or another activation that is never negative) and each dropout
-    that feeds only its layers: the sign of what a ReLU gives, and of the zeros of a dropout, is +1.
-    A method that folds replaces what its layers do of what is behind them, if the model is in eval
-    mode.
+    `nncx.DeepCompression`, `nncx.Hashed` and `nncx.LowRank`, whose layers have others, and
+    `nncx.TTQ`, whose layers have two more). A method that binarises inputs also removes each ReLU
+    (or another activation that is never negative) and each dropout that feeds only its layers: the
+    sign of what a ReLU gives, and of the zeros of a dropout, is +1. A method that folds replaces
+    what its layers do of what is behind them, if the model is in eval mode.
 
     Layers inside torch's own blocks, as `nn.TransformerEncoderLayer`, stay as they are: such a
     block reads their weights itself.

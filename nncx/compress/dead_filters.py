@@ -55,7 +55,7 @@ def _constants(graph: Graph, inputs: tuple[Tensor, ...]) -> dict[nn.Module, Tens
     """For each layer with weights, `[in]`: the constants among its inputs, NaN for the others.
 
     The graph is run on NaN. What is a number then, does not depend on the input. As 0 times NaN is
-    NaN, layers with weights are replaced by `_response`.
+    NaN, layers with weights are replaced by `_response`, and norms are helped.
     """
     for each in inputs:
         if not each.is_floating_point():
@@ -67,7 +67,7 @@ def _constants(graph: Graph, inputs: tuple[Tensor, ...]) -> dict[nn.Module, Tens
 
     def see(layer: nn.Module, args: tuple[Tensor], output: Tensor) -> Tensor:
         if type(layer) in FOLLOWERS:
-            return output
+            return output if type(layer) is nn.PReLU else _normalised(layer, output)
         if type(layer) not in PRODUCERS:
             return torch.full_like(output, torch.nan)
         read = _constants_of(layer, args[0])
@@ -88,6 +88,14 @@ def _constants(graph: Graph, inputs: tuple[Tensor, ...]) -> dict[nn.Module, Tens
         for hook in hooks:
             hook.remove()
     return found
+
+
+def _normalised(layer: nn.Module, output: Tensor) -> Tensor:
+    """What a norm gives: its beta where gamma is 0."""
+    if layer.weight is None:
+        return output
+    view = [1, -1, *(1 for _ in output.shape[2:])]
+    return torch.where(layer.weight.view(view) == 0, layer.bias.view(view), output)
 
 
 def _constants_of(layer: nn.Module, value: Tensor) -> Tensor:

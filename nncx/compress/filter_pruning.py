@@ -75,9 +75,9 @@ def prune_filters(
         A new graph in the mode of `model`, which shares nothing with it.
 
     Raises:
-        ValueError: if the model cannot be traced, an argument is not as it must be, a layer that is
-            named must stay whole, no layer can be pruned, `macs` cannot be reached, or a layer has
-            hooks or a reparametrised weight.
+        ValueError: if the model cannot be traced, an argument is not as it must be, a layer or all
+            of a block that is named must stay whole, no layer can be pruned, `macs` cannot be
+            reached, or a layer has hooks or a reparametrised weight.
         TypeError: if the arguments are no module and tensors.
 
     Paper: Li et al., "Pruning Filters for Efficient ConvNets", ICLR 2017.
@@ -179,14 +179,16 @@ class _Candidates(NamedTuple):
                 f"{self.task}: amount names '{unknown[0]}', which the model does not have; take"
                 " names from model.named_modules()"
             )
-        result = []
+        result, idle = [], set(amounts)
         for each, reason in self.sets:
             names = {path for path in each.layers if path in amounts}
             if names and reason:
                 raise ValueError(f"{self.task}: '{min(names)}' must stay whole: {reason}")
-            if not names and self._convolves(each) and reason is None:
-                names = {name for path in each.layers for name in _blocks(path) if name in amounts}
-                names = {name for name in names if len(name) == max(map(len, names))}
+            idle -= names
+            if self._convolves(each) and reason is None:
+                named = [[n for n in _blocks(path) if n in amounts] for path in each.layers]
+                idle.difference_update(*named)
+                names = names or {blocks[-1] for blocks in named if blocks}
             if len({amounts[name] for name in names}) > 1:
                 raise ValueError(
                     f"{self.task}: {_listed(sorted(names))} must lose the same fraction, being"
@@ -194,6 +196,11 @@ class _Candidates(NamedTuple):
                 )
             if names:
                 result.append((each, amounts[min(names)]))
+        if idle:
+            raise ValueError(
+                f"{self.task}: amount names '{min(idle)}', where no convolution may lose filters;"
+                " name a layer to be told why"
+            )
         return result
 
     def _convolves(self, each: ChannelSet) -> bool:
@@ -202,7 +209,7 @@ class _Candidates(NamedTuple):
 
 
 def _blocks(path: str) -> list[str]:
-    """What a layer is in."""
+    """What a layer is in, the innermost last."""
     parts = path.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts))]
 

@@ -126,6 +126,8 @@ class LowRank:
     def _rank(self, layer: nn.Module) -> int | None:
         """How many components the layer shall have, None if it shall stay as it is."""
         most = _most(layer, self.scheme)
+        if most < 1:
+            return None
         if isinstance(self.rank, Mapping):
             rank = self.rank.get(layer, 0)
         elif self.rank is not None:

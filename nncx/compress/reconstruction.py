@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
-from math import isfinite, prod, sqrt
+from math import inf, isfinite, prod, sqrt
 
 import torch
 import torch.nn.functional as F
@@ -203,7 +203,13 @@ def _errors(
                 f"reconstruct: outputs of '{name}' must be finite, got NaN or infinity; pass other"
                 " batches"
             )
-    return {name: sqrt(value / signal[name]) if value else 0.0 for name, value in noise.items()}
+    return {name: _relative(value, signal[name]) for name, value in noise.items()}
+
+
+def _relative(noise: float, signal: float) -> float:
+    if not signal:
+        return inf if noise else 0.0
+    return sqrt(noise / signal)
 
 
 def _seen(

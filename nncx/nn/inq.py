@@ -23,7 +23,8 @@ class _INQLayer(CodebookLayer):
     Attributes:
         codes: uint8, like the weight: of quantised weights their codes, of all others `FREE`. A
             buffer until freezing.
-        codebook: float32 `[2**bits]`, of the weight that the layer began with: always a buffer.
+        codebook: float32 `[2**bits]`, of the weight as it was when its first part was quantised,
+            zeros before: always a buffer.
     """
 
     bits: int
@@ -38,7 +39,7 @@ class _INQLayer(CodebookLayer):
 
     def reset_buffers(self) -> None:
         """No weight is quantised, but for those that a mask makes 0."""
-        self.codebook = inq_codebook(self._masked_weight(), self.bits)
+        self.codebook = self.weight.new_zeros(2**self.bits, dtype=torch.float32)
         codes = torch.full_like(self.weight, FREE, dtype=torch.uint8)
         self.codes = codes if self.mask is None else codes * self.mask
 
@@ -51,14 +52,16 @@ class _INQLayer(CodebookLayer):
         Returns:
             How many weights were quantised.
         """
-        free = self.codes == FREE
-        count = int(fraction * self.weights + 0.5) - self.quantized
+        free, quantized = self.codes == FREE, self.quantized
+        count = int(fraction * self.weights + 0.5) - quantized
         if count <= 0:
             return 0
+        if not quantized:
+            self.codebook.copy_(inq_codebook(self._masked_weight(), self.bits))
         magnitudes = torch.where(free, self.weight.abs(), -1).flatten()
         chosen = magnitudes.argsort(descending=True, stable=True)[:count]
-        codes = self.codes.flatten()
-        codes[chosen] = inq_codes(self.weight, self.codebook).flatten()[chosen]
+        found = inq_codes(self.weight, self.codebook).flatten()[chosen]
+        codes = self.codes.flatten().index_copy(0, chosen, found)
         self.codes.copy_(codes.view_as(self.codes))
         self.repack()
         return count
@@ -116,7 +119,7 @@ class INQConv2d(_INQLayer, CodebookConv2d):
 
     Forward: `conv2d(x, w) + bias`; of the weights that are quantised w is that value of the
     codebook `{0, +-2**n2 ... +-2**n1}`, of all others it is W. `n1 = floor(log2(4/3 * max |W|))` of
-    the weight that the layer began with, `n2 = n1 + 1 - 2**(bits - 2)`.
+    the weight as it is when its first part is quantised, `n2 = n1 + 1 - 2**(bits - 2)`.
     Gradient: `dC/dW = dC/dw` where a weight is not quantised, else 0. Those that are cannot move:
     forward reads their codes, whatever an optimizer does to W.
     Paper: Zhou et al., "Incremental Network Quantization", ICLR 2017.

@@ -115,7 +115,7 @@ def inq_codebook(weight: Tensor, bits: int) -> Tensor:
 
     Paper: Zhou et al., "Incremental Network Quantization", ICLR 2017.
     """
-    if weight.is_meta or not weight.numel():  # as in load, at once
+    if not weight.numel():
         return weight.new_zeros(2**bits, dtype=torch.float32)
     largest = weight.detach().abs().amax().item()
     mantissa, exponent = math.frexp(largest)  # exact, unlike a logarithm

@@ -43,7 +43,7 @@ class _TTQLayer(CodebookLayer):
         """The learned values become the mean magnitudes of the weights that they stand for."""
         for name, value in zip(("positive", "negative"), self._mean_magnitudes(), strict=True):
             if getattr(self, name).device != value.device:
-                setattr(self, name, nn.Parameter(value))
+                setattr(self, name, nn.Parameter(value, self.weight.requires_grad))
             else:  # the Parameter stays, since an optimizer may hold it
                 with torch.no_grad():
                     getattr(self, name).copy_(value)

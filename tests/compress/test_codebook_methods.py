@@ -70,6 +70,14 @@ def test_parameters_modes_and_settings_are_handed_over(method):
     ]
 
 
+def test_what_does_not_train_still_does_not(method):
+    model = _network()
+    model[3].requires_grad_(False)
+    convert(model, method)
+    assert not any(p.requires_grad for p in model[3].parameters())
+    assert all(p.requires_grad for p in model[7].parameters())
+
+
 def test_inq_changes_nothing_before_its_steps():
     model, x = _network().eval(), torch.randn(2, 4, 8, 8)
     expected = model(x)

@@ -80,6 +80,24 @@ def test_at_a_padded_border_only_zeros_go():
     _check_same(model, smaller)
 
 
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, nn.InstanceNorm2d])
+def test_what_a_norm_multiplies_with_0_goes(norm):
+    """Whatever the filter before it gives."""
+    model = nn.Sequential(nn.Conv2d(2, 6, 3), norm(6, affine=True), nn.ReLU(), nn.Conv2d(6, 3, 3))
+    model = randomized(model)
+    model[1].weight.data[[0, 3, 4]] = 0
+    smaller = remove_dead_filters(model, X)
+    assert sizes(smaller)["0"] == 3
+    _check_same(model, smaller)
+
+
+def test_a_prelu_with_slope_0_is_no_constant():
+    model = randomized(nn.Sequential(nn.Linear(4, 6), nn.PReLU(6), nn.Linear(6, 2)))
+    model[1].weight.data[:3] = 0
+    x = torch.randn(5, 4).double()
+    assert sizes(remove_dead_filters(model, x)) == sizes(model)
+
+
 def test_a_chain_of_constants_goes_at_once():
     model = randomized(nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 6), nn.Linear(6, 2)))
     model[0].weight.data[:3] = 0

@@ -497,3 +497,29 @@ def test_a_tied_layer_that_is_named_is_refused_with_what_it_is_tied_to():
         _pruned(model, amount={"stem": 0.5})
     with pytest.raises(ValueError, match=r"must lose the same fraction, being tied, got \[0.5, 0"):
         _pruned(model, amount={"stem": 0.25, "blocks.0.back": 0.5}, tied=True)
+
+
+class _Tied(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Sequential(nn.Conv2d(2, 8, 1))
+        self.longer = nn.Sequential(nn.Conv2d(8, 8, 1), nn.ReLU())
+        self.head = nn.Sequential(nn.Conv2d(8, 3, 1))
+
+    def forward(self, x):
+        x = self.a(x)
+        return self.head(x + self.longer(x))
+
+
+def test_blocks_whose_layers_are_tied_must_agree():
+    """Whichever has the longer name."""
+    model, amounts = randomized(_Tied()), {"a": 0.25, "longer": 0.25}
+    assert sizes(_pruned(model, amount=amounts, tied=True))["a.0"] == 6
+    with pytest.raises(ValueError, match=r"'a', 'longer' must lose the same .* got \[0.25, 0.5\]"):
+        _pruned(model, amount={"a": 0.25, "longer": 0.5}, tied=True)
+
+
+@pytest.mark.parametrize("name", ["a", "head"])
+def test_a_name_that_would_change_nothing_is_refused(name):
+    with pytest.raises(ValueError, match=f"amount names '{name}', where no convolution may lose"):
+        _pruned(randomized(_Tied()), amount={name: 0.5})

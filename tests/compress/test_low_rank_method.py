@@ -193,6 +193,14 @@ def test_what_would_not_be_faster_stays():
         convert(nn.Sequential(nn.Conv2d(3, 8, 1), nn.Linear(2, 2)), LowRank(1, speedup=4))
 
 
+@pytest.mark.parametrize("setting", [{"rank": 1}, {"energy": 0.5}, {"speedup": 2}])
+def test_layers_without_weights_stay(setting):
+    model = nn.Sequential(nn.Linear(6, 0), nn.Linear(0, 8), nn.Linear(8, 8))
+    before = list(model)
+    convert(model, LowRank(**setting))
+    assert [a is b for a, b in zip(before, model, strict=True)] == [True, True, False]
+
+
 class MyConv(nn.Conv2d):
     pass
 

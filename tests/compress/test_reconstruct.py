@@ -1,6 +1,7 @@
 """reconstruct: what it minimises, against plain least squares, and what it refuses."""
 
 import copy
+import math
 
 import numpy as np
 import pytest
@@ -166,6 +167,15 @@ def test_what_it_refuses():
             reconstruct(compressed, other, x)
     with pytest.raises(ValueError, match="must have expansions in the place of layers of"):
         reconstruct(convert(model, nncx.Int8()), original, x)
+
+
+def test_of_a_layer_that_gives_nothing_every_error_is_infinite():
+    original = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 8, bias=False))
+    nn.init.constant_(original[0].bias, -100.0)  # no neuron fires
+    model = convert(copy.deepcopy(original), LowRank(rank={"2": 2}))
+    assert reconstruct(model, original, [torch.randn(20, 6)]).layers[0].before == 0
+    model[0].bias.data.neg_()
+    assert reconstruct(model, original, [torch.randn(20, 6)]).layers[0].before == math.inf
 
 
 def test_networks_that_call_a_layer_differently():

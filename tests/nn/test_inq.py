@@ -117,6 +117,24 @@ def test_the_largest_come_first():
     assert layer._values().tolist() == [expected]
 
 
+@pytest.mark.parametrize("masked", [True, False])
+def test_the_codebook_is_of_the_weight_whose_first_part_is_quantised(masked):
+    """Not of the one that the layer was made with, and that has been trained since."""
+    layer = _conv(masked=masked)
+    if masked:
+        layer.mask[0, 0, 0, 0] = False
+        layer.reset_buffers()
+    with torch.no_grad():
+        layer.weight.mul_(20)
+        expected = inq_codebook(layer.weight, 5)
+        layer.weight[0, 0, 0, 0] *= 1e6 if masked else 1
+    assert layer.quantize_largest(0) == 0 and layer.quantize_largest(0.5) == 243
+    with torch.no_grad():
+        layer.weight.mul_(20)
+    layer.quantize_largest(1)
+    assert torch.equal(layer.codebook, expected)
+
+
 @pytest.mark.parametrize("fraction", [0.001, 0.3, 0.5, 0.875, 1])
 @pytest.mark.parametrize("mask", [True, False])
 def test_shares_are_of_the_weights_that_are_not_masked(mask, fraction):
@@ -145,6 +163,15 @@ def test_equal_magnitudes_are_taken_in_order():
     assert torch.equal((layer.codes != FREE).flatten(), torch.arange(1000) < 300)
 
 
+def test_memory_formats_of_a_depthwise_weight():
+    """Where torch's view of a weight of one channel has other strides than the weight."""
+    plain = INQConv2d(6, 6, 3, groups=6)
+    layer = copy.deepcopy(plain).to(memory_format=torch.channels_last)
+    layer.reset_buffers()
+    assert layer.quantize_largest(0.5) == plain.quantize_largest(0.5) == 27
+    assert torch.equal(layer.codes, plain.codes)
+
+
 OPTIMIZERS = {
     "Adam": lambda parameters: torch.optim.Adam(parameters, lr=0.1, weight_decay=0.1),
     "SGD": lambda parameters: torch.optim.SGD(
@@ -157,7 +184,7 @@ OPTIMIZERS = {
 def test_what_is_quantised_stays_and_the_rest_trains(optimizer):
     """Whatever momentum, weight decay and the growth of others do."""
     layer, x = _conv(padding=1), images()
-    codebook, steps = layer.codebook.clone(), OPTIMIZERS[optimizer](layer.parameters())
+    codebook, steps = inq_codebook(layer.weight, 5), OPTIMIZERS[optimizer](layer.parameters())
     held, values = torch.zeros(9, 6, 3, 3, dtype=torch.bool), layer._values().detach()
     for fraction in (0.3, 0.6, 0.9):
         layer.quantize_largest(fraction)
@@ -229,6 +256,7 @@ def test_a_float_state_begins_anew():
     before = layer.codebook.clone()
     layer.load_state_dict(plain.state_dict())
     assert layer.quantized == 0 and torch.equal(layer._values(), plain.weight)
+    layer.quantize_largest(0.5)
     assert torch.equal(layer.codebook, inq_codebook(plain.weight, 5))
     assert not torch.equal(layer.codebook, before)
 
