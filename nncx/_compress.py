@@ -237,10 +237,10 @@ def run(compression: Compression, out: Path, setup: Setup = _recipe.ON_THE_CPU) 
     """
     if out.is_file():  # found now, not after the work
         raise ValueError(f"out must be a folder, got the file {out}; pass another name")
-    if setup.plot and not compression.trained():
-        raise ValueError(
-            f"plot draws trainings, got only {', '.join(compression.methods)}; leave it out"
-        )
+    for drawn in ("plot", "tensorboard"):
+        if getattr(setup, drawn) and not compression.trained():
+            methods = ", ".join(compression.methods)
+            raise ValueError(f"{drawn} draws trainings, got only {methods}; leave it out")
     splits = _recipe.splits_of(compression)
     model = _networks.trained(compression.model, splits, compression.options, compression.weights)
     start = time.monotonic()

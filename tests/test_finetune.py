@@ -340,8 +340,10 @@ def test_nothing_is_written_for_what_cannot_be_compressed(
         with pytest.raises(ValueError, match=sentence) as caught:
             _compress.run(replace(compression, **changes), tmp_path / "out")
         assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="plot draws trainings, got only int8"):
-        _compress.run(Compression(model=str(network)), tmp_path / "out", _recipe.Setup(plot=True))
+    for drawn in ("plot", "tensorboard"):
+        with pytest.raises(ValueError, match=f"{drawn} draws trainings, got only int8"):
+            setup = _recipe.Setup(**{drawn: True})
+            _compress.run(Compression(model=str(network)), tmp_path / "out", setup)
     assert not (tmp_path / "out").exists()
 
 
