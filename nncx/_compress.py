@@ -28,6 +28,7 @@ from nncx.compress import (
     freeze,
     quantize,
     sensitivity,
+    thaw,
     vanhoucke,
 )
 from nncx.compress._counterpart import GEOMETRY
@@ -243,12 +244,13 @@ def run(compression: Compression, out: Path, setup: Setup = _recipe.ON_THE_CPU) 
             raise ValueError(f"{drawn} draws trainings, got only {methods}; leave it out")
     splits = _recipe.splits_of(compression)
     model = _networks.trained(compression.model, splits, compression.options, compression.weights)
+    thawed = thaw(copy.deepcopy(model)).eval()
     start = time.monotonic()
     compressed, trainings = _finetune.finetune(
         compression,
         compression.trained(),
         compression.skip,
-        copy.deepcopy(model),
+        thawed,
         splits,
         out,
         setup,

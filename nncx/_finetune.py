@@ -31,7 +31,6 @@ from nncx.compress import (
     Pruning,
     convert,
     prune_filters,
-    thaw,
 )
 from nncx.distill import Stage
 
@@ -113,17 +112,15 @@ def finetune(
     Args:
         recipe: how.
         skip: names of layers and blocks that stay as they are; none leaves it to the method.
-        model: with float weights, if only pruned ones, in eval mode; changed.
+        model: without frozen layers, in eval mode; changed.
 
     Returns:
         The network, not frozen yet, on the CPU, and its trainings.
 
     Raises:
-        ValueError: if `model` has a frozen layer that is no pruned one, or cannot be converted.
+        ValueError: if `model` cannot be converted.
         FloatingPointError, KeyboardInterrupt: as `train.fit`.
     """
-    if methods:
-        thaw(model).eval()
     trainings = []
     for name, method in methods.items():
         torch.manual_seed(recipe.seed)
