@@ -124,7 +124,7 @@ def finetune(
     trainings = []
     for name, method in methods.items():
         torch.manual_seed(recipe.seed)
-        model = _applied(method, model, splits.train[0][0].unsqueeze(0), skip)
+        model = applied(method, model, splits.train[0][0].unsqueeze(0), skip)
         for stage, step in _stages(name, method, recipe, model):
             out.mkdir(parents=True, exist_ok=True)  # not before it is clear that all can be
             optimizer = _recipe.student_optimizer(recipe, model, stage)
@@ -136,9 +136,8 @@ def finetune(
     return model, trainings
 
 
-def _applied(
-    method: AnyMethod, model: nn.Module, example: Tensor, skip: Sequence[str]
-) -> nn.Module:
+def applied(method: AnyMethod, model: nn.Module, example: Tensor, skip: Sequence[str]) -> nn.Module:
+    """`model` with the layers of the method, to be trained."""
     if isinstance(method, FilterPruning):
         return method.applied(model, example, skip)
     return convert(model, method, skip or None)

@@ -349,5 +349,16 @@ def test_nothing_is_written_for_what_cannot_be_compressed(
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("methods", [("prune", "int8"), ("inq", "float16"), ("inq", "ttq")])
+def test_a_method_that_finds_nothing_to_do_is_refused_before_any_training(
+    compression: Compression, tmp_path: Path, methods: tuple[str, ...]
+) -> None:
+    options = {"prune.sparsity": 0.5} if "prune" in methods else {}
+    settings = replace(compression, methods=methods, method_options=options)
+    with pytest.raises(ValueError, match=f"{methods[1]} cannot follow {methods[0]}: "):
+        _compress.run(settings, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_every_method_is_tested() -> None:
     assert SETTINGS.keys() == METHODS.keys() == _finetune.METHODS.keys()
