@@ -401,7 +401,7 @@ def report(
                 raise ValueError("report: --plot draws errors, got no --data; pass both")
             _plots.require_matplotlib()  # now rather than after the measurements
         comparison = _eval.compare(
-            files if baseline is None else [baseline, *files],
+            files if baseline is None else [baseline, *(f for f in files if f != baseline)],
             data=data,
             root=root,
             image_size=image_size,
