@@ -8,7 +8,7 @@ validation split is there to choose by, the test split for the figure that is re
 
 import copy
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, dataclass, field, fields
 from functools import partial
 from pathlib import Path
@@ -28,6 +28,7 @@ from nncx.compress import (
     freeze,
     quantize,
     sensitivity,
+    thaw,
     vanhoucke,
 )
 from nncx.compress._counterpart import GEOMETRY
@@ -237,18 +238,20 @@ def run(compression: Compression, out: Path, setup: Setup = _recipe.ON_THE_CPU) 
     """
     if out.is_file():  # found now, not after the work
         raise ValueError(f"out must be a folder, got the file {out}; pass another name")
-    if setup.plot and not compression.trained():
-        raise ValueError(
-            f"plot draws trainings, got only {', '.join(compression.methods)}; leave it out"
-        )
+    for drawn in ("plot", "tensorboard"):
+        if getattr(setup, drawn) and not compression.trained():
+            methods = ", ".join(compression.methods)
+            raise ValueError(f"{drawn} draws trainings, got only {methods}; leave it out")
     splits = _recipe.splits_of(compression)
     model = _networks.trained(compression.model, splits, compression.options, compression.weights)
+    thawed = thaw(copy.deepcopy(model)).eval()
+    _rehearse(compression, thawed, splits)
     start = time.monotonic()
     compressed, trainings = _finetune.finetune(
         compression,
         compression.trained(),
         compression.skip,
-        copy.deepcopy(model),
+        thawed,
         splits,
         out,
         setup,
@@ -259,7 +262,8 @@ def run(compression: Compression, out: Path, setup: Setup = _recipe.ON_THE_CPU) 
     if setup.plot:
         train.plot(_finetune.history(trainings), out / _recipe.CURVES)
     table = _sensitivity(compression, model, splits) if compression.sensitivity else None
-    compressed = _frozen(_stored_smaller(compression, compressed.eval(), splits))
+    images = _calibration_images(compression, splits)
+    compressed = _frozen(_stored_smaller(compression, compressed.eval(), images, splits))
     out.mkdir(parents=True, exist_ok=True)
     result = Result(
         compression=compression,
@@ -290,14 +294,35 @@ def _int8_settings(compression: Compression) -> dict[str, Any]:
     }
 
 
-def _stored_smaller(compression: Compression, model: nn.Module, splits: data.Splits) -> nn.Module:
+def _rehearse(compression: Compression, model: nn.Module, splits: data.Splits) -> None:
+    """Find out before the first training whether each method leaves something to those behind."""
+    if len(compression.methods) == 1:
+        return
+    model, example = copy.deepcopy(model), splits.train[0][0].unsqueeze(0)
+    methods = compression.trained()
+    for number, name in enumerate(compression.methods):
+        try:
+            if name in methods:
+                model = _finetune.applied(methods[name], model, example, compression.skip)
+            else:
+                _stored_smaller(compression, model, [example], splits)
+        except ValueError as error:
+            if number == 0:
+                raise
+            before = ", ".join(compression.methods[:number])
+            raise ValueError(f"{name} cannot follow {before}: {error}") from error
+
+
+def _stored_smaller(
+    compression: Compression, model: nn.Module, images: Iterable[Any], splits: data.Splits
+) -> nn.Module:
     """What the last method makes of `model`, if it is one that does not train."""
     method = compression.methods[-1]
     if method in STORAGES:
         return convert(model, Half(STORAGES[method]), compression.skip)
     if method != "int8":
         return model
-    graph, images = _graph(model, splits), _calibration_images(compression, splits)
+    graph = _graph(model, splits)
     if compression.vanhoucke:
         return vanhoucke(graph, images)
     return quantize(graph, images, **_int8_settings(compression))

@@ -91,7 +91,7 @@ def compare(
         shape: of an image, where there are no data.
 
     Raises:
-        ValueError: for data or a file that cannot be, or that do not fit each other.
+        ValueError: for data or a file that cannot be, that do not fit each other, or a file twice.
         FileNotFoundError, ImportError: as `data.load`, or for a file.
     """
     if (data is None) == (shape is None):
@@ -99,6 +99,9 @@ def compare(
             f"report: pass data, or else the shape of an image, got data {data!r} and shape"
             f" {shape!r}"
         )
+    for file in files:
+        if files.count(file) > 1:
+            raise ValueError(f"report: files must differ, got {file} twice; leave one out")
     models = [_store.load(file) for file in files]
     errors: list[float | None] = [None] * len(files)
     if data is None:

@@ -122,20 +122,6 @@ def read(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, Any
         raise refuse(f"safetensors cannot read it ({error})") from error
 
 
-def stored_bytes(path: str | os.PathLike[str]) -> dict[str, int]:
-    """How many bytes of a file of `write` are those of each tensor; all others are its header.
-
-    Raises:
-        As `read`.
-    """
-    read(path)  # refuses what is not whole
-    with open(path, "rb") as file:
-        header = json.loads(file.read(int.from_bytes(file.read(_LENGTH_BYTES), "little")))
-    del header["__metadata__"]
-    offsets = {name: tensor["data_offsets"] for name, tensor in header.items()}
-    return {name: end - begin for name, (begin, end) in offsets.items()}
-
-
 def is_ours(path: str | os.PathLike[str]) -> bool:
     """Whether nncx wrote this safetensors file; `read` tells whether it is whole."""
     with safetensors.safe_open(path, "pt") as file:

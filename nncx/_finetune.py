@@ -31,7 +31,6 @@ from nncx.compress import (
     Pruning,
     convert,
     prune_filters,
-    thaw,
 )
 from nncx.distill import Stage
 
@@ -113,21 +112,19 @@ def finetune(
     Args:
         recipe: how.
         skip: names of layers and blocks that stay as they are; none leaves it to the method.
-        model: with float weights, if only pruned ones, in eval mode; changed.
+        model: without frozen layers, in eval mode; changed.
 
     Returns:
         The network, not frozen yet, on the CPU, and its trainings.
 
     Raises:
-        ValueError: if `model` has a frozen layer that is no pruned one, or cannot be converted.
+        ValueError: if `model` cannot be converted.
         FloatingPointError, KeyboardInterrupt: as `train.fit`.
     """
-    if methods:
-        thaw(model).eval()
     trainings = []
     for name, method in methods.items():
         torch.manual_seed(recipe.seed)
-        model = _applied(method, model, splits.train[0][0].unsqueeze(0), skip)
+        model = applied(method, model, splits.train[0][0].unsqueeze(0), skip)
         for stage, step in _stages(name, method, recipe, model):
             out.mkdir(parents=True, exist_ok=True)  # not before it is clear that all can be
             optimizer = _recipe.student_optimizer(recipe, model, stage)
@@ -139,9 +136,8 @@ def finetune(
     return model, trainings
 
 
-def _applied(
-    method: AnyMethod, model: nn.Module, example: Tensor, skip: Sequence[str]
-) -> nn.Module:
+def applied(method: AnyMethod, model: nn.Module, example: Tensor, skip: Sequence[str]) -> nn.Module:
+    """`model` with the layers of the method, to be trained."""
     if isinstance(method, FilterPruning):
         return method.applied(model, example, skip)
     return convert(model, method, skip or None)

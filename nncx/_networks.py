@@ -63,6 +63,10 @@ def trained(
     if name.startswith(_TORCHVISION):
         model = _torchvision(name, splits, options, "DEFAULT" if weights is None else None)
     elif Path(name).is_file() or name.endswith(".safetensors"):
+        if options:
+            raise ValueError(
+                f"options are those of a network by name, got {options} for {name}; leave them out"
+            )
         model = _store.load(name)
     elif weights is None:
         raise ValueError(

@@ -2,7 +2,7 @@
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -300,18 +300,32 @@ def _stored_bytes(
     sizes = {name: tensor.nbytes for name, tensor in tensors.values()}
     header_bytes = None
     if file is not None:
-        in_file = _files.stored_bytes(file)
-        if strange := sizes.keys() ^ in_file.keys():
+        held, metadata = _files.read(file)
+        in_file = {name: tensor.nbytes for name, tensor in held.items()}
+        if fault := _difference(sizes, in_file, metadata.get("coded", ())):
             raise ValueError(
                 f"report: the file must hold the tensors of the model, got {os.fspath(file)}, where"
-                f" '{min(strange)}' is {'missing' if min(strange) in sizes else 'too many'}; save"
-                " the model as it is"
+                f" {fault}; save the model as it is"
             )
         sizes, header_bytes = in_file, Path(file).stat().st_size - sum(in_file.values())
     stored: Counter[str] = Counter()
     for name, size in sizes.items():
         stored[name.rpartition(".")[0]] += size
     return stored, header_bytes
+
+
+def _difference(
+    sizes: dict[str, int], in_file: dict[str, int], coded: Collection[str]
+) -> str | None:
+    """The first tensor by name that a file has not as a model has it; `coded` ones may be short."""
+    for name in sorted(sizes.keys() | in_file.keys()):
+        if name not in in_file:
+            return f"'{name}' is missing"
+        if name not in sizes:
+            return f"'{name}' is too many"
+        if sizes[name] != in_file[name] and name not in coded:
+            return f"'{name}' is of another size"
+    return None
 
 
 def _parameters(layers: dict[str, nn.Module]) -> Counter[str]:

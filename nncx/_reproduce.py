@@ -12,9 +12,11 @@ import json
 import signal
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures.process import BrokenProcessPool
 from contextlib import redirect_stderr
 from dataclasses import dataclass, replace
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
@@ -173,12 +175,23 @@ def _train(cells: Sequence[Cell], jobs: int) -> dict[Path, str]:
     if not cells:
         return failures
     threads = max(1, torch.get_num_threads() // jobs)
-    with get_context("spawn").Pool(jobs, _begin_process, (threads,)) as pool:
-        # Leaving by an exception ends the processes; their checkpoints are of whole epochs.
-        for done, (cell, outcome, failed) in enumerate(pool.imap_unordered(_train_cell, cells), 1):
-            print(f"[{done}/{len(cells)}] {cell.row.label}: {outcome}", file=sys.stderr)
-            if failed:
-                failures[cell.folder] = outcome
+    with ProcessPoolExecutor(jobs, get_context("spawn"), _begin_process, (threads,)) as pool:
+        futures = [pool.submit(_train_cell, cell) for cell in cells]
+        try:
+            for done, future in enumerate(as_completed(futures), 1):
+                cell, outcome, failed = future.result()
+                print(f"[{done}/{len(cells)}] {cell.row.label}: {outcome}", file=sys.stderr)
+                if failed:
+                    failures[cell.folder] = outcome
+        except BrokenProcessPool as error:
+            raise OSError(
+                "a process that trained a cell was killed, as where memory runs out; run again,"
+                " with fewer jobs"
+            ) from error
+        except BaseException:  # the processes end too: their checkpoints are of whole epochs
+            for process in active_children():
+                process.terminate()
+            raise
     return failures
 
 

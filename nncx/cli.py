@@ -401,21 +401,21 @@ def report(
                 raise ValueError("report: --plot draws errors, got no --data; pass both")
             _plots.require_matplotlib()  # now rather than after the measurements
         comparison = _eval.compare(
-            files if baseline is None else [baseline, *files],
+            files if baseline is None else [baseline, *(f for f in files if f != baseline)],
             data=data,
             root=root,
             image_size=image_size,
             shape=None if shape is None else _sizes(shape),
         )
-        if plot is not None:
-            comparison.plot(plot)
-        if as_json:
-            print(json.dumps(comparison.to_dict(), indent=2))
-            return
         tables: list[Report | Comparison] = [comparison]
         if len(files) == 1:
             tables.insert(0, comparison.networks[-1].report)
-        print("\n\n".join(each.to_markdown() if as_markdown else str(each) for each in tables))
+        if as_json:
+            print(json.dumps(comparison.to_dict(), indent=2))
+        else:
+            print("\n\n".join(each.to_markdown() if as_markdown else str(each) for each in tables))
+        if plot is not None:
+            comparison.plot(plot)
 
 
 @app.command()

@@ -106,6 +106,20 @@ def test_several_files_are_a_table_and_a_plot(files: list[Path], tmp_path: Path)
     ]
     assert "(header)" not in result.output
     assert plot.read_bytes().startswith(b"\x89PNG")
+    result = run("report", *names, "--data", "digits", "--plot", str(tmp_path / "no" / "plot.png"))
+    assert result.exit_code == 1 and "plot.png cannot be used: No such file" in result.output
+    assert "MACs per sample" in result.output, "what was measured is not lost"
+
+
+def test_a_baseline_that_is_among_the_files_has_one_row(files: list[Path]) -> None:
+    """As in nncx report */model.safetensors --baseline float/model.safetensors."""
+    large, small = map(str, files)
+    result = run("report", large, small, "--baseline", small, "--shape", "1x8x8", "--json")
+    assert result.exit_code == 0, result.output
+    networks = json.loads(result.stdout)["networks"]
+    assert [network["name"] for network in networks] == ["small", "large"]
+    result = run("report", large, large, "--shape", "1x8x8")
+    assert result.exit_code == 1 and f"got {large} twice; leave one out" in result.output
 
 
 def test_json_has_every_figure(files: list[Path]) -> None:

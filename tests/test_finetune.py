@@ -329,19 +329,34 @@ def test_nothing_is_written_for_what_cannot_be_compressed(
 ) -> None:
     frozen = nncx.freeze(nncx.convert(nncx.load(network), nncx.XNOR()))
     nncx.save(frozen, tmp_path / "frozen.safetensors")
+    is_frozen = "must be a pruned one, got a XNORConv2d at '4', which has no float weight; take the"
     for changes, sentence in (
-        (
-            {"model": str(tmp_path / "frozen.safetensors")},
-            "must be a pruned one, got a XNORConv2d at '4', which has no float weight; take the",
-        ),
+        ({"model": str(tmp_path / "frozen.safetensors")}, is_frozen),
         ({"skip": ("fc9",)}, "skip names 'fc9'"),
         ({"skip": ("0", "4", "9", "12")}, "no layer for XNOR"),
     ):
         with pytest.raises(ValueError, match=sentence) as caught:
             _compress.run(replace(compression, **changes), tmp_path / "out")
         assert "\n" not in str(caught.value)
-    with pytest.raises(ValueError, match="plot draws trainings, got only int8"):
-        _compress.run(Compression(model=str(network)), tmp_path / "out", _recipe.Setup(plot=True))
+    for method in ("int8", "float16"):
+        with pytest.raises(ValueError, match=is_frozen):
+            stored = Compression(model=str(tmp_path / "frozen.safetensors"), methods=(method,))
+            _compress.run(stored, tmp_path / "out")
+    for drawn in ("plot", "tensorboard"):
+        with pytest.raises(ValueError, match=f"{drawn} draws trainings, got only int8"):
+            setup = _recipe.Setup(**{drawn: True})
+            _compress.run(Compression(model=str(network)), tmp_path / "out", setup)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("methods", [("prune", "int8"), ("inq", "float16"), ("inq", "ttq")])
+def test_a_method_that_finds_nothing_to_do_is_refused_before_any_training(
+    compression: Compression, tmp_path: Path, methods: tuple[str, ...]
+) -> None:
+    options = {"prune.sparsity": 0.5} if "prune" in methods else {}
+    settings = replace(compression, methods=methods, method_options=options)
+    with pytest.raises(ValueError, match=f"{methods[1]} cannot follow {methods[0]}: "):
+        _compress.run(settings, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -88,6 +88,10 @@ def test_storable_leaves_alone_what_needs_no_graph(splits):
             "must be a file of nncx.save, or have weights, got",
         ),
         (
+            lambda s: _networks.trained("net.safetensors", s, {"depth": 3}),
+            r"options are those of a network by name, got \{'depth': 3\} for net.safetensors",
+        ),
+        (
             lambda s: _networks.trained("torchvision:net", s, {"num_classes": 3}),
             r"a logit for each of the 2 classes of pets, got \[1, 3\]",
         ),

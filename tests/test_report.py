@@ -288,6 +288,9 @@ def test_a_file_of_another_network_is_refused(saved, images, tmp_path):
         other = nn.Sequential(*model, change) if change else nn.Sequential(*list(model)[:-1])
         with pytest.raises(ValueError, match=f"must hold the tensors of the model, .*{reason}"):
             report(other, images, file=path)
+    nncx.save(small(), tmp_path / "float")
+    with pytest.raises(ValueError, match="'0.weight' is of another size"):
+        report(small().half(), images.half(), file=tmp_path / "float")
     (tmp_path / "other").write_bytes(bytes(1234))
     with pytest.raises(ValueError, match="is not a whole nncx file"):
         report(model, images, file=tmp_path / "other")

@@ -2,8 +2,13 @@
 
 import csv
 import json
+import os
+import signal
+from collections.abc import Callable
+from concurrent.futures import Executor, Future
 from contextlib import nullcontext
 from dataclasses import replace
+from multiprocessing import active_children
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -12,7 +17,7 @@ import torch
 
 from nncx import _distill, _reproduce, _talk, distill, models, train
 from nncx._recipe import Setup
-from nncx._reproduce import Reproduction
+from nncx._reproduce import Cell, Reproduction
 
 DEVICE = torch.device("cpu")
 TINY = _reproduce.settings(
@@ -33,28 +38,20 @@ def trained(monkeypatch: pytest.MonkeyPatch, reproduction: Reproduction, out: Pa
         return run(distillation, folder, setup)
 
     monkeypatch.setattr(_distill, "run", recording)
-    monkeypatch.setattr(_reproduce, "get_context", lambda _: InProcess)
+    monkeypatch.setattr(_reproduce, "ProcessPoolExecutor", lambda *_: InProcess())
     monkeypatch.setattr(train, "processes", lambda: nullcontext(DEVICE))
     _reproduce.run(reproduction, out)
     monkeypatch.setattr(_distill, "run", run)
     return folders
 
 
-class InProcess:
+class InProcess(Executor):
     """A pool of processes that is none."""
 
-    def __init__(self, *arguments: object) -> None: ...
-
-    @classmethod
-    def Pool(cls, *arguments: object) -> "InProcess":
-        return cls()
-
-    def __enter__(self) -> "InProcess":
-        return self
-
-    def __exit__(self, *arguments: object) -> None: ...
-
-    imap_unordered = staticmethod(map)
+    def submit(self, function: Callable, cell: Cell) -> Future:
+        future = Future()
+        future.set_result(function(cell))
+        return future
 
 
 def test_the_table_says_what_the_cells_hold(tmp_path: Path, monkeypatch) -> None:
@@ -123,6 +120,20 @@ def test_processes_train_what_one_process_does(tmp_path: Path, monkeypatch) -> N
         for name in ("here", "there")
     )
     assert here == there
+
+
+class Killed:
+    """A cell whose process the system ends, as for lack of memory."""
+
+    @property
+    def folder(self) -> Path:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_process_that_was_killed_is_not_waited_for() -> None:
+    with pytest.raises(OSError, match="was killed, .*; run again, with fewer jobs"):
+        _reproduce._train([Killed(), Killed()], jobs=1)
+    assert not active_children()
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """HashedNets: few values, shared by the weights that hash to them."""
 
 from dataclasses import dataclass
+from numbers import Integral
 from typing import ClassVar
 
 import torch
@@ -44,7 +45,7 @@ class Hashed:
     def __post_init__(self) -> None:
         if not 0 < self.compression <= 1:
             raise ValueError(f"Hashed: compression must be in (0, 1], got {self.compression}")
-        if not -(2**47) <= self.seed < 2**47:
+        if not isinstance(self.seed, Integral) or not -(2**47) <= self.seed < 2**47:
             raise ValueError(f"Hashed: seed must be an integer of 48 bits, got {self.seed}")
 
     def replaces(self, module: nn.Module) -> bool:

@@ -7,6 +7,7 @@ another order: they are equal to rounding.
 """
 
 import math
+from numbers import Integral
 
 import torch
 import torch.nn.functional as F
@@ -65,7 +66,7 @@ class HashedLinear(PackedLinear):
             buckets = math.ceil(compression * virtual)
         if not 1 <= buckets < 2**31:
             raise ValueError(f"HashedLinear: buckets must be from 1 to 2**31 - 1, got {buckets}")
-        if not -(2**63) <= seed < 2**63:
+        if not isinstance(seed, Integral) or not -(2**63) <= seed < 2**63:
             raise ValueError(f"HashedLinear: seed must be a 64-bit integer, got {seed}")
         self.buckets = buckets
         self.compression = buckets / virtual

@@ -11,6 +11,8 @@ Fillers also stand behind the last survivor, so that fewer than `2**bits` weight
 Paper: Han, Mao and Dally, "Deep Compression", ICLR 2016, section 2.
 """
 
+from numbers import Integral
+
 import torch
 from torch import Tensor
 
@@ -77,5 +79,5 @@ def may_have_entries(count: int, entries: int, bits: int) -> bool:
 
 def check_gap_bits(bits: int) -> None:
     """Raises ValueError for a width that gaps cannot have."""
-    if not 1 <= bits <= 8:
+    if not isinstance(bits, Integral) or not 1 <= bits <= 8:
         raise ValueError(f"the width of a gap must be 1 to 8 bits, got {bits}")

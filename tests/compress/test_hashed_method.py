@@ -123,6 +123,7 @@ def test_a_hashed_network_learns():
         ({"compression": 0.0}, r"Hashed: compression must be in \(0, 1\], got 0.0"),
         ({"compression": 2}, r"Hashed: compression must be in \(0, 1\], got 2"),
         ({"seed": 2**47}, "Hashed: seed must be an integer of 48 bits, got 140737488355328"),
+        ({"seed": 1.5}, "Hashed: seed must be an integer of 48 bits, got 1.5"),
     ],
 )
 def test_bad_arguments(arguments, message):

@@ -474,6 +474,7 @@ def test_the_scan_of_neurons_leaves_out_the_outputs():
         ({"sparsity": [{"a": 0.5}], "scope": "global"}, "one sparsity for all layers, got spars"),
         ({"sparsity": 0.5, "structure": "row"}, "'connection' or 'neuron', got 'row'"),
         ({"sparsity": 0.5, "gap_bits": 9}, "the width of a gap must be 1 to 8 bits, got 9"),
+        ({"sparsity": 0.5, "gap_bits": 1.5}, "the width of a gap must be 1 to 8 bits, got 1.5"),
     ],
 )
 def test_settings_that_mean_nothing_are_refused(settings, message):

@@ -99,6 +99,7 @@ def test_number_of_buckets(arguments, buckets):
         ({"buckets": 0}, r"buckets must be from 1 to 2\*\*31 - 1, got 0"),
         ({"buckets": 2**31}, r"buckets must be from 1 to 2\*\*31 - 1, got 2147483648"),
         ({"seed": 2**63}, "seed must be a 64-bit integer, got 9223372036854775808"),
+        ({"seed": 1.5}, "seed must be a 64-bit integer, got 1.5"),
     ],
 )
 def test_bad_arguments(arguments, message):
