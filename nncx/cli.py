@@ -9,13 +9,14 @@ from typing import Annotated, Any
 
 import typer
 
-from nncx import _compress, _distill, _eval, _plots, _recipe, _reproduce, models
+from nncx import _plots, models
 from nncx._compare import Comparison
-from nncx._compress import METHODS, OBSERVERS, Compression
-from nncx._distill import Distillation
-from nncx._recipe import AMP, LAYERS, LOSSES, OPTIMIZERS, Recipe, Setup
 from nncx._report import Report
-from nncx._talk import TABLES
+from nncx.commands import _compress, _distill, _eval, _recipe, _reproduce
+from nncx.commands._compress import METHODS, OBSERVERS, Compression
+from nncx.commands._distill import Distillation
+from nncx.commands._recipe import AMP, LAYERS, LOSSES, OPTIMIZERS, Recipe, Setup
+from nncx.commands._talk import TABLES
 from nncx.data import AUGMENTATIONS, NAMED
 from nncx.distill import METHODS as DISTILLATIONS
 from nncx.train import processes
@@ -162,7 +163,7 @@ def demo(
     with _readable_errors():
         from rich.console import Console
 
-        from nncx import _demo
+        from nncx.commands import _demo
 
         settings = _demo.Settings(data, root, image_size, epochs, seed)
         _demo.run(settings, out, Console(highlight=False))
@@ -535,7 +536,7 @@ def doctor() -> None:
     with _readable_errors():
         from rich.console import Console
 
-        from nncx import _doctor
+        from nncx.commands import _doctor
 
         diagnosis = _doctor.examine()
         _doctor.show(diagnosis, Console(highlight=False))

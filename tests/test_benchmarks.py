@@ -17,7 +17,8 @@ import torch
 from typer.testing import CliRunner
 
 import nncx
-from nncx import _C, _compress, _entropy, _recipe, cli, ops
+from nncx import _C, _entropy, cli, ops
+from nncx.commands import _compress, _recipe
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 SMALLEST = {

@@ -15,7 +15,7 @@ import torch
 
 import nncx
 from nncx import _C
-from nncx._self_test import registered_ops
+from nncx.commands._self_test import registered_ops
 
 PACKAGE = Path(nncx.__file__).parent
 MODULE = Path(_C.__file__)

@@ -10,7 +10,8 @@ import torch
 from typer.testing import CliRunner
 
 import nncx
-from nncx import _compress, _demo, _recipe, cli
+from nncx import cli
+from nncx.commands import _compress, _demo, _recipe
 
 DEMO_FILES = {"plot.png", "results.json", "table.md", "teacher.safetensors"}
 DEMO_FILES |= {f"{name}student.safetensors" for name in ("", "int8-", "xnor-")}

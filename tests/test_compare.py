@@ -11,7 +11,7 @@ from test_cli import run
 from torch import nn
 
 import nncx
-from nncx import _eval
+from nncx.commands import _eval
 
 
 def network(width: int) -> nn.Module:

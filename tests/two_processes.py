@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 from training import adam, network, samples, sgd
 
 import nncx
-from nncx import _compress, _processes, _recipe
+from nncx import _processes
+from nncx.commands import _compress, _recipe
 from nncx.train import Supervised, error_rate, fit
 
 SECONDS = 240  # after which each says where it hangs, and ends: both together take 8 on two cores

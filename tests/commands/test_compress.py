@@ -15,9 +15,10 @@ from test_cli import images
 from torch import nn
 
 import nncx
-from nncx import _compress, _recipe, data
-from nncx._compress import Compression
-from nncx._recipe import Recipe
+from nncx import data
+from nncx.commands import _compress, _recipe
+from nncx.commands._compress import Compression
+from nncx.commands._recipe import Recipe
 from nncx.compress import observers
 
 LAYERS = {"conv1", "conv2", "fc1", "fc2"}

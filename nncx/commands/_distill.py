@@ -15,8 +15,9 @@ import torch
 from torch import nn
 from torch.optim import Adam, Optimizer
 
-from nncx import _networks, _processes, _recipe, data, distill, models, train
-from nncx._recipe import Recipe, Result, Setup
+from nncx import _processes, data, distill, models, train
+from nncx.commands import _networks, _recipe
+from nncx.commands._recipe import Recipe, Result, Setup
 from nncx.distill import Distiller, Stage
 
 TEACHER = "teacher"  # its folder, in that of the student

@@ -11,8 +11,9 @@ from rich.console import Console
 from typer.testing import CliRunner
 
 import nncx
-from nncx import _C, _doctor, _self_test, cli
-from nncx._self_test import Check
+from nncx import _C, cli
+from nncx.commands import _doctor, _self_test
+from nncx.commands._self_test import Check
 
 
 def diagnose() -> tuple[int, str]:
@@ -54,7 +55,7 @@ def test_all_is_well_here_within_ten_seconds() -> None:
 
 
 def test_every_op_of_torchs_dispatcher_has_a_self_test_on_every_path() -> None:
-    """A new op fails here until `nncx._self_test.SELF_TESTS` has a test that calls it."""
+    """A new op fails here until `nncx.commands._self_test.SELF_TESTS` has a test that calls it."""
     results = _self_test.run()
     public = {name for name in nncx.ops.__all__ if hasattr(torch.ops.nncx, name)}
     assert set(results) == public == set(_self_test.registered_ops())
@@ -126,7 +127,7 @@ def test_an_op_without_self_test_or_kernel_is_wrong() -> None:
     op = _doctor.Op("new_op", cpu=None, cuda=None, self_test={})
     kernel, self_test = _doctor._op_problems(op)
     assert "new_op has no kernel for the CPU" in kernel and "pip install" in kernel
-    assert "nncx/_self_test.py" in self_test
+    assert "nncx/commands/_self_test.py" in self_test
     diagnosis = replace(_doctor.examine(), ops=(op,), problems=(kernel, self_test))
     assert kernel in shown(diagnosis) and "none" in shown(diagnosis)
 

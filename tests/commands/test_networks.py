@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import nncx
-from nncx import _networks, data
+from nncx import data
+from nncx.commands import _networks
 
 
 @pytest.fixture(scope="module")

@@ -23,9 +23,10 @@ from torch import nn
 from torch.optim import SGD, Adam
 from torch.optim.lr_scheduler import CosineAnnealingLR
 
-from nncx import _compress, _files, _machine, _plots, _recipe, _report, data, distill, train
+from nncx import _files, _machine, _plots, _report, data, distill, train
 from nncx._plots import Point
 from nncx._table import markdown_table
+from nncx.commands import _compress, _recipe
 from nncx.compress import XNOR, convert, freeze, quantize
 from nncx.models import ResNet
 

@@ -1,7 +1,7 @@
 """`nncx compress`: a trained network made smaller, by any method; what its file does is shown.
 
 The network is read, and goes through the methods one after the other: first those that train, which
-`nncx._finetune` has, then perhaps one that does not, which needs a few training images at most. The
+`_finetune` has, then perhaps one that does not, which needs a few training images at most. The
 file is written and loaded again, and what comes back is measured beside the network in float. The
 validation split is there to choose by, the test split for the figure that is reported.
 """
@@ -18,9 +18,10 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader
 
-from nncx import _finetune, _machine, _networks, _processes, _recipe, _report, data, train
-from nncx._finetune import AnyMethod, Finetuned
-from nncx._recipe import Recipe, Setup
+from nncx import _machine, _processes, _report, data, train
+from nncx.commands import _finetune, _networks, _recipe
+from nncx.commands._finetune import AnyMethod, Finetuned
+from nncx.commands._recipe import Recipe, Setup
 from nncx.compress import (
     Half,
     Sensitivity,

@@ -9,8 +9,9 @@ import pytest
 import torch
 
 import nncx
-from nncx import _distill, _recipe, distill
-from nncx._distill import Distillation
+from nncx import distill
+from nncx.commands import _distill, _recipe
+from nncx.commands._distill import Distillation
 
 SMALL = Distillation(
     model="resnet8",

@@ -17,11 +17,12 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from nncx import _machine, _self_test
+from nncx import _machine
 from nncx._native import _C, MEND
 from nncx._version import __version__
+from nncx.commands import _self_test
 
-PACKAGE = Path(__file__).parent
+PACKAGE = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -184,7 +185,7 @@ def _op_problems(op: Op) -> list[str]:
     if op.cpu is None:
         problems.append(f"{op.name} has no kernel for the CPU: {MEND}")
     if not op.self_test:
-        problems.append(f"{op.name} has no self-test: add one in nncx/_self_test.py")
+        problems.append(f"{op.name} has no self-test: add one in nncx/commands/_self_test.py")
     for place, fault in op.self_test.items():
         told = place == "cuda" and op.cuda is None  # that there is no code for this GPU
         if fault is not None and not told:

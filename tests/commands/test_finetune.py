@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 import nncx
-from nncx import _compress, _finetune, _recipe, data, train
-from nncx._compress import Compression
-from nncx._finetune import METHODS
+from nncx import data, train
+from nncx.commands import _compress, _finetune, _recipe
+from nncx.commands._compress import Compression
+from nncx.commands._finetune import METHODS
 from nncx.nn import PackedLayer
 from nncx.nn.codes import unpack_codes
 

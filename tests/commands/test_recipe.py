@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader
 
 import nncx
-from nncx import _recipe
-from nncx._recipe import Recipe
+from nncx.commands import _recipe
+from nncx.commands._recipe import Recipe
 from nncx.distill import Stage
 
 SMALL = Recipe(model="resnet8", epochs=2, lr=5e-3)

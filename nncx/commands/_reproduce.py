@@ -23,12 +23,13 @@ from typing import Any
 
 import torch
 
-from nncx import _distill, _files, _machine, _plots, _processes, _recipe, train
-from nncx._distill import Distillation
+from nncx import _files, _machine, _plots, _processes, train
 from nncx._plots import Point
-from nncx._recipe import Setup
 from nncx._table import markdown_table
-from nncx._talk import TABLES, Row, Table
+from nncx.commands import _distill, _recipe
+from nncx.commands._distill import Distillation
+from nncx.commands._recipe import Setup
+from nncx.commands._talk import TABLES, Row, Table
 
 CELLS = "cells"
 # What the talk takes for each data set; of an epoch count and a rate it says little.

@@ -24,7 +24,8 @@ from torch.optim import SGD, Adam, Optimizer
 from torch.optim.lr_scheduler import ExponentialLR
 from torch.utils.data import Dataset
 
-from nncx import _files, _machine, _networks, _plots, _processes, _report, _store, data, train
+from nncx import _files, _machine, _plots, _processes, _report, _store, data, train
+from nncx.commands import _networks
 from nncx.compress import TTQ, XNOR, BinaryConnect, binary_connect, convert, freeze, ttq
 from nncx.compress._convert import Method
 from nncx.distill import Stage

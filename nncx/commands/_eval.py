@@ -6,8 +6,9 @@ from pathlib import Path
 
 import torch
 
-from nncx import _compare, _machine, _networks, _recipe, _report, _store, train
+from nncx import _compare, _machine, _report, _store, train
 from nncx._compare import Comparison
+from nncx.commands import _networks, _recipe
 
 TIMED_RUNS = 20
 

@@ -18,8 +18,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nncx import _processes, _recipe, data, train
-from nncx._recipe import LOSSES, Recipe, Setup, Training
+from nncx import _processes, data, train
+from nncx.commands import _recipe
+from nncx.commands._recipe import LOSSES, Recipe, Setup, Training
 from nncx.compress import (
     INQ,
     TTQ,

@@ -15,9 +15,10 @@ from statistics import mean, stdev
 import pytest
 import torch
 
-from nncx import _distill, _reproduce, _talk, distill, models, train
-from nncx._recipe import Setup
-from nncx._reproduce import Cell, Reproduction
+from nncx import distill, models, train
+from nncx.commands import _distill, _reproduce, _talk
+from nncx.commands._recipe import Setup
+from nncx.commands._reproduce import Cell, Reproduction
 
 DEVICE = torch.device("cpu")
 TINY = _reproduce.settings(
