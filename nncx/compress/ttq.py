@@ -1,10 +1,10 @@
 """Trained Ternary Quantization: three values a weight, two of them learned."""
 
-import math
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from nncx.compress._counterpart import counterpart, torch_type
@@ -12,6 +12,7 @@ from nncx.compress._rates import by_rate
 from nncx.nn.ttq import TTQConv2d, TTQLinear, check_threshold
 
 _LAYERS = {nn.Conv2d: TTQConv2d, nn.Linear: TTQLinear}
+_LARGEST = torch.finfo(torch.float32).max
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,9 @@ class TTQ:
         check_threshold("TTQ", self.threshold)
         if self.initial is None:
             return
-        if not isinstance(self.initial, Real) or not 0 < self.initial < math.inf:
+        if not isinstance(self.initial, Real) or not 0 < self.initial <= _LARGEST:
             raise ValueError(
-                f"TTQ: initial must be a positive number, got {self.initial!r}; leave it None for"
+                f"TTQ: initial must be a positive float32, got {self.initial!r}; leave it None for"
                 " the mean magnitudes"
             )
 

@@ -187,9 +187,10 @@ def test_after_ttq_another_method_takes_the_layers_that_it_left_float():
     [
         (lambda: TTQ(threshold=1), "TTQ: threshold must be at least 0 and less than 1, got 1;"),
         (lambda: TTQ(threshold="a"), "TTQ: threshold must be at least 0 and less than 1, got 'a'"),
-        (lambda: TTQ(initial=0), "TTQ: initial must be a positive number, got 0;"),
-        (lambda: TTQ(initial=float("inf")), "TTQ: initial must be a positive number, got inf"),
-        (lambda: TTQ(initial="1"), "TTQ: initial must be a positive number, got '1'"),
+        (lambda: TTQ(initial=0), "TTQ: initial must be a positive float32, got 0;"),
+        (lambda: TTQ(initial=float("inf")), "TTQ: initial must be a positive float32, got inf"),
+        (lambda: TTQ(initial=1e99), "TTQ: initial must be a positive float32, got 1e"),
+        (lambda: TTQ(initial="1"), "TTQ: initial must be a positive float32, got '1'"),
         (lambda: INQ(bits=1), "INQ: bits must be 2 to 8, got 1;"),
         (lambda: INQ(bits="5"), "INQ: bits must be 2 to 8, got '5'"),
         *(
