@@ -111,26 +111,13 @@ uint32_t window_at(const HuffmanStream& stream, int64_t bit) {
   return bits >> bit % 8 & (kWindows - 1);
 }
 
-// A write of a code of at most 8 bits into zeros, at a bit of them; it ends within `size` bytes. Two
-// bytes at once, where there are two: to ask whether the code reaches into the second takes twice as
-// long.
-void put(uint8_t* packed, int64_t size, int64_t bit, uint32_t code) {
-  code <<= bit % 8;
-  if (bit / 8 + 1 == size) {
-    packed[bit / 8] |= static_cast<uint8_t>(code);
-    return;
-  }
-  uint16_t word;
-  std::memcpy(&word, packed + bit / 8, sizeof word);
-  word |= static_cast<uint16_t>(code);
-  std::memcpy(packed + bit / 8, &word, sizeof word);
-}
-
 // Writes codes of at most 8 bits into zeros, at bits that only grow. It stores eight bytes and never
 // reads any: a load of two bytes, of which the store before has one, waits until that is through.
 class Pen {
  public:
-  Pen(uint8_t* packed, int64_t size) : packed_(packed), size_(size) {}
+  // The output begins with `word` at the byte `at`.
+  Pen(uint8_t* packed, int64_t size, int64_t at = 0, uint64_t word = 0)
+      : packed_(packed), size_(size), at_(at), word_(word) {}
 
   void put(int64_t bit, uint64_t code) {
     const int64_t byte = bit >> 3, passed = byte - at_;
@@ -148,8 +135,8 @@ class Pen {
  private:
   uint8_t* packed_;
   int64_t size_;
-  int64_t at_ = 0;     // the byte that `word_` begins with
-  uint64_t word_ = 0;  // of the output
+  int64_t at_;     // the byte that `word_` begins with
+  uint64_t word_;  // of the output
 };
 
 }  // namespace
@@ -250,9 +237,10 @@ const char* huffman_decode(const HuffmanStream& stream, uint8_t* packed) {
   int64_t from = 8 * next - held;  // bits of the stream
   std::memset(packed + to / 8, 0, size - to / 8);
   if (to % 8) packed[to / 8] = static_cast<uint8_t>(waiting);
+  Pen pen(packed, size, to / 8, waiting);
   for (; to < bits; to += stream.width) {
     const uint32_t window = window_at(stream, from);
-    put(packed, size, to, tables.symbol[window]);
+    pen.put(to, tables.symbol[window]);
     from += tables.length[window];
     if (from > 8 * stream.size) return "its stream ends early";
   }

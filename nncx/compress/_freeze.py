@@ -4,7 +4,7 @@ from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from nncx.nn import PackedLayer
-from nncx.nn.pruned import PrunedConv2d, PrunedLinear
+from nncx.nn.pruned import PrunedLayer
 
 
 def freeze(model: nn.Module) -> nn.Module:
@@ -55,7 +55,7 @@ def thaw(model: nn.Module) -> nn.Module:
         if isinstance(layer, PackedLayer) and layer.frozen
     }
     for name, layer in frozen.items():
-        if not isinstance(layer, PrunedConv2d | PrunedLinear):
+        if not isinstance(layer, PrunedLayer):
             raise ValueError(
                 f"thaw: a frozen layer must be a pruned one, got a {type(layer).__name__} at"
                 f" '{name}', which has no float weight; take the network that it was made of"

@@ -9,9 +9,7 @@ from nncx.compress._counterpart import WEIGHTED
 from nncx.compress._signs import DROPOUTS
 from nncx.compress._skip import names_of
 from nncx.compress._trace import called_module, trace
-from nncx.nn.pruned import PrunedConv2d, PrunedLinear
-
-PrunedLayer = PrunedConv2d | PrunedLinear
+from nncx.nn.pruned import PrunedLayer
 
 
 def adjust_dropout(model: nn.Module, rate: float | Mapping[str, float]) -> dict[str, float]:

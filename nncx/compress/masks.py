@@ -5,7 +5,7 @@ from torch import nn
 
 from nncx.compress._counterpart import GEOMETRY, PRUNED, check_no_hooks
 from nncx.compress._skip import names_of
-from nncx.nn.pruned import PrunedConv2d, PrunedLinear
+from nncx.nn.pruned import PrunedLayer
 
 
 def remove_masks(model: nn.Module) -> nn.Module:
@@ -20,9 +20,7 @@ def remove_masks(model: nn.Module) -> nn.Module:
     Raises:
         ValueError: if the model has no pruned layer, is one itself, or if hooks would be lost.
     """
-    names = {
-        m: its for m, its in names_of(model).items() if isinstance(m, PrunedConv2d | PrunedLinear)
-    }
+    names = {m: its for m, its in names_of(model).items() if isinstance(m, PrunedLayer)}
     if not names:
         raise ValueError(
             f"remove_masks: {type(model).__name__} must have a pruned layer, got none; there is"
@@ -44,7 +42,7 @@ def remove_masks(model: nn.Module) -> nn.Module:
 
 
 @torch.no_grad()
-def _plain(layer: PrunedConv2d | PrunedLinear) -> nn.Module:
+def _plain(layer: PrunedLayer) -> nn.Module:
     kind = next(plain for pruned, plain in PRUNED.items() if isinstance(layer, pruned))
     geometry = {name: getattr(layer, name) for name in GEOMETRY[kind]}
     plain = kind(**geometry, bias=layer.bias is not None, device="meta")

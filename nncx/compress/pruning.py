@@ -21,10 +21,9 @@ from nncx._table import text_table
 from nncx.compress._convert import convert
 from nncx.compress._counterpart import GEOMETRY, PRUNED, WEIGHTED, counterpart
 from nncx.compress._scan import Scan, ScanRow
-from nncx.nn.pruned import PrunedConv2d, PrunedLinear
+from nncx.nn.pruned import PrunedLayer
 from nncx.nn.relative import check_gap_bits
 
-PrunedLayer = PrunedConv2d | PrunedLinear
 Amount = float | Mapping[str, float]
 
 _LAYERS = {plain: pruned for pruned, plain in PRUNED.items()}

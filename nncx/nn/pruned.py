@@ -24,7 +24,7 @@ from nncx.nn.relative import (
 )
 
 
-class _PrunedLayer(PackedLayer):
+class PrunedLayer(PackedLayer):
     """What the two layers share.
 
     Attributes:
@@ -132,7 +132,7 @@ class _PrunedLayer(PackedLayer):
         super()._load_from_state_dict(state_dict, prefix, *arguments)
 
 
-class PrunedConv2d(_PrunedLayer, ExpandedConv2d):
+class PrunedConv2d(PrunedLayer, ExpandedConv2d):
     """`nn.Conv2d` of whose weights some are 0 and stay so.
 
     Forward: `conv2d(x, W_m) + bias` in the dtype of x; `W_m = W` where `mask` is True, else 0.
@@ -185,7 +185,7 @@ class PrunedConv2d(_PrunedLayer, ExpandedConv2d):
         self._init_pruned(gap_bits)
 
 
-class PrunedLinear(_PrunedLayer, ExpandedLinear):
+class PrunedLinear(PrunedLayer, ExpandedLinear):
     """`nn.Linear` of whose weights some are 0 and stay so.
 
     Forward: `linear(x, W_m) + bias` in the dtype of x, with W_m as of `PrunedConv2d`.
